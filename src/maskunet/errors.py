@@ -1,0 +1,21 @@
+"""Errors that a user can act on. Each message says what was expected, what came, and what to do."""
+
+
+class MaskUNetError(Exception):
+    """Base of all errors that maskunet raises on purpose."""
+
+
+class TargetError(MaskUNetError, ValueError):
+    """Targets that match nothing, or match something that cannot be masked."""
+
+
+class CheckpointError(MaskUNetError, ValueError):
+    """A file, folder or state dict that is missing, unreadable or made for something else."""
+
+
+class DataError(MaskUNetError, ValueError):
+    """Prompts, pictures or settings that cannot be used."""
+
+
+class RewardError(MaskUNetError, ValueError):
+    """A reward that is missing or returns something that is not a reward."""

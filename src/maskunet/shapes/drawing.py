@@ -1,0 +1,166 @@
+"""Draw scenes as pictures: anti-aliased signed distances, in the plain style or in the "art" style.
+
+Every shape has a table of signed distances over [-1.5, 1.5]^2, in units of its radius (negative inside). An object is
+that table, scaled, turned and moved; its coverage of a pixel is `clamp(1/2 - distance in pixels, 0, 1)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .scenes import SIZE, Scene
+from .vocabulary import HUES, SHAPES
+
+STYLES = ("plain", "art")
+_EXTENT = 1.5
+_TABLE = 160
+
+
+def _polygon(points: Tensor, vertices: Tensor) -> Tensor:
+    """Signed distance (H, W) of points (H, W, 2) to a simple polygon (V, 2)."""
+    start, end = vertices, vertices.roll(-1, 0)
+    edge = end - start
+    offset = points[..., None, :] - start
+    along = ((offset * edge).sum(-1) / (edge * edge).sum(-1)).clamp(0, 1)
+    distance = (offset - along[..., None] * edge).norm(dim=-1).amin(-1)
+    px, py = points[..., None, 0], points[..., None, 1]
+    crosses = (start[:, 1] > py) != (end[:, 1] > py)
+    height = torch.where(edge[:, 1] == 0, torch.ones_like(edge[:, 1]), edge[:, 1])
+    left = px < start[:, 0] + edge[:, 0] * (py - start[:, 1]) / height
+    inside = (crosses & left).sum(-1) % 2 == 1
+    return torch.where(inside, -distance, distance)
+
+
+def _outline(shape: str) -> Tensor:
+    """Vertices (V, 2) of a polygonal shape within the unit circle, y down."""
+    if shape == "square":
+        return torch.tensor([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
+    if shape == "diamond":
+        return torch.tensor([(0.0, -1.05), (0.62, 0.0), (0.0, 1.05), (-0.62, 0.0)])
+    if shape == "triangle":
+        return torch.tensor([(0.0, -1.0), (0.98, 0.75), (-0.98, 0.75)])
+    if shape == "cross":
+        a, b = 0.32, 0.98
+        return torch.tensor(
+            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        )
+    if shape == "star":
+        radii = [1.05 if i % 2 == 0 else 0.44 for i in range(10)]
+        return torch.tensor(
+            [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
+        )
+    turns = [2 * math.pi * i / 48 for i in range(48)]  # heart
+    return torch.tensor(
+        [
+            (
+                16 * math.sin(t) ** 3 / 16.5,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16.5 - 0.1,
+            )
+            for t in turns
+        ]
+    )
+
+
+@functools.cache
+def distance_table(shape: str) -> Tensor:
+    """Signed distances (160, 160) of a shape over [-1.5, 1.5]^2 in units of its radius, negative inside."""
+    axis = torch.linspace(-_EXTENT, _EXTENT, _TABLE)
+    points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    if shape == "circle":
+        return points.norm(dim=-1) - 0.9
+    if shape == "ring":
+        return (points.norm(dim=-1) - 0.72).abs() - 0.24
+    return _polygon(points, _outline(shape))
+
+
+def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """HSV (degrees, [0, 1], [0, 1]), each (N,), to RGB (N, 3) in [0, 1]."""
+    k = (torch.tensor([5.0, 3.0, 1.0]) + hue[:, None] / 60) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
+
+
+def _distances(scenes: Sequence[Scene], slots: int) -> Tensor:
+    """Distances in pixels (N, slots, 64, 64); an empty slot is far away everywhere."""
+    grid = torch.arange(SIZE, dtype=torch.float32) + 0.5
+    gy, gx = torch.meshgrid(grid, grid, indexing="ij")
+    flat = [(n, k, o) for n, scene in enumerate(scenes) for k, o in enumerate(scene.objects)]
+    out = torch.full((len(scenes), slots, SIZE, SIZE), 1e3)
+    if not flat:
+        return out
+    place = torch.tensor([(o.x, o.y, o.radius, math.radians(o.rotation)) for _, _, o in flat])
+    dx, dy = gx - place[:, 0, None, None], gy - place[:, 1, None, None]
+    cos, sin = place[:, 3].cos()[:, None, None], place[:, 3].sin()[:, None, None]
+    local = torch.stack([cos * dx + sin * dy, cos * dy - sin * dx], -1) / place[:, 2, None, None, None]
+    tables = torch.stack([distance_table(s) for s in SHAPES])[[SHAPES.index(o.shape) for _, _, o in flat]]
+    sampled = F.grid_sample(tables[:, None], local / _EXTENT, align_corners=True, padding_mode="border")[:, 0]
+    # Beyond the table's border its last value would stay constant; only far-away pixels are there, so any large
+    # positive distance does.
+    outside = local.abs().amax(-1) > _EXTENT
+    sampled = torch.where(outside, sampled.clamp(min=0.3), sampled) * place[:, 2, None, None]
+    index = torch.tensor([(n, k) for n, k, _ in flat])
+    out[index[:, 0], index[:, 1]] = sampled
+    return out
+
+
+def _smooth_noise(count: int, cells: int, generator: torch.Generator) -> Tensor:
+    coarse = torch.randn(count, 1, cells, cells, generator=generator)
+    return F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=True)
+
+
+def draw(scenes: Sequence[Scene], style: str = "plain") -> Tensor:
+    """Draw scenes in one style.
+
+    Args:
+        scenes: N scenes; each brings the seed of its own ground and noise.
+        style: "plain" (filled shapes on a soft ground) or "art" (pastel outlines and hatching on textured paper).
+
+    Returns:
+        Pictures (N, 3, 64, 64), float32 in [0, 1]. A picture does not depend on the others of the call.
+    """
+    if style not in STYLES:
+        raise ValueError(f"expected a style among {', '.join(STYLES)}, got {style!r}")
+    count, slots = len(scenes), max((len(s.objects) for s in scenes), default=1) or 1
+    distance = _distances(scenes, slots)
+    grounds, grains = [], []
+    for scene in scenes:
+        generator = torch.Generator().manual_seed(scene.seed)
+        u = torch.rand(8, generator=generator)
+        tone = _rgb(360 * u[:2], 0.02 + 0.08 * u[2:4], 0.72 + 0.24 * u[4:6])
+        angle = 2 * math.pi * u[6]
+        axis = torch.linspace(-0.7, 0.7, SIZE)
+        mix = (0.5 + axis[None, :] * angle.cos() + axis[:, None] * angle.sin()).clamp(0, 1)
+        grounds.append(tone[0, :, None, None] * (1 - mix) + tone[1, :, None, None] * mix)
+        grain = torch.randn(1, SIZE, SIZE, generator=generator)
+        paper = _smooth_noise(1, 22, generator)[0] if style == "art" else torch.zeros(1, SIZE, SIZE)
+        grains.append(0.008 * grain + 0.03 * paper)
+    ground, grain_ = torch.stack(grounds), torch.stack(grains)
+    flat = [(n, k, o) for n, scene in enumerate(scenes) for k, o in enumerate(scene.objects)]
+    colours = torch.zeros(count, slots, 3)
+    if flat:
+        hsv = torch.tensor([(HUES[o.colour] + o.hue_shift, o.saturation, o.value) for _, _, o in flat])
+        if style == "art":
+            hsv[:, 1] *= 0.6
+        index = torch.tensor([(n, k) for n, k, _ in flat])
+        colours[index[:, 0], index[:, 1]] = _rgb(hsv[:, 0] % 360, hsv[:, 1], hsv[:, 2])
+    if style == "art":
+        ground = 0.5 * ground + 0.5 * torch.tensor([0.97, 0.95, 0.88])[:, None, None]
+    picture = ground
+    ramp = torch.arange(SIZE, dtype=torch.float32)
+    stripes = ((ramp[:, None] + ramp[None, :]) % 6 < 2).float()
+    for k in range(slots):
+        d, rgb = distance[:, k, None], colours[:, k, :, None, None]
+        fill = (0.5 - d).clamp(0, 1)
+        if style == "art":
+            edge = (0.5 - ((d + 1.0).abs() - 1.1)).clamp(0, 1)
+            wash = fill * (0.35 + 0.45 * stripes)
+            picture = picture * (1 - wash) + rgb * wash
+            picture = picture * (1 - edge) + 0.45 * rgb * edge
+        else:
+            picture = picture * (1 - fill) + rgb * fill
+    return (picture + grain_).clamp(0, 1)

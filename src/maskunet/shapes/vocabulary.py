@@ -1,0 +1,59 @@
+"""The words of the shapes world: eight shapes, eight colours, six tasks, and which combinations are held out.
+
+A combination that belongs to the validation or the test split is never drawn in a training picture:
+
+- a (colour, shape) pair: 8 of 64 for test, 8 for validation;
+- an unordered pair of shapes in one picture: 8 of 28 for test, 4 for validation;
+- a (count, shape) pair: 4 of 24 for test, 4 for validation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Split = Literal["train", "val", "test"]
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+#: Hue of each colour in degrees; neighbours are at least 27 degrees apart.
+HUES = {
+    "red": 0.0,
+    "orange": 28.0,
+    "yellow": 56.0,
+    "green": 125.0,
+    "cyan": 182.0,
+    "blue": 224.0,
+    "purple": 274.0,
+    "pink": 322.0,
+}
+#: GenEval's six tasks, in its own order and spelling.
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+RELATIONS = ("left of", "right of", "above", "below")
+COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+
+def plural(shape: str) -> str:
+    """Return the plural of a shape's name."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def colour_split(colour: str, shape: str) -> Split:
+    """Return the split that a (colour, shape) pair belongs to."""
+    offset = (SHAPES.index(shape) - 3 * COLOURS.index(colour)) % 8
+    return {1: "test", 5: "val"}.get(offset, "train")  # type: ignore[return-value]
+
+
+def pair_split(first: str, second: str) -> Split:
+    """Return the split that two shapes in one picture belong to; their order does not matter."""
+    offset = (SHAPES.index(first) - SHAPES.index(second)) % 8
+    if offset in (1, 7):
+        return "test"
+    return "val" if offset == 4 else "train"
+
+
+def count_split(count: int, shape: str) -> Split:
+    """Return the split that `count` objects of one shape belong to (2 to 4; one object is always training)."""
+    index = SHAPES.index(shape)
+    if count != 2 + index % 3:
+        return "train"
+    return "test" if index % 2 == 0 else "val"
