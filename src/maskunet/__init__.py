@@ -1,0 +1,55 @@
+"""Masks that switch off the parameters of a diffusion model that hurt, by timestep and by sample.
+
+Two verbs: `attach` a masker to a pipeline, `detach` it. See the README for the main job.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public names by the module that holds them; each is imported when it is first used, so `import maskunet` is quick.
+_PUBLIC = {
+    "attach": "attach",
+    "detach": "attach",
+    "disabled": "attach",
+    "record": "attach",
+    "load": "checkpoint",
+    "MaskConfig": "maskers",
+    "MaskGenerator": "maskers",
+    "MaskTable": "maskers",
+    "FixedMasks": "maskers",
+    "RandomMasks": "maskers",
+    "Masker": "maskers",
+    "MaskUNetError": "errors",
+    "TargetError": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+}
+_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes")
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from . import maskers, metrics, operators, relaxation, shapes, targets, zoo
+    from .attach import attach, detach, disabled, record
+    from .checkpoint import load
+    from .errors import CheckpointError, DataError, MaskUNetError, TargetError
+    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskTable, RandomMasks

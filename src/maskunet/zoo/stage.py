@@ -31,8 +31,10 @@ class StageConfig:
     Args:
         steps: optimiser steps.
         batch_size: samples a step.
-        learning_rate: peak rate of AdamW; it rises over `warmup` steps and falls to 2 % on a cosine.
+        learning_rate: peak rate of AdamW.
         warmup: steps of linear warm-up.
+        decay: share of the steps, at the end, over which the rate falls to 2 % on a cosine; it is constant before, so
+            that a run can be given another length until then.
         ema_decay: decay of the exponential moving average of the weights; 0 keeps none.
         max_grad_norm: gradients are clipped to this norm.
         seed: seed of the batches and of all noise.
@@ -43,6 +45,7 @@ class StageConfig:
     batch_size: int
     learning_rate: float
     warmup: int = 200
+    decay: float = 1.0
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
@@ -53,8 +56,14 @@ class StageConfig:
 def _rate(step: int, config: StageConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    flat = _flat(config)
+    done = max(0, step - flat) / max(1, config.steps - flat)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _flat(config: StageConfig) -> int:
+    """First step at which the rate falls."""
+    return max(config.warmup, round(config.steps * (1 - config.decay)))
 
 
 def _save(state: Mapping[str, object], path: Path) -> None:
@@ -94,7 +103,10 @@ def run_stage(
     first = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        if state["settings"] != settings:
+        before = dict(state["settings"])
+        if state["step"] <= min(_flat(config), _flat(StageConfig(**before))):
+            before["steps"] = config.steps
+        if before != settings:
             raise CheckpointError(
                 f"{path} holds a run with other settings ({state['settings']}) than asked for ({settings}). "
                 "Choose another folder or delete that file."

@@ -1,0 +1,227 @@
+"""Files of maskers: a folder with `config.json`, `masker.safetensors` and a model card, local or on the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .attach import check_fits
+from .errors import CheckpointError
+from .maskers import MASKERS, Masker
+from .targets import Network, unet_of
+
+CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
+FORMAT = 1
+
+
+def _card(masker: Masker, base_model: str | None) -> str:
+    layers = masker.network.layers
+    header = ["---", "library_name: maskunet", "tags:", "- maskunet", "- text-to-image"]
+    if base_model:
+        header.append(f"base_model: {base_model}")
+    return "\n".join(
+        [
+            *header,
+            "---",
+            "",
+            f"# {type(masker).__name__} for {base_model or 'a diffusion U-Net'}",
+            "",
+            f"Masks {masker.network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
+            "sample; the weights themselves are untouched.",
+            "",
+            "```python",
+            "import maskunet as mu",
+            "from diffusers import StableDiffusionPipeline",
+            "",
+            f'pipe = StableDiffusionPipeline.from_pretrained("{base_model or "..."}")',
+            'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
+            "```",
+            "",
+            "Settings:",
+            "",
+            "```json",
+            json.dumps(masker.settings, indent=2, default=str),
+            "```",
+            "",
+        ]
+    )
+
+
+def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | None = None) -> Path:
+    """Write a masker to a folder.
+
+    Each file is written under a temporary name and renamed, so an interrupted save leaves the former files whole. A
+    model card that is there already is kept.
+
+    Args:
+        masker: the masker.
+        folder: where to; made if missing.
+        base_model: name of the model that it was made for, for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    path = Path(folder)
+    config = {
+        "format": FORMAT,
+        "masker": type(masker).__name__,
+        "settings": masker.settings,
+        "base_model": base_model,
+        "network": masker.network.to_json(),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _replace(path / WEIGHTS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+        text = json.dumps(config, indent=1) + "\n"
+        _replace(path / CONFIG, lambda part: part.write_text(text))
+        if not (path / CARD).exists():
+            _replace(path / CARD, lambda part: part.write_text(_card(masker, base_model)))
+    except OSError as error:
+        raise CheckpointError(f"expected a folder that can be written, {path} cannot be: {error}") from error
+    return path
+
+
+def _replace(path: Path, write: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def push(
+    masker: Masker,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload masker",
+) -> str:
+    """Upload a masker to the hub; what `save` writes, in one commit.
+
+    Args:
+        masker: the masker.
+        repo_id: "user/name"; created if missing.
+        base_model: name of the model that it was made for, for the card.
+        private: whether a new repository is private.
+        token: access token; the stored one if None.
+        revision: branch to commit to.
+        commit_message: message of the commit.
+
+    Returns:
+        The commit's address.
+    """
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(masker, folder, base_model=base_model)
+        info = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+        )
+    return str(info.commit_url)
+
+
+def _folder(source: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path
+    text = str(source)
+    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"expected a masker's folder or a hub id like 'user/name', got {text!r}, which is "
+            f"{'a file' if path.exists() else 'not there'}"
+        )
+    try:
+        return Path(
+            snapshot_download(text, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD])
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"expected a masker's folder or a hub id, {text!r} is no folder here and could not be fetched from the hub: "
+            f"{reason}"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a masker's config.json, checked.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or not a masker's.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"expected a masker's {CONFIG} in {folder}, could not read one: {error}") from error
+    if not isinstance(config, dict) or config.get("masker") not in MASKERS:
+        kind = config.get("_class_name", config.get("masker")) if isinstance(config, dict) else None
+        raise CheckpointError(
+            f"expected {path} to name a masker ({', '.join(MASKERS)}), got {kind!r}. Is {folder} a masker's folder?"
+        )
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"expected format {FORMAT} in {path}, got {config.get('format')!r}; upgrade maskunet to read it"
+        )
+    return config
+
+
+def load(
+    source: str | os.PathLike[str],
+    model: Any = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: torch.device | str | None = None,
+) -> Masker:
+    """Read a masker from a folder or the hub.
+
+    Args:
+        source: the folder, or a hub id "user/name".
+        model: the pipeline or U-Net that it is for; a masker made for another one is refused.
+        revision: branch, tag or commit on the hub.
+        token: access token for the hub.
+        device: where to put it; it follows the features at use anyway.
+
+    Returns:
+        The masker, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing or unreadable files, or files that are not a masker's.
+        TargetError: made for another network; the differing layers are named.
+    """
+    folder = _folder(source, revision, token)
+    config = read_config(folder)
+    network = Network.from_json(config.get("network", []))
+    if model is not None:
+        check_fits(unet_of(model), network)
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        masker = MASKERS[config["masker"]].from_settings(network, config["settings"])
+        masker.load_tensors(tensors)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {error}") from error
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"expected {folder / WEIGHTS} and {CONFIG} to describe the same {config['masker']}, they do not: "
+            f"{' '.join(reason[:2])}"
+        ) from error
+    return masker.to(device) if device is not None else masker

@@ -1,0 +1,203 @@
+"""The one seam of the library: a masker answers, for one block at one step, the masks of each target layer.
+
+A masker returns a `LayerMask` for every masked layer of the block, in whatever form is cheapest: free logits, the
+factors of a low-rank product, or given masks. The hooks of `maskunet.attach` hand it to the operator, which asks for
+the mask when the layer runs. Trainer, search, analysis and generation differ only in which masker they attach.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TargetError
+from ..operators import masked_conv2d, masked_linear
+from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
+from ..targets import LayerSpec, Network
+
+
+@dataclass(frozen=True)
+class BlockInput:
+    """What a block is called with.
+
+    Args:
+        hidden_states: x_b (B, C_x, h, w).
+        skip: s_b (B, C_s, h, w), the skip that the block's first resnet consumes; None outside the decoder.
+        temb: timestep embedding e (B, D).
+        timestep: the U-Net's timestep, a number or a tensor.
+    """
+
+    hidden_states: Tensor
+    skip: Tensor | None
+    temb: Tensor
+    timestep: Any = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How logits become masks during one call of the U-Net.
+
+    Args:
+        tau: temperature of the straight-through gradient.
+        seed: seed of the Gumbel noise of this call, or None for the deterministic threshold.
+        per_sample: noise of its own for each sample, instead of one draw for the batch.
+        noise: given Gumbel noise by layer name, used instead of drawn noise.
+    """
+
+    tau: float = 1.0
+    seed: int | None = None
+    per_sample: bool = False
+    noise: Mapping[str, Tensor] | None = None
+
+
+class LayerMask(ABC):
+    """The mask of one layer during one call of the U-Net, in some form."""
+
+    @abstractmethod
+    def logits(self) -> Tensor | None:
+        """Return logits (*weight.shape) or (B, *weight.shape); None where the form has no logits."""
+
+    @abstractmethod
+    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
+        """Return the mask, (*weight.shape) or (M, *weight.shape) where M divides `batch`."""
+
+    def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the output of `module` for inputs x under a mask."""
+        if isinstance(module, nn.Linear):
+            return masked_linear(x, module.weight, module.bias, mask)
+        assert isinstance(module, nn.Conv2d)
+        if module.padding_mode != "zeros":
+            raise TargetError(f"expected zero padding, {layer.name} pads with {module.padding_mode!r}")
+        options = (module.stride, module.padding, module.dilation, module.groups)
+        return masked_conv2d(x, module.weight, module.bias, mask, *options)  # type: ignore[arg-type]
+
+
+@torch.compiler.disable
+def _drawn(layer: LayerSpec, draw: Draw, shape: torch.Size, batch: int, device: torch.device) -> Tensor:
+    if draw.noise is not None:
+        if layer.name not in draw.noise:
+            raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
+        return draw.noise[layer.name].to(device)
+    size = (batch, *layer.shape) if draw.per_sample else tuple(shape[-len(layer.shape) :])
+    return gumbel_noise(size, derive_seed(draw.seed, layer.name), device=device)
+
+
+class Logits(LayerMask):
+    """Logits that are held as they are."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def logits(self) -> Tensor:
+        """Return the logits."""
+        return self.values
+
+    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
+        """Relax the logits to a mask: with Gumbel noise where the draw asks for it, else by threshold."""
+        logits = self.logits()
+        if draw.seed is None and draw.noise is None:
+            return threshold(logits, draw.tau)
+        return gumbel_sigmoid(logits, _drawn(layer, draw, logits.shape, batch, logits.device), draw.tau)
+
+
+class FactoredLogits(Logits):
+    """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
+
+    Args:
+        left: (B, O, r), or (B, kh, kw, O, r) for a convolution.
+        right: (I, r).
+        row: (I,), added to every row.
+        kernel: the layer's kernel size.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, row: Tensor) -> None:
+        self.left, self.right, self.row = left, right, row
+
+    def logits(self) -> Tensor:
+        """Expand the product: (B, O, I) or (B, O, I, kh, kw)."""
+        product = self.left @ self.right.T + self.row
+        return product if product.ndim == 3 else product.permute(0, 3, 4, 1, 2)
+
+
+class GivenMask(LayerMask):
+    """A binary mask that is known already."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def logits(self) -> None:
+        """Return None: a given mask has no logits."""
+
+    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
+        """Return the mask."""
+        return self.values
+
+
+class Masker(nn.Module, ABC):
+    """Base of all maskers.
+
+    Args:
+        network: the blocks and layers that it masks.
+        tau: temperature of the straight-through gradient.
+
+    A masker starts in evaluation mode, in which masks are deterministic unless `attach` is given a seed. In training
+    mode (`masker.train()`) they are drawn with Gumbel noise, per sample and anew at every call.
+    """
+
+    #: Constructor arguments beside the network that `save_pretrained` keeps.
+    settings_names: ClassVar[tuple[str, ...]] = ("tau",)
+
+    def __init__(self, network: Network, tau: float = 1.0) -> None:
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f"expected a temperature tau > 0, got {tau}")
+        self.network = network
+        self.tau = tau
+        self.training = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor arguments beside the network, as JSON values."""
+        return {name: getattr(self, name) for name in self.settings_names}
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> Masker:
+        """Build a masker from what `settings` gave."""
+        return cls(network, **settings)
+
+    @abstractmethod
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return the mask of every masked layer of a block.
+
+        Args:
+            block: name of the block, as "up_blocks.1".
+            inputs: what the block is called with.
+
+        Returns:
+            One `LayerMask` for each layer of the block, by layer name.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `save_pretrained` writes; the state dict unless a subclass has a smaller form."""
+        return self.state_dict()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `tensors`."""
+        self.load_state_dict(tensors)
+
+    def save_pretrained(self, folder: Any, **options: Any) -> Any:
+        """Write config.json, masker.safetensors and a model card; see `maskunet.checkpoint.save`."""
+        from ..checkpoint import save  # the file layer lies above the maskers
+
+        return save(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload to the hub what `save_pretrained` writes; see `maskunet.checkpoint.push`."""
+        from ..checkpoint import push
+
+        return push(self, repo_id, **options)

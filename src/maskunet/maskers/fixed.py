@@ -1,0 +1,88 @@
+"""Given binary masks, the same at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, TargetError
+from ..operators import pack_bits, unpack_bits
+from ..targets import BlockSpec, LayerSpec, Network, block_of
+from .base import BlockInput, GivenMask, LayerMask, Masker
+
+
+class FixedMasks(Masker):
+    """Masks given by layer name.
+
+    Args:
+        masks: for each layer a mask of 0 and 1 (or booleans): (O, I) shared by the batch or (B, O, I) per sample for a
+            Linear, (O, I, kh, kw) or (B, O, I, kh, kw) for a Conv2d. Row r of a batch takes mask r mod B.
+
+    Raises:
+        TargetError: a name is not that of a layer in a block, or a mask is not binary or has no such shape.
+    """
+
+    settings_names: ClassVar[tuple[str, ...]] = ("samples",)
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        if not masks:
+            raise TargetError("expected a mask for at least one layer, got none")
+        blocks: dict[str, list[LayerSpec]] = {}
+        samples: dict[str, int | None] = {}
+        for name, mask in masks.items():
+            if mask.ndim not in (2, 3, 4, 5) or 0 in mask.shape:
+                raise TargetError(
+                    f"expected a mask (O, I), (B, O, I), (O, I, kh, kw) or (B, O, I, kh, kw) for {name}, "
+                    f"got {tuple(mask.shape)}"
+                )
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise TargetError(f"expected a mask of 0 and 1 for {name}, got other values; threshold it first")
+            samples[name] = mask.shape[0] if mask.ndim in (3, 5) else None
+            shape = mask.shape[1:] if mask.ndim in (3, 5) else mask.shape
+            blocks.setdefault(block_of(name), []).append(LayerSpec(name, tuple(shape)))
+        # The widths of the blocks do not matter to masks that are given.
+        super().__init__(Network(tuple(BlockSpec(b, 0, 0, 0, tuple(layers)) for b, layers in blocks.items())))
+        self.samples = samples
+        for name, mask in masks.items():
+            self.register_buffer(_key(name), mask.detach().to(torch.bool), persistent=False)
+        self._names = {block: tuple(layer.name for layer in layers) for block, layers in blocks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the mask of a layer, boolean."""
+        return getattr(self, _key(name))  # type: ignore[no-any-return]
+
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return the given masks of a block's layers."""
+        return {name: GivenMask(self[name]) for name in self._names[block]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the masks at one bit a weight."""
+        return {layer.name: pack_bits(self[layer.name]) for layer in self.network.layers}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read masks that `tensors` gave."""
+        for layer in self.network.layers:
+            if layer.name not in tensors:
+                raise CheckpointError(f"expected a mask for {layer.name}; it is missing")
+            count = self.samples[layer.name]
+            shape = layer.shape if count is None else (count, *layer.shape)
+            setattr(self, _key(layer.name), unpack_bits(tensors[layer.name], shape))
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> FixedMasks:
+        """Build masks of ones in the shapes that `settings` describe; `load_tensors` fills them."""
+        samples = settings["samples"]
+        ones = {
+            layer.name: torch.ones(
+                layer.shape if samples[layer.name] is None else (samples[layer.name], *layer.shape), dtype=torch.bool
+            )
+            for layer in network.layers
+        }
+        return cls(ones)
+
+
+def _key(name: str) -> str:
+    return "mask__" + name.replace(".", "__")

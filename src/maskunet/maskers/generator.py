@@ -1,0 +1,231 @@
+r"""The paper's mask generator: one small network per block, conditioned on the timestep and on the sample.
+
+For block b with hidden state :math:`x_b`, last skip :math:`s_b` and timestep embedding :math:`e`,
+
+.. math::
+    z_b &= \mathrm{GAP}([x_b, s_b]) + P_b e                     && (B, C_i) \\
+    h_b &= \mathrm{relu}(W^1_b z_b + c^1_b)                     && (B, 64) \\
+    Z_b &= \mathrm{relu}(W^2_b h_b + c^2_b)                     && (B, C_o / f, C_i / f) \\
+    S_l &= (A_l Z_b + a_l 1^T) B_l^T + 1 b_l^T                  && (B, O_l, I_l)
+
+gives the logits of every target layer l of the block. For a convolution the pooling is adaptive to its kernel, and
+the same networks act at every kernel position. The logits stay factored, as left = A_l Z_b + a_l 1^T (B, O, C_i / f)
+and right = B_l, until their layer runs.
+
+Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..targets import BlockSpec, LayerSpec, Network, Targets, describe
+from .authors import from_authors_layout
+from .base import BlockInput, FactoredLogits, LayerMask, Masker
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Settings of a `MaskGenerator`.
+
+    Args:
+        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
+        initial_logit: every logit before training; 5 keeps a weight with probability 1 - 4e-65 under noise.
+        tau: temperature of the straight-through gradient, > 0.
+        hidden: width of h_b.
+        reduction: f, the factor by which Z_b is smaller than the block's channels.
+        use_timestep: condition on the timestep embedding.
+        use_sample: condition on the features at the block's entry.
+    """
+
+    targets: Targets = "decoder-attention"
+    initial_logit: float = 5.0
+    tau: float = 1.0
+    hidden: int = 64
+    reduction: int = 4
+    use_timestep: bool = True
+    use_sample: bool = True
+
+
+class _LayerFactors(nn.Module):
+    """A_l, a_l, B_l and b_l of one layer."""
+
+    def __init__(self, layer: LayerSpec, rows: int, columns: int, initial_logit: float) -> None:
+        super().__init__()
+        outputs, inputs = layer.shape[:2]
+        self.out_weight = nn.Parameter(torch.zeros(outputs, rows))
+        self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit))
+        self.in_weight = nn.Parameter(torch.zeros(inputs, columns))
+        self.in_bias = nn.Parameter(torch.full((inputs,), initial_logit))
+
+    def forward(self, reduced: Tensor) -> FactoredLogits:
+        left = self.out_weight @ reduced + self.out_bias[:, None]
+        return FactoredLogits(left, self.in_weight, self.in_bias)
+
+
+class _BlockGenerator(nn.Module):
+    """The networks of one block."""
+
+    def __init__(self, block: BlockSpec, config: MaskConfig) -> None:
+        super().__init__()
+        self.rows = max(1, block.out_channels // config.reduction)
+        self.columns = max(1, block.in_channels // config.reduction)
+        self.use_sample = config.use_sample
+        self.temb_proj = (
+            nn.Linear(block.temb_channels, block.in_channels, bias=False) if config.use_timestep else None
+        )
+        self.hidden = nn.Linear(block.in_channels, config.hidden)
+        self.reduced = nn.Linear(config.hidden, self.rows * self.columns)
+        nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+        # The biases keep PyTorch's random start: where all were zero, relu would pass no gradient at all.
+        nn.init.zeros_(self.reduced.weight)
+        self.layers = nn.ModuleDict(
+            {
+                _key(layer.name, block.name): _LayerFactors(layer, self.rows, self.columns, config.initial_logit)
+                for layer in block.layers
+            }
+        )
+        self.kernels = {_key(layer.name, block.name): (layer.name, layer.kernel) for layer in block.layers}
+
+    def _pooled(self, inputs: BlockInput, kernel: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
+        if kernel == (1, 1):
+            return torch.cat([part.to(dtype).mean((2, 3)) for part in parts], 1)
+        pooled = [F.adaptive_avg_pool2d(part.to(dtype), kernel).permute(0, 2, 3, 1) for part in parts]
+        return torch.cat(pooled, -1)
+
+    def _reduced(self, inputs: BlockInput, kernel: tuple[int, int]) -> Tensor:
+        """Z_b, (B, C_o / f, C_i / f) or (B, kh, kw, C_o / f, C_i / f)."""
+        dtype = self.hidden.weight.dtype
+        z: Tensor | None = self._pooled(inputs, kernel, dtype) if self.use_sample else None
+        if self.temb_proj is not None:
+            shift = self.temb_proj(inputs.temb.to(dtype))
+            shift = shift if kernel == (1, 1) else shift[:, None, None].expand(-1, *kernel, -1)
+            z = shift if z is None else z + shift
+        assert z is not None
+        return F.relu(self.reduced(F.relu(self.hidden(z)))).unflatten(-1, (self.rows, self.columns))
+
+    def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
+        reduced: dict[tuple[int, int], Tensor] = {}
+        masks: dict[str, LayerMask] = {}
+        # The masker keeps its own precision inside an autocast region: a logit near the threshold decides a weight.
+        with torch.autocast(inputs.hidden_states.device.type, enabled=False):
+            for key, factors in self.layers.items():
+                name, kernel = self.kernels[key]
+                if kernel not in reduced:
+                    reduced[kernel] = self._reduced(inputs, kernel)
+                masks[name] = factors(reduced[kernel])
+        return masks
+
+
+def _key(layer: str, block: str) -> str:
+    return layer.removeprefix(block + ".").replace(".", "__")
+
+
+class MaskGenerator(Masker):
+    """The paper's training-based masker.
+
+    Args:
+        network: the blocks and layers that it masks.
+        config: its settings.
+
+    Raises:
+        ValueError: conditioning on both the timestep and the sample is switched off (a `MaskTable` is that), or a
+            setting is out of range.
+
+    Example:
+        >>> masker = MaskGenerator.for_unet(pipe.unet, MaskConfig(targets="decoder-attention"))
+        >>> mu.attach(pipe, masker)
+    """
+
+    settings_names: ClassVar[tuple[str, ...]] = ("config",)
+
+    def __init__(self, network: Network, config: MaskConfig | None = None) -> None:
+        config = config or MaskConfig()
+        if not (config.use_timestep or config.use_sample):
+            raise ValueError(
+                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
+                "neither"
+            )
+        if config.reduction < 1 or config.hidden < 1:
+            raise ValueError(f"expected reduction >= 1 and hidden >= 1, got {config.reduction} and {config.hidden}")
+        super().__init__(network, config.tau)
+        self.config = config
+        self.blocks = nn.ModuleDict(
+            {block.name.replace(".", "__"): _BlockGenerator(block, config) for block in network.blocks}
+        )
+
+    @classmethod
+    def for_unet(cls, unet: nn.Module, config: MaskConfig | None = None, *, seed: int | None = None) -> MaskGenerator:
+        """Build a fresh generator for a U-Net (or a pipeline).
+
+        Args:
+            unet: the U-Net or its pipeline.
+            config: settings; its targets choose the layers.
+            seed: seed of the random start; None draws from PyTorch's global generator.
+
+        Raises:
+            TargetError: the targets match nothing, or something that cannot be masked.
+        """
+        config = config or MaskConfig()
+        network = describe(unet, config.targets)
+        if seed is None:
+            return cls(network, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(network, config)
+
+    @classmethod
+    def from_authors(
+        cls,
+        unet: nn.Module,
+        mask_generators: Mapping[str, Tensor],
+        adapters: Mapping[str, Tensor],
+        *,
+        tau: float = 1.0,
+    ) -> MaskGenerator:
+        """Build a generator from the two state dicts of the authors' scripts.
+
+        Args:
+            unet: the U-Net (or pipeline) that they were trained for.
+            mask_generators: keys `N.conv_kernel_mask.{0,2}.{weight,bias}` and `N.proj_temb.weight` for up block N.
+            adapters: keys `N.<layer name with _ for .>.conv_{in,out}.{weight,bias}`.
+            tau: temperature for further training.
+
+        Returns:
+            The generator, without the parts that no layer uses (the up block without attention has one).
+
+        Raises:
+            CheckpointError: keys are missing or unknown, or shapes do not fit the U-Net.
+        """
+        network, tensors, hidden, reduction = from_authors_layout(unet, mask_generators, adapters)
+        names = tuple(layer.name for layer in network.layers)
+        default = tuple(layer.name for layer in describe(unet, "decoder-attention").layers)
+        targets: Targets = "decoder-attention" if names == default else names
+        masker = cls(network, MaskConfig(targets=targets, tau=tau, hidden=hidden, reduction=reduction))
+        masker.load_state_dict(tensors)
+        return masker.eval()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the config as JSON values."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> MaskGenerator:
+        """Build a generator from what `settings` gave."""
+        config = MaskConfig(**settings)
+        if not isinstance(config.targets, str):
+            config = replace(config, targets=tuple(config.targets))
+        return cls(network, config)
+
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return the factored logits of a block's layers, per sample."""
+        masks: dict[str, LayerMask] = self.blocks[block.replace(".", "__")](inputs)
+        return masks

@@ -1,0 +1,65 @@
+"""Random masks: the paper's motivation, and the baseline that says whether learned masks are worth their name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..relaxation import derive_seed
+from ..targets import LayerSpec, Network, Targets, describe
+from .base import BlockInput, GivenMask, LayerMask, Masker
+
+
+class RandomMasks(Masker):
+    """Bernoulli masks, drawn from a seed, shared by the batch.
+
+    Args:
+        network: the blocks and layers that it masks.
+        density: probability that a weight is kept, in [0, 1].
+        seed: seed of the masks.
+        every_step: draw new masks at every timestep instead of one set for all; a mask depends on the seed, its layer
+            and the timestep, so a run repeats exactly.
+    """
+
+    settings_names: ClassVar[tuple[str, ...]] = ("density", "seed", "every_step")
+
+    def __init__(self, network: Network, density: float = 0.99, seed: int = 0, every_step: bool = True) -> None:
+        super().__init__(network)
+        if not 0 <= density <= 1:
+            raise ValueError(f"expected a density in [0, 1], got {density}")
+        self.density, self.seed, self.every_step = density, seed, every_step
+        self._layers = {block.name: block.layers for block in network.blocks}
+
+    @classmethod
+    def for_unet(
+        cls,
+        unet: nn.Module,
+        targets: Targets = "decoder-attention",
+        *,
+        density: float = 0.99,
+        seed: int = 0,
+        every_step: bool = True,
+    ) -> RandomMasks:
+        """Build random masks for a U-Net (or a pipeline); see the class.
+
+        Raises:
+            TargetError: the targets match nothing, or something that cannot be masked.
+        """
+        return cls(describe(unet, targets), density, seed, every_step)
+
+    @torch.compiler.disable
+    def _mask(self, layer: LayerSpec, timestep: object, device: torch.device) -> Tensor:
+        step = float(timestep) if self.every_step and timestep is not None else None  # type: ignore[arg-type]
+        generator = torch.Generator(device).manual_seed(derive_seed(self.seed, layer.name, step))
+        return torch.rand(layer.shape, generator=generator, device=device) < self.density
+
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return random masks of a block's layers."""
+        timestep = inputs.timestep
+        if isinstance(timestep, Tensor) and timestep.ndim:
+            timestep = timestep.reshape(-1)[0]
+        device = inputs.hidden_states.device
+        return {layer.name: GivenMask(self._mask(layer, timestep, device)) for layer in self._layers[block]}

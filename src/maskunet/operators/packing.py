@@ -1,0 +1,34 @@
+"""Binary masks at one bit a weight, for files and for memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a mask of 0 and 1 into uint8, eight entries a byte, most significant bit first; (ceil(n / 8),)."""
+    bits = (mask.reshape(-1) != 0).to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).reshape(-1, 8)
+    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=bits.device)
+    return (bits * values).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo `pack_bits`; a boolean mask of `shape`.
+
+    Raises:
+        ValueError: `packed` does not hold as many bits as `shape` needs.
+    """
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.numel() != -(-count // 8):
+        raise ValueError(
+            f"expected {-(-count // 8)} bytes (uint8) for a mask of shape {tuple(shape)}, "
+            f"got {packed.numel()} of {packed.dtype}"
+        )
+    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] & values) != 0).reshape(-1)[:count].reshape(shape)

@@ -1,0 +1,128 @@
+r"""From mask logits to binary masks: Gumbel-sigmoid with a straight-through gradient, and its deterministic threshold.
+
+With logits :math:`S` and Gumbel(0, 1) noise :math:`g`, the mask is
+
+.. math:: m = 1[\sigma((S + g) / \tau) > 1/2], \qquad P(m = 1) = 1 - \exp(-\exp(S)),
+
+and its gradient is that of the soft value :math:`\sigma((S + g) / \tau)` (straight-through). Without noise a weight is
+kept iff :math:`P(m = 1) \ge 1/2`, that is iff :math:`S \ge \log\log 2 \approx -0.3665`; the soft value is then that of
+:math:`S - \log\log 2`. Here 1 keeps a weight and 0 switches it off.
+
+Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Least logit that is kept without noise: P(keep) = 1/2.
+THRESHOLD = math.log(math.log(2.0))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Binary value forward, gradient of the sigmoid backward; keeps one tensor instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, keep_equal: bool) -> Tensor:
+        soft = torch.sigmoid(scores)
+        ctx.save_for_backward(soft)
+        # Compared after the sigmoid, as the paper does: scores within rounding of zero count as exactly 1/2.
+        return (soft >= 0.5 if keep_equal else soft > 0.5).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (soft,) = ctx.saved_tensors
+        return grads[0] * soft * (1 - soft), None
+
+
+def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
+    """Draw binary masks from logits and given Gumbel noise.
+
+    Args:
+        logits: S, any shape.
+        noise: g ~ Gumbel(0, 1), broadcastable to the logits.
+        tau: temperature of the soft value, > 0. It shapes the gradient and leaves the mask as it is.
+
+    Returns:
+        Masks of 0 and 1 in the logits' dtype, with the straight-through gradient.
+
+    Raises:
+        ValueError: `tau` is not positive.
+
+    Reference: MaskUNet, section 3.2.
+    """
+    return _StraightThrough.apply((logits + noise) / _positive(tau), False)
+
+
+def threshold(logits: Tensor, tau: float = 1.0) -> Tensor:
+    """Return the deterministic masks of logits: keep iff P(keep) >= 1/2, that is S >= log log 2.
+
+    Args:
+        logits: S, any shape.
+        tau: temperature of the straight-through gradient, > 0.
+
+    Returns:
+        Masks of 0 and 1 in the logits' dtype, with the gradient of sigmoid((S - log log 2) / tau).
+
+    Raises:
+        ValueError: `tau` is not positive.
+    """
+    return _StraightThrough.apply((logits - THRESHOLD) / _positive(tau), True)
+
+
+def _positive(tau: float) -> float:
+    if not tau > 0:
+        raise ValueError(f"expected a temperature tau > 0, got {tau}")
+    return tau
+
+
+def gumbel_noise(
+    shape: tuple[int, ...],
+    seed: int | torch.Generator,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw Gumbel(0, 1) noise.
+
+    Args:
+        shape: shape of the noise.
+        seed: a seed, or a generator on `device` that is advanced.
+        device: where to draw; the same seed gives the same noise on the same kind of device.
+        dtype: dtype of the noise.
+    """
+    generator = seed
+    if not isinstance(generator, torch.Generator):
+        generator = torch.Generator(device).manual_seed(generator)
+    # The negative logarithm of a unit exponential is a Gumbel variable, and never takes log of a rounded 0 or 1 twice.
+    return torch.empty(shape, device=device, dtype=dtype).exponential_(generator=generator).log_().neg_()
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed that depends on all parts and on nothing else, on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def keep_probability(logits: Tensor) -> Tensor:
+    """Return P(m = 1) = 1 - exp(-exp(S)) of logits S."""
+    return -torch.expm1(-torch.exp(logits))
+
+
+def density(mask: Tensor, *, per_sample: bool = False) -> Tensor:
+    """Return the kept fraction of masks.
+
+    Args:
+        mask: masks of 0 and 1; (B, ...) if `per_sample`, else any shape.
+        per_sample: one value for each entry of the first dimension.
+
+    Returns:
+        A float32 scalar, or (B,).
+    """
+    values = mask.float()
+    return values.flatten(1).mean(1) if per_sample else values.mean()

@@ -1,0 +1,249 @@
+"""Which layers of a network are masked: its blocks, their layers, and the targets that choose among them.
+
+Names are those of `unet.named_modules()`, without the `.base_layer` that PEFT puts in when a LoRA wraps a layer; so a
+name is the same before and after a LoRA is added.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import CheckpointError, TargetError
+
+Targets = str | Sequence[str]
+
+_ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
+_CONVOLUTION = r"(resnets|upsamplers|downsamplers)\.\d+\.conv\w*"
+#: Named sets of targets, as regular expressions over layer names.
+PRESETS = {
+    "decoder-attention": rf"up_blocks\..+\.{_ATTENTION}",
+    "decoder-attention-conv": rf"up_blocks\..+\.({_ATTENTION}|{_CONVOLUTION})",
+    "all": rf"(down_blocks|mid_block|up_blocks)\b.+\.({_ATTENTION}|{_CONVOLUTION})",
+}
+_BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer that is masked.
+
+    Args:
+        name: its dotted name in the U-Net.
+        shape: its weight's shape: (O, I) of a Linear, (O, I / groups, kh, kw) of a Conv2d.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Kernel size; (1, 1) of a Linear."""
+        return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
+
+    @property
+    def weights(self) -> int:
+        """How many weights the layer has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """A block of the U-Net and its masked layers.
+
+    Args:
+        name: its dotted name, as "up_blocks.1".
+        in_channels: channels that its first resnet convolution takes (hidden state and, in the decoder, last skip).
+        out_channels: channels that this convolution gives.
+        temb_channels: width of the timestep embedding.
+        layers: its masked layers in the network's order.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    temb_channels: int
+    layers: tuple[LayerSpec, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a masker needs to know of a U-Net: its blocks with masked layers."""
+
+    blocks: tuple[BlockSpec, ...]
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """All masked layers in the network's order."""
+        return tuple(layer for block in self.blocks for layer in block.layers)
+
+    @property
+    def weights(self) -> int:
+        """How many weights are masked."""
+        return sum(layer.weights for layer in self.layers)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the blocks as JSON values."""
+        return [asdict(block) for block in self.blocks]
+
+    @classmethod
+    def from_json(cls, blocks: list[dict[str, Any]]) -> Network:
+        """Undo `to_json`.
+
+        Raises:
+            CheckpointError: the values do not describe a network.
+        """
+        try:
+            return cls(
+                tuple(
+                    BlockSpec(
+                        b["name"],
+                        int(b["in_channels"]),
+                        int(b["out_channels"]),
+                        int(b["temb_channels"]),
+                        tuple(LayerSpec(x["name"], tuple(int(n) for n in x["shape"])) for x in b["layers"]),
+                    )
+                    for b in blocks
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"expected a list of blocks with their layers, got something else ({error!r})"
+            ) from error
+
+
+def unet_of(model: Any) -> nn.Module:
+    """Return the U-Net of a pipeline or the U-Net given, unwrapped from `torch.compile`.
+
+    Raises:
+        TargetError: there is no U-Net.
+    """
+    unet = getattr(model, "unet", None)
+    unet = model if unet is None else unet
+    unet = getattr(unet, "_orig_mod", unet)
+    if not isinstance(unet, nn.Module) or not hasattr(unet, "up_blocks"):
+        raise TargetError(
+            f"expected a Stable Diffusion pipeline or its U-Net (a module with up_blocks), got {type(model).__name__}. "
+            "Pass the pipeline that diffusers loaded, or pipe.unet."
+        )
+    return unet
+
+
+def maskable_layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """Return the Linear and Conv2d layers inside the U-Net's blocks by name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in unet.named_modules():
+        # Exact types: a subclass, such as a quantised Linear, computes something else than weight times input.
+        if type(module) not in (nn.Linear, nn.Conv2d) or not _BLOCK.match(name) or re.search(r"\.lora_\w", name):
+            continue
+        found[name.replace(".base_layer", "")] = module
+    return found
+
+
+def resolve(unet: nn.Module, targets: Targets) -> list[str]:
+    """Return the names of the layers that targets choose, in the network's order.
+
+    Args:
+        unet: the U-Net.
+        targets: a preset ("decoder-attention", "decoder-attention-conv", "all"), a regular expression that must match
+            whole names, or a list of suffixes, as PEFT's `target_modules`.
+
+    Raises:
+        TargetError: nothing matches, a suffix matches nothing, or a match cannot be masked; near misses are listed.
+    """
+    layers = maskable_layers(unet)
+    every = [n.replace(".base_layer", "") for n, _ in unet.named_modules() if n and ".lora_" not in n]
+    every = list(dict.fromkeys(every))
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(PRESETS.get(targets, targets))
+        except re.error as error:
+            raise TargetError(
+                f"expected a preset ({', '.join(PRESETS)}), a regular expression or a list of suffixes as targets, got "
+                f"{targets!r}, which is not a regular expression ({error})"
+            ) from error
+        chosen = [name for name in every if pattern.fullmatch(name)]
+        if not chosen:
+            raise _no_match(targets, layers)
+    else:
+        suffixes = list(targets)
+        if not suffixes:
+            raise TargetError("expected at least one suffix as targets, got an empty list")
+        for suffix in suffixes:
+            if not any(_ends(name, suffix) for name in every):
+                raise _no_match(suffix, layers)
+        chosen = [name for name in every if any(_ends(name, suffix) for suffix in suffixes)]
+    unmaskable = [name for name in chosen if name not in layers]
+    if unmaskable:
+        kinds = dict(unet.named_modules())
+        shown = ", ".join(f"{n} ({type(kinds.get(n)).__name__})" for n in unmaskable[:5])
+        near = [n for n in chosen if n in layers][:3] or _near(unmaskable[0], layers)
+        raise TargetError(
+            f"targets match {len(unmaskable)} module(s) that cannot be masked: {shown}. Only Linear and Conv2d layers "
+            f"inside down_blocks, mid_block and up_blocks can, such as {', '.join(near)}."
+        )
+    return chosen
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def _near(wanted: str, layers: Iterable[str]) -> list[str]:
+    names = list(layers)
+    suffixes = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2, 3)}
+    found = difflib.get_close_matches(wanted, [*PRESETS, *sorted(suffixes), *names], n=4, cutoff=0.4)
+    return found or names[:3]
+
+
+def _no_match(wanted: str, layers: Iterable[str]) -> TargetError:
+    near = ", ".join(_near(wanted, layers)) or "none: the U-Net has no maskable layer"
+    return TargetError(
+        f"targets {wanted!r} match no layer. Near misses: {near}. Presets: {', '.join(PRESETS)}. A string is a regular "
+        "expression that must match whole names; a list holds suffixes."
+    )
+
+
+def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
+    """Describe the blocks and layers of a U-Net that targets choose.
+
+    Args:
+        model: a pipeline or a U-Net.
+        targets: see `resolve`.
+
+    Raises:
+        TargetError: no U-Net, or targets that match nothing or something that cannot be masked.
+    """
+    unet = unet_of(model)
+    layers = maskable_layers(unet)
+    by_block: dict[str, list[LayerSpec]] = {}
+    for name in resolve(unet, targets):
+        weight = layers[name].weight
+        assert isinstance(weight, torch.Tensor)
+        by_block.setdefault(block_of(name), []).append(LayerSpec(name, tuple(weight.shape)))
+    blocks = []
+    for block, specs in by_block.items():
+        resnet = unet.get_submodule(block).resnets[0]  # type: ignore[index,union-attr]
+        conv = getattr(resnet.conv1, "base_layer", resnet.conv1)
+        temb = getattr(resnet.time_emb_proj, "base_layer", resnet.time_emb_proj)
+        blocks.append(BlockSpec(block, conv.in_channels, conv.out_channels, temb.in_features, tuple(specs)))
+    return Network(tuple(blocks))
+
+
+def block_of(name: str) -> str:
+    """Return the block that a layer's name belongs to.
+
+    Raises:
+        TargetError: the layer lies outside the U-Net's blocks.
+    """
+    match = _BLOCK.match(name)
+    if match is None:
+        raise TargetError(f"expected a layer inside down_blocks, mid_block or up_blocks, got {name!r}")
+    return match[1]
