@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .errors import TargetError
 from .maskers import BlockInput, Draw, LayerMask, Masker
 from .relaxation import derive_seed
-from .targets import LayerSpec, Network, describe, maskable_layers, unet_of
+from .targets import LayerSpec, check_fits, maskable_layers, unet_of
 from .trace import Trace
 
 _NAME = "maskunet"
@@ -83,7 +83,7 @@ class Attachment:
             handle.remove()
         for module in self._layers:
             with _inside_accelerate(module):
-                registry = module._diffusers_hook
+                registry: Any = module._diffusers_hook
                 registry.remove_hook(_NAME, recurse=False)
                 if not registry.hooks:
                     del module._diffusers_hook
@@ -163,11 +163,11 @@ def _inside_accelerate(module: nn.Module) -> Iterator[None]:
         yield
         return
     outer = module.forward
-    module.forward = module._old_forward
+    module.forward = module._old_forward  # type: ignore[assignment]
     try:
         yield
     finally:
-        module._old_forward = module.forward
+        module._old_forward = module.forward  # type: ignore[assignment]
         module.forward = outer
 
 
@@ -190,44 +190,14 @@ def _refuse_fused(name: str, attention: nn.Module) -> None:
 
 
 def _device_of(masker: Masker) -> torch.device | None:
-    for tensor in masker.parameters():
-        return tensor.device
-    for tensor in masker.buffers():
-        return tensor.device
-    return None
+    tensors: list[Tensor] = [*masker.parameters(), *masker.buffers()]
+    return tensors[0].device if tensors else None
 
 
 def _number(timestep: Any) -> float | None:
     if isinstance(timestep, Tensor):
         return float(timestep.reshape(-1)[0])
     return None if timestep is None else float(timestep)
-
-
-def check_fits(unet: nn.Module, network: Network) -> None:
-    """Refuse a network description that is not of this U-Net.
-
-    Raises:
-        TargetError: layers or blocks differ; they are named.
-    """
-    layers = maskable_layers(unet)
-    wrong = []
-    for layer in network.layers:
-        module = layers.get(layer.name)
-        if module is None:
-            wrong.append(f"{layer.name} is not in this U-Net")
-        elif tuple(module.weight.shape) != layer.shape:  # type: ignore[arg-type]
-            wrong.append(f"{layer.name} expected {layer.shape}, got {tuple(module.weight.shape)}")  # type: ignore[arg-type]
-    if not wrong:
-        theirs = {b.name: b for b in describe(unet, [x.name for x in network.layers]).blocks}
-        for block in network.blocks:
-            found = theirs[block.name]
-            sizes = (block.in_channels, block.out_channels, block.temb_channels)
-            seen = (found.in_channels, found.out_channels, found.temb_channels)
-            if any(sizes) and sizes != seen:
-                wrong.append(f"{block.name} expected channels {sizes}, got {seen}")
-    if wrong:
-        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise TargetError(f"the masker was made for another network: {'; '.join(wrong[:5])}{more}")
 
 
 def _compiled(model: Any, unet: nn.Module) -> bool:

@@ -15,10 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .attach import check_fits
 from .errors import CheckpointError
 from .maskers import MASKERS, Masker
-from .targets import Network, unet_of
+from .targets import Network, check_fits, unet_of
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
 FORMAT = 1
@@ -99,7 +98,7 @@ def _replace(path: Path, write: Any) -> None:
     part = path.with_name(path.name + ".part")
     try:
         write(part)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -132,9 +131,7 @@ def push(
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         save(masker, folder, base_model=base_model)
-        info = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-        )
+        info = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
     return str(info.commit_url)
 
 
@@ -149,9 +146,7 @@ def _folder(source: str | os.PathLike[str], revision: str | None, token: str | N
             f"{'a file' if path.exists() else 'not there'}"
         )
     try:
-        return Path(
-            snapshot_download(text, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD])
-        )
+        return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -217,7 +212,9 @@ def load(
         masker = MASKERS[config["masker"]].from_settings(network, config["settings"])
         masker.load_tensors(tensors)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {error}") from error
+        raise CheckpointError(
+            f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {error}"
+        ) from error
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(

@@ -47,7 +47,13 @@ def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
 
 
 def diffusion_errors(
-    unet: Any, scheduler: Any, latents: Tensor, prompt_embeds: Tensor, noise: Tensor, timesteps: Tensor, **conditions: Any
+    unet: Any,
+    scheduler: Any,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    **conditions: Any,
 ) -> Tensor:
     """Return the squared prediction error of each sample, (B,), averaged over its latents.
 

@@ -230,7 +230,7 @@ def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
         by_block.setdefault(block_of(name), []).append(LayerSpec(name, tuple(weight.shape)))
     blocks = []
     for block, specs in by_block.items():
-        resnet = unet.get_submodule(block).resnets[0]  # type: ignore[index,union-attr]
+        resnet: Any = unet.get_submodule(block).resnets[0]  # type: ignore[index,union-attr]
         conv = getattr(resnet.conv1, "base_layer", resnet.conv1)
         temb = getattr(resnet.time_emb_proj, "base_layer", resnet.time_emb_proj)
         blocks.append(BlockSpec(block, conv.in_channels, conv.out_channels, temb.in_features, tuple(specs)))
@@ -247,3 +247,30 @@ def block_of(name: str) -> str:
     if match is None:
         raise TargetError(f"expected a layer inside down_blocks, mid_block or up_blocks, got {name!r}")
     return match[1]
+
+
+def check_fits(unet: nn.Module, network: Network) -> None:
+    """Refuse a network description that is not of this U-Net.
+
+    Raises:
+        TargetError: layers or blocks differ; they are named.
+    """
+    layers = maskable_layers(unet)
+    wrong = []
+    for layer in network.layers:
+        module = layers.get(layer.name)
+        if module is None:
+            wrong.append(f"{layer.name} is not in this U-Net")
+        elif tuple(module.weight.shape) != layer.shape:  # type: ignore[arg-type]
+            wrong.append(f"{layer.name} expected {layer.shape}, got {tuple(module.weight.shape)}")  # type: ignore[arg-type]
+    if not wrong:
+        theirs = {b.name: b for b in describe(unet, [x.name for x in network.layers]).blocks}
+        for block in network.blocks:
+            found = theirs[block.name]
+            sizes = (block.in_channels, block.out_channels, block.temb_channels)
+            seen = (found.in_channels, found.out_channels, found.temb_channels)
+            if any(sizes) and sizes != seen:
+                wrong.append(f"{block.name} expected channels {sizes}, got {seen}")
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise TargetError(f"the masker was made for another network: {'; '.join(wrong[:5])}{more}")

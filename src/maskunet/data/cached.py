@@ -38,9 +38,7 @@ class CachedLatents:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def batch(
-        self, size: int, generator: torch.Generator, caption_dropout: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, generator: torch.Generator, caption_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Draw a batch: sampled latents (size, C, h, w) and token ids (size, L), some of the empty caption."""
         index = torch.randint(len(self), (size,), generator=generator)
         mean, std = self.mean[index].float(), self.std[index].float()

@@ -50,9 +50,9 @@ def from_authors_layout(
     unet = unet_of(model)
     layers = maskable_layers(unet)
     by_key = {
-        f"{block}.{name.removeprefix(f'up_blocks.{block}.').replace('.', '_')}": name
+        f"{index}.{name.removeprefix(f'up_blocks.{index}.').replace('.', '_')}": name
         for name in layers
-        for block in re.findall(r"^up_blocks\.(\d+)\.", name)
+        for index in re.findall(r"^up_blocks\.(\d+)\.", name)
     }
     generators = _without_prefix(mask_generators, "mask_generators")
     tensors: dict[str, Tensor] = {}
@@ -81,7 +81,9 @@ def from_authors_layout(
             key = f"{index}.{theirs}"
             if key not in generators:
                 raise CheckpointError(f"expected {key!r} among the mask generators; it is missing")
-            tensors[f"blocks.up_blocks__{index}.{ours}"] = generators[key].flatten(1) if "weight" in ours else generators[key]
+            tensors[f"blocks.up_blocks__{index}.{ours}"] = (
+                generators[key].flatten(1) if "weight" in ours else generators[key]
+            )
     return (network, tensors, *_sizes(network, tensors))
 
 

@@ -77,9 +77,7 @@ class _BlockGenerator(nn.Module):
         self.rows = max(1, block.out_channels // config.reduction)
         self.columns = max(1, block.in_channels // config.reduction)
         self.use_sample = config.use_sample
-        self.temb_proj = (
-            nn.Linear(block.temb_channels, block.in_channels, bias=False) if config.use_timestep else None
-        )
+        self.temb_proj = nn.Linear(block.temb_channels, block.in_channels, bias=False) if config.use_timestep else None
         self.hidden = nn.Linear(block.in_channels, config.hidden)
         self.reduced = nn.Linear(config.hidden, self.rows * self.columns)
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")

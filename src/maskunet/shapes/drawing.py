@@ -48,7 +48,20 @@ def _outline(shape: str) -> Tensor:
     if shape == "cross":
         a, b = 0.32, 0.98
         return torch.tensor(
-            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+            [
+                (-a, -b),
+                (a, -b),
+                (a, -a),
+                (b, -a),
+                (b, a),
+                (a, a),
+                (a, b),
+                (-a, b),
+                (-a, a),
+                (-b, a),
+                (-b, -a),
+                (-a, -a),
+            ]
         )
     if shape == "star":
         radii = [1.05 if i % 2 == 0 else 0.44 for i in range(10)]

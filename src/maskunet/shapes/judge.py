@@ -87,12 +87,12 @@ def _regions(chroma: Plane, colours: NDArray[np.intp]) -> Iterator[tuple[NDArray
             continue
         votes = np.bincount(colours[region], minlength=len(COLOURS))
         parts = []
-        for colour in np.flatnonzero(votes >= max(_LEAST_AREA, 0.2 * area)):
+        for colour in map(int, np.flatnonzero(votes >= max(_LEAST_AREA, 0.2 * area))):
             # Opening drops the thin rims in which two neighbours' colours mix into a third.
             core = ndimage.binary_opening(region & (colours == colour), structure=np.ones((2, 2)))
             pieces, n = ndimage.label(core)
             sizes = np.bincount(pieces.ravel())[1:]
-            parts += [(pieces == i + 1, int(colour)) for i in range(n) if sizes[i] >= max(_LEAST_AREA, 0.15 * area)]
+            parts += [(pieces == i + 1, colour) for i in range(n) if sizes[i] >= max(_LEAST_AREA, 0.15 * area)]
         if len({colour for _, colour in parts}) <= 1:
             yield region, int(votes.argmax())
             continue

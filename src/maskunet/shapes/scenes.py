@@ -133,9 +133,7 @@ def _place(rng: random.Random, count: int, relation: str | None) -> list[tuple[f
     while True:
         radii = [rng.uniform(low, high) for _ in range(count)]
         centres = [(rng.uniform(r + 2, SIZE - r - 2), rng.uniform(r + 2, SIZE - r - 2)) for r in radii]
-        far = all(
-            math.dist(centres[i], centres[j]) > radii[i] + radii[j] + 3 for i in range(count) for j in range(i)
-        )
+        far = all(math.dist(centres[i], centres[j]) > radii[i] + radii[j] + 3 for i in range(count) for j in range(i))
         if not far:
             continue
         if relation is not None:
@@ -192,9 +190,7 @@ def training_scene(index: int, seed: int = 0) -> Scene:
     rng = random.Random(f"shapes/train/{seed}/{index}")
     task = rng.choices(list(TRAINING_SHARES), list(TRAINING_SHARES.values()))[0]
     words, needs = _request(rng, task, "train", plain=False)
-    return Scene(
-        _fill(rng, needs), rng.choice(_WORDINGS).format(words), task, tuple(needs), seed=rng.getrandbits(48)
-    )
+    return Scene(_fill(rng, needs), rng.choice(_WORDINGS).format(words), task, tuple(needs), seed=rng.getrandbits(48))
 
 
 def held_out_prompts(count: int, split: Split = "test", seed: int = 0) -> list[Prompt]:

@@ -231,7 +231,7 @@ def _checkpoint(
     ):
         part = folder / (name + ".part")
         write(part)
-        os.replace(part, folder / name)
+        part.replace(folder / name)
 
 
 def _resume(

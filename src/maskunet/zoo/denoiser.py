@@ -61,9 +61,7 @@ def new_unet(latent_channels: int, width: int = 128) -> UNet2DConditionModel:
 
 def new_scheduler(kind: type = DDPMScheduler, **changes: object) -> DDPMScheduler:
     """Return the noise schedule of Stable Diffusion 1.5."""
-    return kind(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes
-    )
+    return kind(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -6,7 +6,6 @@ Each stage resumes where it was stopped. On two CPU cores the stages take about 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,11 @@ from .tokenizer import build_tokenizer
 logger = logging.getLogger(__name__)
 
 
+_AUTOENCODER = StageConfig(4000, 16, 2e-3, warmup=100)
+_DENOISER = StageConfig(8500, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
+_REWARD = StageConfig(2000, 96, 1e-3, warmup=100)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of every stage.
@@ -37,9 +41,9 @@ class Recipe:
         autoencoder_pool, denoiser_pool, reward_pool: how many pictures each stage draws.
     """
 
-    autoencoder: StageConfig = StageConfig(4000, 16, 2e-3, warmup=100)
-    denoiser: StageConfig = StageConfig(8500, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
-    reward: StageConfig = StageConfig(2000, 96, 1e-3, warmup=100)
+    autoencoder: StageConfig = _AUTOENCODER
+    denoiser: StageConfig = _DENOISER
+    reward: StageConfig = _REWARD
     latent_channels: int = 8
     autoencoder_pool: int = 15_000
     denoiser_pool: int = 60_000
@@ -91,7 +95,7 @@ def _export(folder: Path, save: Any) -> None:
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", part / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    part.replace(folder)
 
 
 def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, progress: bool = True) -> Path:

@@ -29,7 +29,7 @@ _SEED = 2
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 
-_GROUPS = (
+_GROUPS: tuple[tuple[str, ...], ...] = (
     COLOURS,
     SHAPES,
     tuple(plural(s) for s in SHAPES),

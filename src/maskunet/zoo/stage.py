@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def _flat(config: StageConfig) -> int:
 def _save(state: Mapping[str, object], path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(dict(state), part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def run_stage(

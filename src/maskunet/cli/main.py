@@ -1,0 +1,213 @@
+"""`maskunet`: the commands. Heavy imports wait until a command runs, so that help is quick."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import MaskUNetError
+
+app = typer.Typer(
+    name="maskunet",
+    help="Masks that switch off the parameters of a diffusion model that hurt, by timestep and by sample.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
+MaskerPath = Annotated[
+    str | None, typer.Option(help="Masker: a folder, a hub id or 'shapes'; none for the base model.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the first accelerator by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
+Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
+
+
+@app.callback()
+def _settings(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the libraries do.")] = False,
+) -> None:
+    from ..allocator import keep_freed_memory
+
+    keep_freed_memory()
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    if not verbose:
+        _quiet()
+
+
+def _quiet() -> None:
+    """Leave third-party chatter out of a user's terminal; errors still come through."""
+    import os
+
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _open(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
+    """Load a pipeline and attach a masker."""
+    from .. import pipelines
+
+    where = pipelines.choose_device(device)
+    pipe = pipelines.load_pipeline(
+        model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
+    )
+    if masker is not None:
+        from .. import attach, load, zoo
+
+        attach(pipe, load(zoo.path("shapes-masker") if masker == "shapes" else masker, pipe))
+    return pipe
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    from ..errors import DataError
+
+    prompts = list(given or [])
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"expected a text file with a prompt a line, could not read {file}: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise DataError(f"expected a prompt a line in {file}, it has none")
+        prompts += found
+    if any(not p.strip() for p in prompts) or not prompts:
+        raise DataError("expected at least one prompt and no empty one; give --prompt or --prompts-file")
+    return prompts
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")] = Path("demo"),
+    count: Annotated[int, typer.Option(min=6, help="Prompts; they alternate over the six tasks.")] = 96,
+    steps: Steps = 25,
+    guidance_scale: Guidance = 4.0,
+    seed: Seed = 0,
+) -> None:
+    """Main job on the bundled model: base against masked from the same noise, judged, as a table and a page."""
+    from .demo import run_demo
+
+    run_demo(output, count=count, steps=steps, guidance_scale=guidance_scale, seed=seed)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be repeated.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    model: Model = "shapes",
+    masker: MaskerPath = None,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    compare_base: Annotated[bool, typer.Option(help="Also make each picture without masks, side by side.")] = False,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
+    steps: Steps = 25,
+    guidance_scale: Guidance = 7.5,
+    seed: Seed = 0,
+    batch_size: BatchSize = 4,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Make pictures from prompts, with or without masks; each has its settings beside it as JSON."""
+    from ..errors import DataError
+    from .pictures import write_pictures
+
+    prompts = _prompts(prompt, prompts_file)
+    if compare_base and masker is None:
+        raise DataError("expected --masker with --compare-base; without one there is nothing to compare")
+    pipe = _open(model, masker, device, dtype, scheduler)
+    settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
+    written = write_pictures(
+        pipe,
+        prompts,
+        output,
+        compare_base=compare_base,
+        settings=settings,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+    )
+    typer.echo(f"{len(written)} pictures in {output}")
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help="A masker's folder or hub id, or a model as in --model.")],
+    targets: Annotated[str, typer.Option(help="Targets to count in a model.")] = "decoder-attention",
+    device: Device = "cpu",
+) -> None:
+    """Show the parameters, the targets and the density of a masker or a model."""
+    from .info import describe_source
+
+    for line in describe_source(source, targets, device):
+        typer.echo(line)
+
+
+@app.command()
+def convert(
+    mask_generators: Annotated[Path, typer.Argument(help="The authors' mask generators (.pth).")],
+    adapters: Annotated[Path, typer.Argument(help="The authors' adapters (.pth).")],
+    output: Annotated[Path, typer.Option(help="Folder for the masker.")],
+    model: Annotated[str, typer.Option(help="The model that they were trained for.")],
+) -> None:
+    """Convert the authors' two checkpoint files into a masker's folder; only weights are read from the pickles."""
+    from .convert import convert_authors
+
+    path = convert_authors(mask_generators, adapters, output, model)
+    typer.echo(f"masker in {path}")
+
+
+@zoo_app.command("train")
+def zoo_train(
+    output: Annotated[Path, typer.Option(help="Folder that receives shapes/ and shapes-reward/.")] = Path("runs/zoo"),
+    work: Annotated[Path | None, typer.Option(help="Folder of the runs under way; <output>/work by default.")] = None,
+    share: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Share of the recipe, to try it out.")] = 1.0,
+) -> None:
+    """Train the bundled model from nothing; the same command again resumes. About 95 minutes on two CPU cores."""
+    from ..zoo.recipe import Recipe, train_shapes
+
+    recipe = Recipe() if share == 1.0 else Recipe().shortened(share)
+    typer.echo(f"pipeline in {train_shapes(output, work or output / 'work', recipe)}")
+
+
+@zoo_app.command("sample")
+def zoo_sample(
+    output: Annotated[Path, typer.Option(help="PNG file for the sheet.")] = Path("sheet.png"),
+    model: Model = "shapes",
+    masker: MaskerPath = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out prompts to draw.")] = 48,
+    steps: Steps = 25,
+    guidance_scale: Guidance = 4.0,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Draw a sheet of pictures from held-out prompts and say how many are right."""
+    from .pictures import write_sheet
+
+    pipe = _open(model, masker, device, None, None)
+    right = write_sheet(pipe, output, count=count, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    typer.echo(f"{right} of {count} right; sheet in {output}")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except MaskUNetError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

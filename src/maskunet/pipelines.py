@@ -1,0 +1,148 @@
+"""Load a text-to-image pipeline from whatever a user has: a folder, a single file, a hub id, or a bundled name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import zoo
+from .errors import CheckpointError, DataError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: Schedulers by the name that the command line takes, and what their constructors are told beside the model's config.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm-solver++": ("DPMSolverMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device to run on; the first accelerator if none is named, never a silent stand-in for a named one.
+
+    Raises:
+        DataError: no such device here.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DataError(
+            f"expected a device of this machine (cpu{', cuda' if torch.cuda.is_available() else ''}), got {name!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if device.type == "meta":
+        raise DataError("expected a device that computes, got 'meta'")
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Return the dtype to run in; float16 on CUDA and float32 elsewhere if none is named.
+
+    Raises:
+        DataError: an unknown dtype, or one that the device does not compute in.
+    """
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise DataError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
+    if device.type == "cpu" and name == "float16":
+        raise DataError("expected a dtype that the CPU computes in, got float16; use float32 or bfloat16")
+    if device.type == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise DataError("expected a dtype that this GPU computes in, got bfloat16; use float16 or float32")
+    return DTYPES[name]
+
+
+def load_pipeline(
+    source: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    scheduler: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """Load a Stable Diffusion pipeline.
+
+    Args:
+        source: "shapes" (bundled), a folder in the diffusers format, a `.safetensors` file, or a hub id.
+        dtype: dtype of its weights.
+        device: where to put it.
+        scheduler: a name of `SCHEDULERS`; the checkpoint's own if None.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: nothing there, or not a pipeline that can be read.
+        DataError: an unknown scheduler.
+    """
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise DataError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {scheduler!r}")
+    text = os.fspath(source)
+    if text == "shapes":
+        pipe: Any = zoo.load("shapes", dtype=dtype, device=device)
+    else:
+        pipe = _read(text, dtype, revision)
+        if not hasattr(pipe, "unet"):
+            raise CheckpointError(f"expected a pipeline with a U-Net in {text!r}, got {type(pipe).__name__}")
+        pipe = pipe.to(device)
+    if scheduler is not None:
+        import diffusers
+
+        name, changes = SCHEDULERS[scheduler]
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
+    return pipe
+
+
+def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
+    import diffusers
+
+    path = Path(text).expanduser()
+    options: dict[str, Any] = {"torch_dtype": dtype}
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"expected a folder or a .safetensors file, got {text!r}; pickled checkpoints are not read. Convert it "
+                "with diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors."
+            )
+        reader, where = diffusers.StableDiffusionPipeline.from_single_file, "file"
+    elif path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise CheckpointError(
+                f"expected a pipeline's folder with a model_index.json, {text!r} has none. Pass the folder above unet/ "
+                "and vae/."
+            )
+        reader, where = diffusers.DiffusionPipeline.from_pretrained, "folder"
+        options |= {"local_files_only": True, "use_safetensors": True}
+    elif text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        reader, where = diffusers.DiffusionPipeline.from_pretrained, "hub id"
+        options |= {"revision": revision, "use_safetensors": True}
+    else:
+        raise CheckpointError(
+            f"expected 'shapes', a pipeline's folder, a .safetensors file or a hub id like 'user/name', got {text!r}, "
+            "which is not there"
+        )
+    try:
+        return reader(str(path) if where != "hub id" else text, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise CheckpointError(
+            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {reason}"
+        ) from error
+    except Exception as error:
+        # safetensors and hub clients raise their own types; a user's bad file must still end in one clear line.
+        raise CheckpointError(
+            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {type(error).__name__}: {error}"
+        ) from error

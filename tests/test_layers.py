@@ -1,0 +1,106 @@
+"""The package's layers: a module imports only from lower floors, read from its source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
+
+# From the ground up. A module belongs to its longest matching prefix; modules of one floor do not import each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "relaxation", "allocator"),
+    ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),
+    ("operators", "metrics", "shapes.vocabulary", "diffusion"),
+    ("maskers.base", "maskers.authors", "shapes.scenes"),
+    ("maskers.generator", "maskers.table", "maskers.fixed", "maskers.random", "shapes.drawing"),
+    ("maskers", "shapes.judge", "shapes"),
+    ("attach", "data.cached"),
+    ("checkpoint", "data"),
+    ("training.trainer", "evaluation.generation"),
+    ("training", "evaluation.comparison"),
+    ("evaluation", "evaluation.report", "zoo.stage", "zoo.tokenizer"),
+    ("zoo.autoencoder", "zoo.denoiser"),
+    ("zoo.reward",),
+    ("zoo.recipe", "zoo"),
+    ("pipelines",),
+    ("cli.pictures", "cli.info", "cli.convert"),
+    ("cli.demo",),
+    ("cli.main", "cli"),
+    ("__main__",),
+)
+
+# Imports that look upwards on purpose, made inside a function: the methods that lead from a masker to its files.
+LATE = {("maskers.base", "checkpoint")}
+
+
+def floor(module: str) -> int:
+    matches = [(len(name), i) for i, names in enumerate(FLOORS) for name in names if _within(module, name)]
+    assert matches, f"{module} has no floor; add it to FLOORS"
+    return max(matches)[1]
+
+
+def _within(module: str, name: str) -> bool:
+    return module == name or module.startswith(name + ".")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        if parts:
+            found[".".join(parts)] = path
+    return found
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Modules of the package that a module imports, at any depth of its source."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    known = set(modules())
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                source = [*base, *(node.module.split(".") if node.module else [])]
+            elif node.module and node.module.split(".")[0] == "maskunet":
+                source = node.module.split(".")[1:]
+            else:
+                continue
+            for alias in node.names:
+                name = ".".join([*source, alias.name])
+                found.add(name if name in known else ".".join(source))
+        elif isinstance(node, ast.Import):
+            found |= {n.name.removeprefix("maskunet.") for n in node.names if n.name.startswith("maskunet.")}
+    return found - {"", module}
+
+
+def test_modules_import_only_from_lower_floors() -> None:
+    wrong = []
+    for module, path in modules().items():
+        for imported in imports(module, path):
+            if imported in modules() and floor(imported) >= floor(module) and (module, imported) not in LATE:
+                wrong.append(f"{module} (floor {floor(module)}) imports {imported} (floor {floor(imported)})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_hooks_are_registered_in_one_file() -> None:
+    words = ("register_forward_pre_hook", "register_forward_hook", "HookRegistry", "register_hook")
+    users = {name for name, path in modules().items() if any(word in path.read_text() for word in words)}
+    assert users == {"attach"}
+
+
+def test_no_forbidden_imports() -> None:
+    """Packages whose registry builds break beside a CPU torch."""
+    forbidden = {"torchvision", "timm", "open_clip", "fairscale", "lpips"}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {n.split(".")[0] for n in names} & forbidden, name
+
+
+def test_files_stay_short() -> None:
+    long = {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 320}
+    assert not long
