@@ -67,8 +67,7 @@ def from_authors_layout(
             )
         if name not in named:
             named.append(name)
-        block = f"up_blocks.{match[1]}"
-        layer_key = name.removeprefix(block + ".").replace(".", "__")
+        layer_key = name.removeprefix(f"up_blocks.{match[1]}.").replace(".", "__")
         tensors[f"blocks.up_blocks__{match[1]}.layers.{layer_key}.{_PARTS[match[3], match[4]]}"] = (
             value.flatten(1) if match[4] == "weight" else value
         )

@@ -68,8 +68,8 @@ def swapped(caption: str, rng: random.Random) -> str:
     """Return a caption that the picture does not show: one word swapped for another of its kind, or two exchanged."""
     words = caption.split()
     places = [(i, group) for i, word in enumerate(words) for group in _GROUPS if word in group]
-    for group in (COLOURS, SHAPES):
-        mine = [i for i, g in places if g is group]
+    for kind in (COLOURS, SHAPES):
+        mine = [i for i, g in places if g is kind]
         # Exchanging two colours keeps every word and changes the binding.
         if len(mine) == 2 and words[mine[0]] != words[mine[1]] and rng.random() < 0.25 and " and " not in caption:
             words[mine[0]], words[mine[1]] = words[mine[1]], words[mine[0]]
