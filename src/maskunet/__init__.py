@@ -23,6 +23,8 @@ _PUBLIC = {
     "FixedMasks": "maskers",
     "RandomMasks": "maskers",
     "Masker": "maskers",
+    "train": "training",
+    "TrainConfig": "training",
     "MaskUNetError": "errors",
     "TargetError": "errors",
     "CheckpointError": "errors",
@@ -53,3 +55,4 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, TargetError
     from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskTable, RandomMasks
+    from .training import TrainConfig, train

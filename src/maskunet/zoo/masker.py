@@ -1,0 +1,45 @@
+"""The bundled masker: trained on the diffusion loss of the bundled pipeline's own world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..data import encode_scenes
+from ..maskers import MaskConfig, MaskGenerator
+from ..shapes.scenes import training_scene
+from ..training import Run, TrainConfig, train
+
+#: Settings of the masker that is shipped; `benchmarks/first_masker.py` says how they were chosen.
+MASK = MaskConfig(initial_logit=1.0)
+TRAIN = TrainConfig(max_train_steps=1500, train_batch_size=64, learning_rate=2e-3, gumbel=False, snr_gamma=5.0)
+#: Scenes of training and of validation, and the seeds that they are drawn from; the denoiser saw others.
+POOL, HELD_OUT, TRAIN_SEED, HELD_OUT_SEED = 12_000, 2048, 11, 12
+
+
+def train_masker(
+    pipe: Any,
+    folder: Path,
+    *,
+    mask: MaskConfig = MASK,
+    config: TrainConfig = TRAIN,
+    style: str = "plain",
+    pool: int = POOL,
+    progress: bool = True,
+) -> Run:
+    """Train a masker for the bundled pipeline.
+
+    Args:
+        pipe: the bundled pipeline.
+        folder: where the run is kept; the same call again resumes it.
+        mask: settings of the masker.
+        config: settings of the training.
+        style: style of the pictures: "plain" or "art".
+        pool: how many pictures.
+        progress: show progress bars.
+    """
+    data = encode_scenes(pipe, [training_scene(i, TRAIN_SEED) for i in range(pool)], style, progress=progress)
+    held_out = [training_scene(i, HELD_OUT_SEED) for i in range(HELD_OUT)]
+    validation = encode_scenes(pipe, held_out, style, progress=progress)
+    masker = MaskGenerator.for_unet(pipe.unet, mask, seed=config.seed)
+    return train(pipe, masker, data, config, folder, validation=validation, progress=progress)
