@@ -1,0 +1,174 @@
+"""Tiny networks in the real architectures, with seeded random weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import settings
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+torch.set_num_threads(1)
+settings.register_profile("maskunet", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("maskunet")
+
+_SD1: dict[str, Any] = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 4,
+}
+_SDXL: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "transformer_layers_per_block": (1, 2),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 32,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd1": _SD1,
+    "sd2": _SD1 | {"attention_head_dim": (2, 4, 4), "use_linear_projection": True},
+    "sdxl": _SD1 | _SDXL,
+}
+Unet = UNet2DConditionModel
+
+
+def _seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def _unets() -> dict[str, Unet]:
+    return {name: _seeded(lambda config=config: Unet(**config)) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture
+def make_unet(_unets: dict[str, Unet]) -> Callable[[str], Unet]:
+    """Build a frozen tiny U-Net of a style: "sd1", "sd2" or "sdxl"."""
+    return lambda style: copy.deepcopy(_unets[style])
+
+
+@pytest.fixture
+def sd1(make_unet: Callable[[str], Unet]) -> Unet:
+    return make_unet("sd1")
+
+
+@pytest.fixture(params=list(CONFIGS))
+def any_unet(request: pytest.FixtureRequest, make_unet: Callable[[str], Unet]) -> Unet:
+    return make_unet(request.param)
+
+
+@pytest.fixture
+def inputs() -> Callable[..., dict[str, Any]]:
+    """Make the arguments of a call of a tiny U-Net for a batch of samples."""
+
+    def make(unet: Unet, batch: int = 2, *, seed: int = 0, timestep: int = 500) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(batch, *shape, generator=generator)
+
+        given: dict[str, Any] = {"sample": normal(4, 8, 8), "encoder_hidden_states": normal(5, 24)}
+        if unet.config["addition_embed_type"] == "text_time":
+            time_ids = torch.tensor([[8.0, 8.0, 0.0, 0.0, 8.0, 8.0]]).repeat(batch, 1)
+            given["added_cond_kwargs"] = {"text_embeds": normal(32), "time_ids": time_ids}
+        return given | {"timestep": torch.tensor(timestep)}
+
+    return make
+
+
+@pytest.fixture
+def predict(inputs: Callable[..., dict[str, Any]]) -> Callable[..., Tensor]:
+    """Call a tiny U-Net without gradients on seeded inputs."""
+
+    @torch.no_grad()
+    def call(model: Any, **options: Any) -> Tensor:
+        return model(**inputs(getattr(model, "_orig_mod", model), **options)).sample
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+    )
+    text = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return {
+        "vae": _seeded(lambda: vae),
+        "text_encoder": _seeded(lambda: CLIPTextModel(text)),
+        "tokenizer": _tokenizer(tmp_path_factory.mktemp("tokenizer")),
+    }
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+
+
+@pytest.fixture
+def pipe(_components: dict[str, Any], sd1: Unet) -> StableDiffusionPipeline:
+    """A whole tiny pipeline; only its U-Net is the test's own."""
+    pipe = StableDiffusionPipeline(
+        **_components,
+        unet=sd1,
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def draw_latents() -> Callable[..., Tensor]:
+    """Generate latents from a pipeline: two steps under guidance, a seed for each prompt."""
+
+    def generate(pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], guidance: float = 4.0) -> Tensor:
+        return pipe(
+            prompts,
+            height=16,
+            width=16,
+            num_inference_steps=2,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+        ).images
+
+    return generate

@@ -1,0 +1,47 @@
+"""Generation: a seed means a picture, in any batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import maskunet as mu
+from maskunet.evaluation import generate
+
+PROMPTS = ["a b", "c", "d e f"]
+
+
+def test_picture_repeats_in_any_batch(pipe: StableDiffusionPipeline) -> None:
+    mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=-0.2), seed=0))
+    options = {"seeds": [5, 6, 7], "num_inference_steps": 2, "progress": False}
+    whole = generate(pipe, PROMPTS, batch_size=3, **options)
+    singly = generate(pipe, PROMPTS, batch_size=1, **options)
+    assert whole.shape == (3, 3, 16, 16)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+    torch.testing.assert_close(whole, singly, atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole, generate(pipe, PROMPTS, batch_size=3, **options), atol=0, rtol=0)
+    assert (whole - generate(pipe, PROMPTS, seeds=8, num_inference_steps=2, progress=False)).abs().mean() > 1e-3
+
+
+def test_negative_prompt_and_guidance_act(pipe: StableDiffusionPipeline) -> None:
+    base = generate(pipe, PROMPTS, num_inference_steps=2, progress=False)
+    other = generate(pipe, PROMPTS, num_inference_steps=2, negative_prompt="q", progress=False)
+    weak = generate(pipe, PROMPTS, num_inference_steps=2, guidance_scale=1.0, progress=False)
+    assert not torch.equal(base, other)
+    assert not torch.equal(base, weak)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": ["a"], "num_inference_steps": 0}, "got 0 and 8"),
+        ({"prompts": ["a"], "batch_size": 0}, "got 25 and 0"),
+        ({"prompts": ["a", "b"], "seeds": [1]}, "a seed for each of 2"),
+    ],
+)
+def test_bad_settings(pipe: StableDiffusionPipeline, options: dict, message: str) -> None:
+    with pytest.raises(mu.DataError, match=message):
+        generate(pipe, **options)

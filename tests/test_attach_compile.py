@@ -1,0 +1,114 @@
+"""Masks and `torch.compile`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+import maskunet as mu
+
+Unet = UNet2DConditionModel
+#: Two layers: tracing more takes long and finds no more.
+SOME = r"up_blocks\.0\.attentions\.1\..*attn1\.to_(q|out\.0)"
+# Dynamo itself makes an instance of an autograd function where it traces one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The compiler writes a structured trace of megabytes to whoever listens, and pytest does.
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def unet() -> Unet:
+    """The smallest U-Net that has a masked block; tracing a larger one takes long."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = Unet(
+            sample_size=8,
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=24,
+            block_out_channels=(16,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            mid_block_type=None,
+            attention_head_dim=4,
+        )
+    return unet.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def masker(unet: Unet) -> mu.MaskGenerator:
+    masker = mu.MaskGenerator.for_unet(unet, mu.MaskConfig(targets=SOME), seed=0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in masker.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return masker
+
+
+def close(ours: Tensor, reference: Tensor) -> None:
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "backend"), [("attach", "eager"), ("compile", "aot_eager")])
+def test_compiled_before_or_after(
+    unet: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor], first: str, backend: str
+) -> None:
+    base = predict(unet)
+    mu.attach(unet, masker)
+    masked = predict(unet)
+    assert (masked - base).abs().max() > 1e-3
+    if first == "compile":
+        mu.detach(unet)
+    compiled = torch.compile(unet, backend=backend)
+    if first == "compile":
+        close(predict(compiled), base)
+        mu.attach(compiled, masker)
+    close(predict(compiled), masked)
+    with mu.disabled(compiled):
+        close(predict(compiled), base)
+    close(predict(compiled), masked)
+    mu.detach(compiled)
+    close(predict(compiled), base)
+
+
+def test_compiled_with_gumbel_noise_is_as_without(
+    unet: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor]
+) -> None:
+    mu.attach(unet, masker, seed=3)
+    expected = [predict(unet, timestep=timestep) for timestep in (900, 20)]
+    assert not torch.equal(*expected)
+    unet.compile(backend="eager")
+    for timestep, plain in zip((900, 20), expected, strict=True):
+        close(predict(unet, timestep=timestep), plain)
+
+
+def test_attaching_to_the_network_inside_a_compiled_one(
+    unet: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor]
+) -> None:
+    compiled = torch.compile(unet, backend="eager")
+    base = predict(compiled)
+    mu.attach(unet, masker)
+    masked = predict(unet)
+    assert (masked - base).abs().max() > 1e-3
+    close(predict(compiled), masked)
+    mu.detach(unet)
+    close(predict(compiled), base)
+
+
+def test_random_masks_of_a_compiled_network_follow_the_timestep(unet: Unet, predict: Callable[..., Tensor]) -> None:
+    mu.attach(unet, mu.RandomMasks.for_unet(unet, SOME, density=0.5, seed=1))
+    expected = [predict(unet, timestep=timestep) for timestep in (900, 20)]
+    unet.compile(backend="eager")
+    for timestep, plain in zip((900, 20), expected, strict=True):
+        close(predict(unet, timestep=timestep), plain)

@@ -1,0 +1,152 @@
+"""The trainer: it lowers the loss, touches nothing but the masker, repeats, and resumes bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import maskunet as mu
+from maskunet.attach import attachment_of
+from maskunet.data import CachedLatents, encode_scenes
+from maskunet.shapes.scenes import training_scene
+from maskunet.training import trainer as module
+
+CONFIG = mu.TrainConfig(
+    max_train_steps=8, train_batch_size=4, learning_rate=0.02, validation_samples=8, checkpointing_steps=4
+)
+
+
+@pytest.fixture
+def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
+    cached = encode_scenes(pipe, [training_scene(i) for i in range(12)])
+    # The tiny autoencoder halves once; the tiny U-Net wants 8 by 8.
+    return CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.input_ids, cached.empty_ids)
+
+
+def fresh(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
+    return mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+
+
+def tensors(masker: mu.Masker) -> list[torch.Tensor]:
+    return [v.clone() for v in masker.state_dict().values()]
+
+
+def same(a: mu.Masker, b: mu.Masker) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def test_only_the_masker_changes(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    flags = [[p.requires_grad for p in part.parameters()] for part in parts]
+    masker = fresh(pipe)
+    start = tensors(masker)
+    run = mu.train(pipe, masker, dataset, CONFIG, tmp_path, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(start, tensors(masker), strict=True))
+    for part, state, flag in zip(parts, before, flags, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in part.state_dict().items())
+        assert [p.requires_grad for p in part.parameters()] == flag
+        assert all(p.grad is None for p in part.parameters())
+    assert attachment_of(pipe) is None
+    assert not run.masker.training
+    assert same(mu.load(run.folder / "masker", pipe), masker)
+
+
+def test_runs_repeat_and_seeds_differ(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
+    runs = [
+        mu.train(pipe, fresh(pipe), dataset, mu.TrainConfig(**{**vars(CONFIG), "seed": s}), tmp_path / n, progress=False)
+        for n, s in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert same(runs[0].masker, runs[1].masker)
+    assert not same(runs[0].masker, runs[2].masker)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "whole", progress=False)
+    calls = 0
+    real = module.diffusion_errors
+
+    def stop(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 7:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "diffusion_errors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
+    assert attachment_of(pipe) is None
+    monkeypatch.setattr(module, "diffusion_errors", real)
+    resumed = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
+    assert same(resumed.masker, whole.masker)
+    assert resumed.stats == whole.stats
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
+) -> None:
+    mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
+    with pytest.raises(mu.CheckpointError, match="learning_rate differ"):
+        other = mu.TrainConfig(**{**vars(CONFIG), "learning_rate": 0.5})
+        mu.train(pipe, fresh(pipe), dataset, other, tmp_path, progress=False)
+
+
+def test_loss_that_is_not_finite_stops_with_the_last_state_intact(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
+    state = (tmp_path / module.STATE).read_bytes()
+    monkeypatch.setattr(module, "diffusion_errors", lambda *a: torch.full((4,), torch.nan, requires_grad=True))
+    with pytest.raises(mu.DataError, match="intact"):
+        mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "new", progress=False)
+    assert (tmp_path / module.STATE).read_bytes() == state
+    assert attachment_of(pipe) is None
+
+
+def test_training_lowers_the_loss_of_a_network_that_masks_can_mend(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
+) -> None:
+    """Weights that hurt are planted in the value projections; masks must find and drop them."""
+    layer = pipe.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2.to_v
+    with torch.no_grad():
+        layer.weight[:, :4] += 6.0
+    table = mu.MaskTable.for_unet(pipe.unet, ["attentions.0.transformer_blocks.0.attn2.to_v"], initial_logit=0.3)
+    config = mu.TrainConfig(
+        max_train_steps=60,
+        train_batch_size=8,
+        learning_rate=0.05,
+        gumbel=False,
+        validation_samples=64,
+        lr_scheduler="constant",
+    )
+    run = mu.train(pipe, table, dataset, config, tmp_path, progress=False)
+    last = run.stats[-1]
+    assert last["gain"] > last["gain_ci95"] > 0
+    assert last["density"] < 1
+    name = "up_blocks.2.attentions.0.transformer_blocks.0.attn2.to_v"
+    logits = table.logits[name.replace(".", "__")]
+    planted, rest = logits[:, :4].mean(), logits[:, 4:].mean()
+    assert planted < rest
+
+
+def test_masker_without_parameters_is_refused(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
+) -> None:
+    with pytest.raises(mu.DataError, match="0 parameters"):
+        mu.train(pipe, mu.RandomMasks.for_unet(pipe.unet), dataset, CONFIG, tmp_path)
+
+
+def test_stats_are_on_disk(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
+    run = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert lines == run.stats
+    assert {"step", "loss", "gain", "gain_ci95", "density"} <= set(lines[-1])

@@ -1,0 +1,116 @@
+"""The recipe in little: every stage runs, resumes, and leaves folders that the standard loaders read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPModel
+
+import maskunet as mu
+from maskunet.shapes.scenes import training_scene
+from maskunet.zoo.recipe import Recipe, train_shapes
+from maskunet.zoo.reward import swapped
+from maskunet.zoo.stage import StageConfig, run_stage
+from maskunet.zoo.tokenizer import MAX_LENGTH, build_tokenizer, world_words
+
+
+def test_tokenizer_spells_the_world_in_one_token_a_word() -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    for word in world_words():
+        assert len(tokenizer(word).input_ids) == 3
+    for i in range(300):
+        caption = training_scene(i).caption
+        ids = tokenizer(caption).input_ids
+        assert len(ids) == len(caption.split()) + 2 <= MAX_LENGTH
+    assert len(tokenizer("zebra!").input_ids) > 3
+
+
+def test_swapped_captions_say_something_else_in_known_words() -> None:
+    import random
+
+    words = set(world_words())
+    for i in range(500):
+        caption = training_scene(i).caption
+        wrong = swapped(caption, random.Random(i))
+        assert wrong != caption
+        assert set(wrong.split()) <= words
+
+
+def _toy(folder: Path, config: StageConfig, stop_at: int | None = None) -> nn.ModuleDict:
+    torch.manual_seed(0)
+    modules = nn.ModuleDict({"line": nn.Linear(3, 1)})
+    steps = 0
+
+    def loss(generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal steps
+        steps += 1
+        if steps == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(config.batch_size, 3, generator=generator)
+        return (modules["line"](x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+    return run_stage("toy", modules, loss, config, folder, progress=False)
+
+
+def test_stage_resumes_bit_for_bit_and_learns(tmp_path: Path) -> None:
+    config = StageConfig(120, 8, 0.05, warmup=5, decay=0.5, save_every_s=0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = _toy(tmp_path / "a", config)
+    with pytest.raises(KeyboardInterrupt):
+        _toy(tmp_path / "b", config, stop_at=77)
+    resumed = _toy(tmp_path / "b", config)
+    assert torch.equal(whole["line"].weight, resumed["line"].weight)
+    torch.testing.assert_close(whole["line"].weight, torch.ones(1, 3), atol=0.05, rtol=0)
+
+
+def test_stage_takes_another_length_only_before_its_decay(tmp_path: Path) -> None:
+    config = StageConfig(100, 8, 0.05, warmup=5, decay=0.5, save_every_s=0)
+    with pytest.raises(KeyboardInterrupt):
+        _toy(tmp_path, config, stop_at=20)
+    with pytest.raises(KeyboardInterrupt):
+        _toy(tmp_path, StageConfig(60, 8, 0.05, warmup=5, decay=0.5, save_every_s=0), stop_at=35)
+    with pytest.raises(mu.CheckpointError, match="other settings"):
+        _toy(tmp_path, config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    recipe = Recipe().shortened(0.0005)
+    train_shapes(folder / "out", folder / "work", recipe, progress=False)
+    return folder
+
+
+def test_recipe_leaves_a_standard_pipeline(trained: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(trained / "out" / "shapes")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red circle", num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
+    weights = [torch.float16] * 3
+    raw = StableDiffusionPipeline.from_pretrained(trained / "out" / "shapes", torch_dtype="auto")
+    assert [raw.unet.dtype, raw.vae.dtype, raw.text_encoder.dtype] == weights
+    assert pipe.vae.config.scaling_factor != 0.18215
+
+
+def test_recipe_leaves_a_standard_clip(trained: Path) -> None:
+    clip = CLIPModel.from_pretrained(trained / "out" / "shapes-reward")
+    out = clip.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
+    assert out.shape == (2, 128)
+    config = json.loads((trained / "out" / "shapes-reward" / "preprocessor_config.json").read_text())
+    assert config["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def test_recipe_is_small_and_finished_stages_are_kept(trained: Path) -> None:
+    size = sum(p.stat().st_size for p in (trained / "out").rglob("*") if p.is_file())
+    assert size <= 30e6
+    before = (trained / "out" / "shapes" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    train_shapes(trained / "out", trained / "work", Recipe().shortened(0.0005), progress=False)
+    after = (trained / "out" / "shapes" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert before == after
