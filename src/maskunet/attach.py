@@ -1,9 +1,9 @@
-"""Attach a masker to a pipeline or a U-Net, in place and reversibly. The only file with hooks.
+"""Attach a masker to a pipeline or a U-Net, in place and reversibly.
 
 Three kinds of hooks work together. A pre-forward hook on the U-Net starts a call and notes its timestep. A pre-forward
-hook on each block that has masked layers asks the masker for that block's masks. On each masked layer a diffusers
-`ModelHook` replaces the layer's computation by the masked one, so nothing is computed twice. Weights and state dicts
-are never touched, and `detach` leaves no trace.
+hook on each block that has masked layers asks the masker for that block's masks. On each masked layer the computation is
+replaced by the masked one, so nothing is computed twice. Weights and state dicts are never touched, and `detach` leaves
+no trace.
 
 The masker stays outside the U-Net's modules, so it is neither saved with it nor offloaded with it; it follows the
 features to whatever device they arrive on.
@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from .errors import TargetError
+from .hooks import Context, Replacement, follow_checkpointing, leave_checkpointing
 from .maskers import BlockInput, Draw, LayerMask, Masker
 from .relaxation import derive_seed
-from .targets import LayerSpec, check_fits, maskable_layers, unet_of
+from .targets import BlockSpec, LayerSpec, check_fits, maskable_layers, unet_of
 from .trace import Trace
 
-_NAME = "maskunet"
 _ATTRIBUTE = "_maskunet_attachment"
 
 
@@ -43,7 +42,6 @@ class Attachment:
         self.reseed(seed)
         self._masks: dict[str, tuple[LayerMask, Draw, int]] = {}
         self._handles: list[Any] = []
-        self._layers: list[nn.Module] = []
 
     def reseed(self, seed: int | None) -> None:
         """Set the seed of the Gumbel noise. In training mode each call then takes the next noise of that seed."""
@@ -55,44 +53,46 @@ class Attachment:
         if self.noise is not None:
             return Draw(self.masker.tau, noise=self.noise)
         if self.masker.training:
+            if self.seed is None:  # the caller's `torch.manual_seed` decides
+                self.seed = int(torch.randint(2**62, ()))
             # Every call of a training run draws afresh, and every sample for itself.
             return Draw(self.masker.tau, derive_seed(self.seed, "train", self.calls), per_sample=True)
         if self.seed is None:
             return Draw(self.masker.tau)
         # At inference noise depends on the timestep and not on the batch, so a picture repeats in any batch.
-        return Draw(self.masker.tau, derive_seed(self.seed, _number(self.timestep)))
+        timestep = self.timestep
+        if isinstance(timestep, Tensor) and timestep.numel() > 1:
+            return Draw(self.masker.tau, tuple(derive_seed(self.seed, float(t)) for t in timestep))
+        return Draw(self.masker.tau, derive_seed(self.seed, None if timestep is None else float(timestep)))
 
     def install(self) -> None:
-        """Register every hook."""
+        """Put every hook in place."""
         layers = maskable_layers(self.unet)
         self._handles.append(self.unet.register_forward_pre_hook(self._start_call, with_kwargs=True))
         for block in self.masker.network.blocks:
-            module = self.unet.get_submodule(block.name)
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
-            hook = _BlockHook(self, block.name, names, [(n, module) for n, module in _attentions(module)])
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            hook = _BlockHook(self, block)
+            self._handles.append(hook.module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._handles.append(hook)
             for layer in block.layers:
-                target = layers[layer.name]
-                with _inside_accelerate(target):
-                    HookRegistry.check_if_exists_or_initialize(target).register_hook(_LayerHook(self, layer), _NAME)
-                self._layers.append(target)
+                self._handles.append(Replacement(layers[layer.name], self._replacement(layer, layers[layer.name])))
 
     def remove(self) -> None:
         """Remove every hook and leave the modules as they were."""
         for handle in self._handles:
             handle.remove()
-        for module in self._layers:
-            with _inside_accelerate(module):
-                registry: Any = module._diffusers_hook
-                registry.remove_hook(_NAME, recurse=False)
-                if not registry.hooks:
-                    del module._diffusers_hook
-                bound = module.__dict__.get("forward")
-                if getattr(bound, "__func__", None) is type(module).forward:
-                    del module.forward
-        self._handles, self._layers, self._masks = [], [], {}
+        self._handles, self._masks = [], {}
+
+    def _replacement(self, layer: LayerSpec, module: nn.Module) -> Callable[[Any], Any]:
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+                return self.run(layer, module, x) if self.enabled else original(x, *args, **kwargs)
+
+            return forward
+
+        return make
 
     def _start_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._masks = {}  # a dict of its own for each call, which gradient checkpointing may come back to
         if not self.enabled:
             return
         self.timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
@@ -118,86 +118,85 @@ class Attachment:
             self.trace.add(layer.name, form.logits(), mask, len(layer.shape))
         return form.apply(layer, module, x, mask)
 
+    def capture(self) -> Context:
+        """Return a context that goes back to the state of the call under way, without recording it again."""
+        then = (self._masks, self.enabled, None)
+
+        @contextlib.contextmanager
+        def back() -> Iterator[None]:
+            now = (self._masks, self.enabled, self.trace)
+            self._masks, self.enabled, trace = then
+            # While the call itself is under way the context changes nothing.
+            self.trace = now[2] if now[0] is then[0] and not _in_backward() else trace
+            try:
+                yield
+            finally:
+                self._masks, self.enabled, self.trace = now
+
+        return back
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
 
 class _BlockHook:
     """Pre-forward hook of a block: takes what the masker needs from the block's arguments."""
 
-    def __init__(
-        self, attachment: Attachment, block: str, parameters: list[str], attentions: list[tuple[str, nn.Module]]
-    ) -> None:
-        self.attachment, self.block, self.parameters, self.attentions = attachment, block, parameters, attentions
+    def __init__(self, attachment: Attachment, block: BlockSpec) -> None:
+        self.attachment, self.block = attachment, block
+        self.module = attachment.unet.get_submodule(block.name)
+        self.parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
+        self.checkpointing = [m for m in self.module.modules() if hasattr(m, "gradient_checkpointing")]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(m.gradient_checkpointing for m in self.checkpointing):
+            follow_checkpointing(self.checkpointing, self.attachment.capture)
         if not self.attachment.enabled:
             return
-        for name, attention in self.attentions:
-            _refuse_fused(f"{self.block}.{name}", attention)
+        refuse_fused(self.attachment.unet, self.block)
         given = dict(zip(self.parameters, args, strict=False)) | kwargs
         skips = given.get("res_hidden_states_tuple")
-        inputs = BlockInput(
-            given["hidden_states"], skips[-1] if skips else None, given["temb"], self.attachment.timestep
-        )
-        self.attachment.start_block(self.block, inputs)
+        skip = skips[-1] if skips else None
+        inputs = BlockInput(given["hidden_states"], skip, given["temb"], self.attachment.timestep)
+        self.attachment.start_block(self.block.name, inputs)
+
+    def remove(self) -> None:
+        """Leave gradient checkpointing as it was."""
+        leave_checkpointing(self.checkpointing)
 
 
-class _LayerHook(ModelHook):
-    """Replaces a layer's computation by the masked one."""
+def refuse_fused(unet: nn.Module, block: BlockSpec) -> None:
+    """Refuse what a mask would miss or hit wrongly.
 
-    def __init__(self, attachment: Attachment, layer: LayerSpec) -> None:
-        super().__init__()
-        self.attachment, self.layer = attachment, layer
-
-    def new_forward(self, module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.attachment.enabled:
-            return self.fn_ref.original_forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return self.attachment.run(self.layer, module, x)
-
-
-@contextlib.contextmanager
-def _inside_accelerate(module: nn.Module) -> Iterator[None]:
-    """Work on the forward that accelerate's offload wraps, where it does.
-
-    That one runs when the weights are in place, and changing it leaves accelerate's own wrapping whole.
+    Raises:
+        TargetError: a block's projections, or a LoRA of one of its layers, are fused.
     """
-    if not (hasattr(module, "_hf_hook") and hasattr(module, "_old_forward")):
-        yield
-        return
-    outer = module.forward
-    module.forward = module._old_forward  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        module._old_forward = module.forward  # type: ignore[assignment]
-        module.forward = outer
-
-
-def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in block.named_modules() if hasattr(module, "to_q")]
-
-
-def _refuse_fused(name: str, attention: nn.Module) -> None:
-    if getattr(attention, "fused_projections", False):
-        raise TargetError(
-            f"expected separate to_q, to_k and to_v, {name} has fused projections, which masks cannot reach. "
-            "Call unfuse_qkv_projections() first."
-        )
-    for part in ("to_q", "to_k", "to_v"):
-        if getattr(getattr(attention, part, None), "merged", False):
+    for layer in block.layers:
+        attention = layer.name.rpartition(".to_")[0]
+        if attention and _is_fused(unet.get_submodule(attention)):
             raise TargetError(
-                f"expected a LoRA beside the weights, {name}.{part} has one fused into them, so a mask would hit both. "
+                f"expected separate to_q, to_k and to_v, {attention} has fused projections, which masks cannot reach. "
+                "Call unfuse_qkv_projections() first."
+            )
+        if getattr(unet.get_submodule(layer.name), "merged", False):  # a PEFT layer around the masked one
+            raise TargetError(
+                f"expected a LoRA beside the weights, {layer.name} has one fused into them, so a mask would hit both. "
                 "Call unfuse_lora() first."
             )
+
+
+def _is_fused(attention: nn.Module) -> bool:
+    # The processor tells: `fused_projections` stays set after unfusing.
+    processor = getattr(attention, "processor", None)
+    if processor is not None:
+        return type(processor).__name__.startswith("Fused")
+    return bool(getattr(attention, "fused_projections", False))
 
 
 def _device_of(masker: Masker) -> torch.device | None:
     tensors: list[Tensor] = [*masker.parameters(), *masker.buffers()]
     return tensors[0].device if tensors else None
-
-
-def _number(timestep: Any) -> float | None:
-    if isinstance(timestep, Tensor):
-        return float(timestep.reshape(-1)[0])
-    return None if timestep is None else float(timestep)
 
 
 def _compiled(model: Any, unet: nn.Module) -> bool:
@@ -233,8 +232,7 @@ def attach(
     unet = unet_of(model)
     check_fits(unet, masker.network)
     for block in masker.network.blocks:
-        for name, attention in _attentions(unet.get_submodule(block.name)):
-            _refuse_fused(f"{block.name}.{name}", attention)
+        refuse_fused(unet, block)
     detach(model)
     attachment = Attachment(unet, masker, seed, noise)
     attachment.install()

@@ -59,8 +59,8 @@ def _card(masker: Masker, base_model: str | None) -> str:
 def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | None = None) -> Path:
     """Write a masker to a folder.
 
-    Each file is written under a temporary name and renamed, so an interrupted save leaves the former files whole. A
-    model card that is there already is kept.
+    The files are written under temporary names and renamed together, so an interrupted save leaves the former ones
+    whole. A model card that is there already is kept.
 
     Args:
         masker: the masker.
@@ -84,23 +84,20 @@ def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | No
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / WEIGHTS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-        text = json.dumps(config, indent=1) + "\n"
-        _replace(path / CONFIG, lambda part: part.write_text(text))
-        if not (path / CARD).exists():
-            _replace(path / CARD, lambda part: part.write_text(_card(masker, base_model)))
-    except OSError as error:
+        parts = {name: path / (name + ".part") for name in (WEIGHTS, CONFIG, CARD)}
+        try:
+            save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
+            parts[CONFIG].write_text(json.dumps(config, indent=1) + "\n")
+            parts[CARD].write_text(_card(masker, base_model))
+            for name, part in parts.items():  # only when all are whole do they take their names
+                if name != CARD or not (path / CARD).exists():
+                    part.replace(path / name)
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"expected a folder that can be written, {path} cannot be: {error}") from error
     return path
-
-
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def push(
@@ -166,15 +163,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"expected a masker's {CONFIG} in {folder}, could not read one: {error}") from error
-    if not isinstance(config, dict) or config.get("masker") not in MASKERS:
-        kind = config.get("_class_name", config.get("masker")) if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    name, version = config.get("masker"), config.get("format")
+    newer = isinstance(name, str) and isinstance(version, int) and version > FORMAT
+    if not newer and (not isinstance(name, str) or name not in MASKERS):
+        kind = config.get("_class_name", name)
         raise CheckpointError(
             f"expected {path} to name a masker ({', '.join(MASKERS)}), got {kind!r}. Is {folder} a masker's folder?"
         )
-    if config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"expected format {FORMAT} in {path}, got {config.get('format')!r}; upgrade maskunet to read it"
-        )
+    if version != FORMAT:
+        raise CheckpointError(f"expected format {FORMAT} in {path}, got {version!r}; upgrade maskunet to read it")
     return config
 
 

@@ -31,8 +31,8 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, keep_equal: bool) -> Tensor:
         soft = torch.sigmoid(scores)
         ctx.save_for_backward(soft)
-        # Compared after the sigmoid, as the paper does: scores within rounding of zero count as exactly 1/2.
-        return (soft >= 0.5 if keep_equal else soft > 0.5).to(scores.dtype)
+        # Scores are compared with 0 instead of their sigmoid with 1/2: the same, but for rounding at a large tau.
+        return (scores >= 0 if keep_equal else scores > 0).to(scores.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

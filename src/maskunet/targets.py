@@ -26,7 +26,7 @@ _CONVOLUTION = r"(resnets|upsamplers|downsamplers)\.\d+\.conv\w*"
 PRESETS = {
     "decoder-attention": rf"up_blocks\..+\.{_ATTENTION}",
     "decoder-attention-conv": rf"up_blocks\..+\.({_ATTENTION}|{_CONVOLUTION})",
-    "all": rf"(down_blocks|mid_block|up_blocks)\b.+\.({_ATTENTION}|{_CONVOLUTION})",
+    "all": rf"((down_blocks|up_blocks)\.\d+|mid_block)\.(.+\.)?({_ATTENTION}|{_CONVOLUTION})",
 }
 _BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.")
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .relaxation import density
@@ -74,10 +75,10 @@ class Trace:
             return
         if self.keep == "all":
             self._room -= need
-        call.masks[layer] = mask.bool().cpu()
+        call.masks[layer] = mask.to("cpu", torch.bool, copy=True)
         if logits is not None:
             logits = logits.detach()
-            call.logits[layer] = (logits if logits.ndim > ndim else logits[None]).float().cpu()
+            call.logits[layer] = (logits if logits.ndim > ndim else logits[None]).to("cpu", torch.float32, copy=True)
 
     @property
     def logits(self) -> dict[str, Tensor]:

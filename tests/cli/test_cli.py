@@ -54,7 +54,9 @@ def masker(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
 def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("d e\n\n f g \n")
     words = ["generate", "--model", model, "--prompt", "a b", "--prompts-file", "prompts.txt", "--steps", 2]
-    code, out, err = run(*words, "--masker", masker, "--compare-base", "--seed", 4, "--scheduler", "euler", "--device", "cpu")
+    code, out, err = run(
+        *words, "--masker", masker, "--compare-base", "--seed", 4, "--scheduler", "euler", "--device", "cpu"
+    )
     assert code == 0, err
     assert "3 pictures" in out
     files = sorted(p.name for p in (tmp_path / "pictures").iterdir())
@@ -68,7 +70,10 @@ def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Pa
 
 def test_generate_repeats(run: Run, model: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        assert run("generate", "--model", model, "--prompt", "a", "--steps", 2, "--output", folder, "--device", "cpu")[0] == 0
+        assert (
+            run("generate", "--model", model, "--prompt", "a", "--steps", 2, "--output", folder, "--device", "cpu")[0]
+            == 0
+        )
     assert (tmp_path / "one" / "00000.png").read_bytes() == (tmp_path / "two" / "00000.png").read_bytes()
 
 

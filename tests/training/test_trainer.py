@@ -59,7 +59,9 @@ def test_only_the_masker_changes(pipe: StableDiffusionPipeline, dataset: CachedL
 
 def test_runs_repeat_and_seeds_differ(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     runs = [
-        mu.train(pipe, fresh(pipe), dataset, mu.TrainConfig(**{**vars(CONFIG), "seed": s}), tmp_path / n, progress=False)
+        mu.train(
+            pipe, fresh(pipe), dataset, mu.TrainConfig(**{**vars(CONFIG), "seed": s}), tmp_path / n, progress=False
+        )
         for n, s in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert same(runs[0].masker, runs[1].masker)

@@ -44,13 +44,14 @@ class Draw:
 
     Args:
         tau: temperature of the straight-through gradient.
-        seed: seed of the Gumbel noise of this call, or None for the deterministic threshold.
+        seed: seed of the Gumbel noise of this call, one for each row of the batch, or None for the deterministic
+            threshold.
         per_sample: noise of its own for each sample, instead of one draw for the batch.
         noise: given Gumbel noise by layer name, used instead of drawn noise.
     """
 
     tau: float = 1.0
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     per_sample: bool = False
     noise: Mapping[str, Tensor] | None = None
 
@@ -78,12 +79,15 @@ class LayerMask(ABC):
 
 
 @torch.compiler.disable
-def _drawn(layer: LayerSpec, draw: Draw, shape: torch.Size, batch: int, device: torch.device) -> Tensor:
+def _drawn(layer: LayerSpec, draw: Draw, batch: int, device: torch.device) -> Tensor:
     if draw.noise is not None:
         if layer.name not in draw.noise:
             raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
         return draw.noise[layer.name].to(device)
-    size = (batch, *layer.shape) if draw.per_sample else tuple(shape[-len(layer.shape) :])
+    if isinstance(draw.seed, tuple):
+        seeds = [derive_seed(seed, layer.name) for seed in draw.seed]
+        return torch.stack([gumbel_noise(layer.shape, seed, device=device) for seed in seeds])
+    size = (batch, *layer.shape) if draw.per_sample else layer.shape
     return gumbel_noise(size, derive_seed(draw.seed, layer.name), device=device)
 
 
@@ -102,26 +106,31 @@ class Logits(LayerMask):
         logits = self.logits()
         if draw.seed is None and draw.noise is None:
             return threshold(logits, draw.tau)
-        return gumbel_sigmoid(logits, _drawn(layer, draw, logits.shape, batch, logits.device), draw.tau)
+        noise = _drawn(layer, draw, batch, logits.device)
+        sets, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
+        if 1 < sets < draws and draws % sets == 0:  # row r takes set r mod sets, and noise of its own
+            logits = logits.repeat(draws // sets, *[1] * len(layer.shape))
+        return gumbel_sigmoid(logits, noise, draw.tau)
 
 
 class FactoredLogits(Logits):
     """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
 
     Args:
-        left: (B, O, r), or (B, kh, kw, O, r) for a convolution.
+        left: (B, O, r), or (B, kh, kw, O, r) where the kernel is larger than (1, 1).
         right: (I, r).
         row: (I,), added to every row.
-        kernel: the layer's kernel size.
+        shape: the layer's weight shape.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, row: Tensor) -> None:
-        self.left, self.right, self.row = left, right, row
+    def __init__(self, left: Tensor, right: Tensor, row: Tensor, shape: tuple[int, ...]) -> None:
+        self.left, self.right, self.row, self.shape = left, right, row, shape
 
     def logits(self) -> Tensor:
-        """Expand the product: (B, O, I) or (B, O, I, kh, kw)."""
+        """Expand the product: (B, *shape)."""
         product = self.left @ self.right.T + self.row
-        return product if product.ndim == 3 else product.permute(0, 3, 4, 1, 2)
+        product = product if product.ndim == 3 else product.permute(0, 3, 4, 1, 2)
+        return product.reshape(len(product), *self.shape)
 
 
 class GivenMask(LayerMask):

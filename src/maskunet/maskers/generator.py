@@ -58,6 +58,7 @@ class _LayerFactors(nn.Module):
 
     def __init__(self, layer: LayerSpec, rows: int, columns: int, initial_logit: float) -> None:
         super().__init__()
+        self.shape = layer.shape
         outputs, inputs = layer.shape[:2]
         self.out_weight = nn.Parameter(torch.zeros(outputs, rows))
         self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit))
@@ -66,7 +67,7 @@ class _LayerFactors(nn.Module):
 
     def forward(self, reduced: Tensor) -> FactoredLogits:
         left = self.out_weight @ reduced + self.out_bias[:, None]
-        return FactoredLogits(left, self.in_weight, self.in_bias)
+        return FactoredLogits(left, self.in_weight, self.in_bias, self.shape)
 
 
 class _BlockGenerator(nn.Module):

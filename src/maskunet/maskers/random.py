@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +51,15 @@ class RandomMasks(Masker):
         return cls(describe(unet, targets), density, seed, every_step)
 
     @torch.compiler.disable
-    def _mask(self, layer: LayerSpec, timestep: object, device: torch.device) -> Tensor:
-        step = float(timestep) if self.every_step and timestep is not None else None  # type: ignore[arg-type]
+    def _mask(self, layer: LayerSpec, timestep: Any, device: torch.device) -> Tensor:
+        if isinstance(timestep, Tensor) and timestep.numel() > 1:  # every row at a timestep of its own
+            return torch.stack([self._mask(layer, t, device) for t in timestep])
+        step = float(timestep) if self.every_step and timestep is not None else None
         generator = torch.Generator(device).manual_seed(derive_seed(self.seed, layer.name, step))
         return torch.rand(layer.shape, generator=generator, device=device) < self.density
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return random masks of a block's layers."""
-        timestep = inputs.timestep
-        if isinstance(timestep, Tensor) and timestep.ndim:
-            timestep = timestep.reshape(-1)[0]
-        device = inputs.hidden_states.device
+        timestep, device = inputs.timestep, inputs.hidden_states.device
+        timestep = timestep if self.every_step else None
         return {layer.name: GivenMask(self._mask(layer, timestep, device)) for layer in self._layers[block]}

@@ -7,6 +7,8 @@ mask r mod M), as classifier-free guidance stacks its halves.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,7 +53,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) 
         return F.linear(x, weight * mask.reshape(weight.shape).to(weight.dtype), bias)
     masks = _masks_for(mask, weight, x.shape[0] if x.ndim > 1 else 1)
     weights = (weight * masks.to(weight.dtype)).transpose(1, 2)
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     out = torch.bmm(rows, weights) if bias is None else torch.baddbmm(bias, rows, weights)
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
