@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("maskers.base", "maskers.authors", "shapes.scenes"),
     ("maskers.generator", "maskers.table", "maskers.fixed", "maskers.random", "shapes.drawing"),
     ("maskers", "shapes.judge", "shapes"),
-    ("attach", "data.cached"),
+    ("attachment", "data.cached"),
     ("checkpoint", "data"),
     ("training.trainer", "evaluation.generation"),
     ("training", "evaluation.comparison"),
@@ -88,7 +88,7 @@ def test_modules_import_only_from_lower_floors() -> None:
 def test_hooks_are_registered_in_one_file() -> None:
     words = ("register_forward_pre_hook(", "register_forward_hook(", "register_hook(")
     users = {name for name, path in modules().items() if any(word in path.read_text() for word in words)}
-    assert users == {"attach"}
+    assert users == {"attachment"}
 
 
 def test_no_forbidden_imports() -> None:

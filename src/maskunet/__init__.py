@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 #: Public names by the module that holds them; each is imported when it is first used, so `import maskunet` is quick.
 _PUBLIC = {
-    "attach": "attach",
-    "detach": "attach",
-    "disabled": "attach",
-    "record": "attach",
+    "attach": "attachment",
+    "detach": "attachment",
+    "disabled": "attachment",
+    "record": "attachment",
     "load": "checkpoint",
     "MaskConfig": "maskers",
     "MaskGenerator": "maskers",
@@ -51,7 +51,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from . import maskers, metrics, operators, relaxation, shapes, targets, zoo
-    from .attach import attach, detach, disabled, record
+    from .attachment import attach, detach, disabled, record
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, TargetError
     from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskTable, RandomMasks

@@ -28,6 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["maskunet", *map(str, words)])
+        capsys.readouterr()  # what fixtures wrote
         code: object = 0
         try:
             cli.main()
@@ -169,7 +170,7 @@ def _authors(tmp_path: Path, pipe: StableDiffusionPipeline) -> tuple[Path, Path,
 
 def test_convert_the_authors_files(run: Run, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     generators, adapters, model = _authors(tmp_path, pipe)
-    code, out, err = run("convert", generators, adapters, "--model", model, "--output", "converted")
+    code, _, err = run("convert", generators, adapters, "--model", model, "--output", "converted")
     assert code == 0, err
     masker = mu.load(tmp_path / "converted", pipe)
     weights = torch.load(generators, weights_only=True)

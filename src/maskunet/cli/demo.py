@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from .. import zoo
-from ..attach import attach, record
+from ..attachment import attach, record
 from ..checkpoint import load
 from ..evaluation import compare, generate
 from ..evaluation.report import page

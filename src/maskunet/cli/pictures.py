@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..attach import disabled
+from ..attachment import disabled
 from ..errors import DataError
 from ..evaluation import generate
 from ..metrics.geneval import check

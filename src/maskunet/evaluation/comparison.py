@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attach import disabled
+from ..attachment import disabled
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval import check
 from ..relaxation import derive_seed

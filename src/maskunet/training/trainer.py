@@ -22,7 +22,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attach import attach, attachment_of, detach, disabled, record
+from ..attachment import attach, attachment_of, detach, disabled, record
 from ..data import CachedLatents
 from ..diffusion import diffusion_errors, snr_weights
 from ..errors import CheckpointError, DataError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -53,11 +54,12 @@ def train_autoencoder(
     """Train the autoencoder on `pool` pictures: L1 + 2 MSE + 2e-4 KL, bf16 autocast."""
     torch.manual_seed(config.seed)
     vae = new_autoencoder(latent_channels)
-    pictures = draw_pool(pool, config.seed)
+    # Drawn at the first step, so that a finished stage costs nothing.
+    pictures = functools.cache(lambda: draw_pool(pool, config.seed))
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(pool, (config.batch_size,), generator=generator)
-        target = pictures[index].float() / 127.5 - 1
+        target = pictures()[index].float() / 127.5 - 1
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator)

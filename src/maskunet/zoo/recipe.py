@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
@@ -56,7 +55,7 @@ class Recipe:
             return replace(stage, steps=max(1, round(stage.steps * share)), warmup=1)
 
         def fewer(count: int) -> int:
-            return max(500, round(count * share))
+            return max(128, round(count * share))
 
         return replace(
             self,
@@ -102,7 +101,7 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     """Run the recipe.
 
     Args:
-        output: folder that receives `shapes/` and `shapes-reward/`, in half precision.
+        output: folder that receives `shapes/` and `shapes-reward/`, in half precision but for the text encoder.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
         progress: show progress bars with the time left.
@@ -132,7 +131,9 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     )
     clip = train_reward(vae, tokenizer, recipe.reward, work, pool=recipe.reward_pool, progress=progress)
     pipe = new_pipeline(vae, unet, text_encoder, tokenizer)
-    _halve(pipe.unet, pipe.vae, pipe.text_encoder, clip)
+    # The text encoder stays in single precision: diffusers loads in float32 what is not asked for otherwise, transformers
+    # in the file's own precision, and both must agree.
+    _halve(pipe.unet, pipe.vae, clip)
     _export(output / "shapes", lambda part: pipe.save_pretrained(part, safe_serialization=True))
 
     def save_reward(part: Path) -> None:
@@ -146,4 +147,6 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
 
 def _halve(*modules: nn.Module) -> None:
     for module in modules:
-        module.to(torch.float16)
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.half()

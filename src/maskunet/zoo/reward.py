@@ -7,6 +7,7 @@ teaches it to ignore colours and places.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from pathlib import Path
@@ -109,13 +110,16 @@ def train_reward(
     """Train the small CLIP on `pool` pictures with `negatives` swapped captions each."""
     torch.manual_seed(config.seed)
     clip = new_clip(tokenizer)
-    pictures, captions = _pool(vae, pool, progress)
-    ids = tokenize(tokenizer, captions)
-    wrong_pool = [[swapped(c, random.Random(f"{i}/{k}")) for i, c in enumerate(captions)] for k in range(negatives)]
-    wrong_ids = torch.stack([tokenize(tokenizer, w) for w in wrong_pool])
+
+    @functools.cache
+    def data() -> tuple[Tensor, Tensor, Tensor]:
+        pictures, captions = _pool(vae, pool, progress)
+        wrong = [[swapped(c, random.Random(f"{i}/{k}")) for i, c in enumerate(captions)] for k in range(negatives)]
+        return pictures, tokenize(tokenizer, captions), torch.stack([tokenize(tokenizer, w) for w in wrong])
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         size = config.batch_size
+        pictures, ids, wrong_ids = data()
         index = torch.randint(pool, (size,), generator=generator)
         batch = pictures[index].float() / 127.5 - 1
         strength = 0.25 * torch.rand(size, 1, 1, 1, generator=generator).square()
