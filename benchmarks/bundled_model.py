@@ -65,7 +65,8 @@ def main() -> None:
     found = judge(drawn)
     through = (pipe.vae.decode(pipe.vae.encode(drawn[:300] * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).detach()
     world = {
-        "judge_exact": sum(exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes)) / len(found),
+        "judge_exact": sum(exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes))
+        / len(found),
         "judge_after_autoencoder": sum(check(d, p.metadata()) is None for d, p in zip(judge(through), prompts)) / 300,
         "psnr_db": round(psnr(pipe.vae, drawn), 2),
         "psnr_art_db": round(psnr(pipe.vae, draw(scenes, "art")), 2),
@@ -82,10 +83,16 @@ def main() -> None:
     )
     with mu.record(pipe, keep="density") as trace, torch.no_grad():
         options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-        pipe([p.prompt for p in prompts[:48]], generator=torch.Generator().manual_seed(0), output_type="latent", **options)
+        pipe(
+            [p.prompt for p in prompts[:48]],
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **options,
+        )
     weights = {layer.name: layer.weights for layer in masker.network.layers}
     density = [
-        sum(float(call.density[n].mean()) * w for n, w in weights.items()) / sum(weights.values()) for call in trace.calls
+        sum(float(call.density[n].mean()) * w for n, w in weights.items()) / sum(weights.values())
+        for call in trace.calls
     ]
     record = {
         "split": args.split,
@@ -95,14 +102,18 @@ def main() -> None:
         "guidance_scale": args.guidance_scale,
         "world": world,
         "accuracy": {
-            side: {task: bounds(result.accuracy(side, task)) for task in TASKS} | {"overall": bounds(result.accuracy(side))}
+            side: {task: bounds(result.accuracy(side, task)) for task in TASKS}
+            | {"overall": bounds(result.accuracy(side))}
             for side in ("base", "masked")
         },
         "gain": {task: bounds(result.gain(task)) for task in TASKS} | {"overall": bounds(result.gain())},
-        "fid": {side: bounds(result.distance(side)) for side in ("base", "masked")} | {"gain": bounds(result.distance_gain())},
+        "fid": {side: bounds(result.distance(side)) for side in ("base", "masked")}
+        | {"gain": bounds(result.distance_gain())},
         "density_by_step": [round(d, 5) for d in density],
         "masker": {"settings": masker.settings, "parameters": sum(p.numel() for p in masker.parameters())},
-        "parameters": {n: sum(p.numel() for p in getattr(pipe, n).parameters()) for n in ("unet", "vae", "text_encoder")},
+        "parameters": {
+            n: sum(p.numel() for p in getattr(pipe, n).parameters()) for n in ("unet", "vae", "text_encoder")
+        },
         "minutes": round((time.monotonic() - started) / 60, 1),
         "machine": machine(),
     }

@@ -26,6 +26,16 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def silence_loading() -> None:
+    """Switch off the progress bars and notes that diffusers and transformers print while they load."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
 def choose_device(name: str | None) -> torch.device:
     """Return the device to run on; the first accelerator if none is named, never a silent stand-in for a named one.
 
@@ -109,7 +119,7 @@ def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
     import diffusers
 
     path = Path(text).expanduser()
-    options: dict[str, Any] = {"torch_dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype}
     if path.is_file():
         if path.suffix != ".safetensors":
             raise CheckpointError(

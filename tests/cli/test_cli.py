@@ -52,6 +52,7 @@ def masker(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
     return Path(generator.save_pretrained(tmp_path / "masker"))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
 def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("d e\n\n f g \n")
     words = ["generate", "--model", model, "--prompt", "a b", "--prompts-file", "prompts.txt", "--steps", 2]
@@ -66,7 +67,8 @@ def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Pa
     assert settings["prompt"] == "f g"
     assert settings["seed"] == 6
     assert settings["scheduler"] == "EulerDiscreteScheduler"
-    assert Image.open(tmp_path / "pictures" / "00000.png").size == (36, 16)
+    with Image.open(tmp_path / "pictures" / "00000.png") as image:
+        assert image.size == (36, 16)
 
 
 def test_generate_repeats(run: Run, model: Path, tmp_path: Path) -> None:

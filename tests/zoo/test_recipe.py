@@ -94,7 +94,7 @@ def test_recipe_leaves_a_standard_pipeline(trained: Path) -> None:
     image = pipe("a red circle", num_inference_steps=2).images[0]
     assert image.size == (64, 64)
     weights = [torch.float16] * 3
-    raw = StableDiffusionPipeline.from_pretrained(trained / "out" / "shapes", torch_dtype="auto")
+    raw = StableDiffusionPipeline.from_pretrained(trained / "out" / "shapes", dtype="auto")
     assert [raw.unet.dtype, raw.vae.dtype, raw.text_encoder.dtype] == weights
     assert pipe.vae.config.scaling_factor != 0.18215
 

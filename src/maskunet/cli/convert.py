@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..maskers import MaskGenerator
-from ..pipelines import load_pipeline
+from ..pipelines import load_pipeline, silence_loading
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -34,5 +34,6 @@ def convert_authors(mask_generators: Path, adapters: Path, output: Path, model: 
         CheckpointError: a file that is not a state dict, or that does not fit the model.
     """
     states = _state_dict(mask_generators), _state_dict(adapters)
+    silence_loading()
     pipe = load_pipeline(model)
     return Path(MaskGenerator.from_authors(pipe.unet, *states).save_pretrained(output, base_model=model))

@@ -14,6 +14,7 @@ from ..attachment import attach, record
 from ..checkpoint import load
 from ..evaluation import compare, generate
 from ..evaluation.report import page
+from ..pipelines import silence_loading
 from ..shapes.scenes import held_out_prompts
 from .pictures import make_folder, save_image, to_image
 
@@ -22,6 +23,7 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
     """Generate base against masked, judge both, print the table, write `index.html` and the pictures."""
     started = time.monotonic()
     make_folder(output)
+    silence_loading()
     pipe = zoo.load("shapes")
     masker = load(zoo.path("shapes-masker"), pipe)
     attach(pipe, masker)

@@ -9,7 +9,7 @@ from .. import zoo
 from ..checkpoint import CONFIG, load
 from ..errors import CheckpointError, MaskUNetError
 from ..maskers import Masker
-from ..pipelines import load_pipeline
+from ..pipelines import load_pipeline, silence_loading
 from ..targets import Network, describe
 
 
@@ -60,6 +60,7 @@ def describe_source(source: str, targets: str, device: str | None) -> list[str]:
     path = zoo.path(source) if source == "shapes-masker" else Path(source)
     if (path / CONFIG).is_file() and not (path / "model_index.json").is_file():
         return _masker_lines(load(path))
+    silence_loading()
     try:
         pipe = load_pipeline(source)
     except MaskUNetError as not_a_model:

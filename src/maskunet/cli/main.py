@@ -55,17 +55,17 @@ def _quiet() -> None:
 
 
 def _open(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
-    """Load a pipeline and attach a masker."""
-    from .. import pipelines
+    """Load a masker and a pipeline, and attach the one to the other."""
+    from .. import attach, load, pipelines, zoo
 
     where = pipelines.choose_device(device)
+    found = None if masker is None else load(zoo.path("shapes-masker") if masker == "shapes" else masker)
+    pipelines.silence_loading()
     pipe = pipelines.load_pipeline(
         model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
     )
-    if masker is not None:
-        from .. import attach, load, zoo
-
-        attach(pipe, load(zoo.path("shapes-masker") if masker == "shapes" else masker, pipe))
+    if found is not None:
+        attach(pipe, found)
     return pipe
 
 

@@ -57,7 +57,7 @@ def load(
         raise CheckpointError(f"expected a bundled pipeline ('shapes'), got {name!r}")
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(path(name), torch_dtype=dtype, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(path(name), dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(leave=False)
     return pipe.to(device)  # type: ignore[no-any-return]
 

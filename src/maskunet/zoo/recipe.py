@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 _AUTOENCODER = StageConfig(4000, 16, 2e-3, warmup=100)
-_DENOISER = StageConfig(8500, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
-_REWARD = StageConfig(2000, 96, 1e-3, warmup=100)
+_DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
+_REWARD = StageConfig(1600, 96, 1e-3, warmup=100)
 
 
 @dataclass(frozen=True)
