@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from machine import machine
 
+from machine import machine
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.maskers import MaskConfig

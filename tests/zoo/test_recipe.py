@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
@@ -93,9 +94,13 @@ def test_recipe_leaves_a_standard_pipeline(trained: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a red circle", num_inference_steps=2).images[0]
     assert image.size == (64, 64)
-    weights = [torch.float16] * 3
-    raw = StableDiffusionPipeline.from_pretrained(trained / "out" / "shapes", dtype="auto")
-    assert [raw.unet.dtype, raw.vae.dtype, raw.text_encoder.dtype] == weights
+    assert {p.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()} == {torch.float32}
+    stored = {path.parent.name: load_file(path) for path in (trained / "out" / "shapes").rglob("*.safetensors")}
+    assert {name: {t.dtype for t in tensors.values()} for name, tensors in stored.items()} == {
+        "unet": {torch.float16},
+        "vae": {torch.float16},
+        "text_encoder": {torch.float32},
+    }
     assert pipe.vae.config.scaling_factor != 0.18215
 
 
