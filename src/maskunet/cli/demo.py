@@ -16,7 +16,7 @@ from ..evaluation import compare, generate
 from ..evaluation.report import page
 from ..pipelines import silence_loading
 from ..shapes.scenes import held_out_prompts
-from .pictures import make_folder, save_image, to_image
+from .pictures import make_folder, save_image, to_image, write_comparison
 
 
 def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, seed: int) -> None:
@@ -55,6 +55,7 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
         for i, picture in enumerate(made):
             make_folder(output / side)
             save_image(to_image(picture), output / side / f"{i:05d}.png")
+    write_comparison(pictures, output / "comparison.png")
     seconds = time.monotonic() - started
     kept = density["all targets"][1]
     summary = [

@@ -82,6 +82,19 @@ def write_pictures(
     return written
 
 
+def write_comparison(pictures: dict[str, Tensor], path: Path, columns: int = 12, rows: int = 3) -> None:
+    """Write a sheet of the first pictures of both sides: a row of base above its row of masked, twice the size."""
+    columns = min(columns, len(pictures["base"]))
+    strips = []
+    for start in range(0, min(rows, len(pictures["base"]) // columns) * columns, columns):
+        for side in ("base", "masked"):
+            strip = torch.cat(list(pictures[side][start : start + columns]), 2)
+            strips += [strip, torch.ones(3, 2, strip.shape[2])]
+        strips.append(torch.ones(3, 6, strip.shape[2]))
+    sheet = to_image(torch.cat(strips[:-1], 1))
+    save_image(sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.BICUBIC), path)
+
+
 def write_sheet(
     pipe: Any, path: Path, *, count: int, steps: int, guidance_scale: float, seed: int, columns: int = 8
 ) -> int:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _AUTOENCODER = StageConfig(4000, 16, 2e-3, warmup=100)
 _DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
-_REWARD = StageConfig(1600, 96, 1e-3, warmup=100)
+_REWARD = StageConfig(1000, 96, 1e-3, warmup=100)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Recipe:
     latent_channels: int = 8
     autoencoder_pool: int = 15_000
     denoiser_pool: int = 60_000
-    reward_pool: int = 16_000
+    reward_pool: int = 12_000
 
     def shortened(self, share: float) -> Recipe:
         """Return the recipe with a share of every stage's steps and pictures, to try it out."""

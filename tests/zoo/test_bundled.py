@@ -1,0 +1,93 @@
+"""The bundled weights: they load in the standard ways, are small, and draw what they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+import maskunet as mu
+from maskunet import zoo
+from maskunet.evaluation import generate
+from maskunet.metrics.geneval import check
+from maskunet.shapes.drawing import draw
+from maskunet.shapes.judge import judge
+from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
+from maskunet.zoo.autoencoder import psnr
+from maskunet.zoo.reward import swapped
+
+
+@pytest.fixture(scope="module")
+def bundled() -> StableDiffusionPipeline:
+    return mu.zoo.load("shapes")
+
+
+def test_plain_diffusers_loads_the_same_model(bundled: StableDiffusionPipeline) -> None:
+    plain = StableDiffusionPipeline.from_pretrained(mu.zoo.path("shapes"))
+    plain.set_progress_bar_config(disable=True)
+    ours = generate(bundled, ["a red circle"], num_inference_steps=3, progress=False)
+    theirs = generate(plain, ["a red circle"], num_inference_steps=3, progress=False)
+    assert torch.equal(ours, theirs)
+
+
+def test_weights_are_small() -> None:
+    files = [p for name in ("shapes", "shapes-reward") for p in zoo.path(name).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 30e6
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt", ".md"}
+
+
+def test_autoencoder_reaches_30_db(bundled: StableDiffusionPipeline) -> None:
+    assert psnr(bundled.vae, draw(held_out_scenes(60))) >= 30
+
+
+def test_single_objects_are_drawn(bundled: StableDiffusionPipeline) -> None:
+    prompts = [p for p in held_out_prompts(96) if p.task in ("single_object", "colors")][:24]
+    options = {"num_inference_steps": 15, "guidance_scale": 4.0, "batch_size": 24, "progress": False}
+    pictures = generate(bundled, [p.prompt for p in prompts], **options)
+    right = [check(d, p.metadata()) is None for d, p in zip(judge(pictures), prompts, strict=True)]
+    assert sum(right) >= 18
+
+
+def test_bundled_masker_masks_and_comes_off(bundled: StableDiffusionPipeline) -> None:
+    options = {"num_inference_steps": 3, "progress": False}
+    base = generate(bundled, ["a blue star"], **options)
+    masker = mu.load(zoo.path("shapes-masker"), bundled)
+    mu.attach(bundled, masker)
+    try:
+        with mu.record(bundled, keep="density") as trace:
+            masked = generate(bundled, ["a blue star"], **options)
+        assert len(trace.calls) == 3
+        kept = [value for values in trace.density.values() for value in values]
+        assert 0.5 < min(kept) < 1
+        assert not torch.equal(base, masked)
+        with mu.disabled(bundled):
+            assert torch.equal(base, generate(bundled, ["a blue star"], **options))
+    finally:
+        mu.detach(bundled)
+    assert torch.equal(base, generate(bundled, ["a blue star"], **options))
+
+
+def test_reward_model_prefers_the_caption_that_is_true() -> None:
+    import random
+
+    scenes = [training_scene(i, seed=77) for i in range(100)]
+    clip, tokenizer = zoo.load_reward_model(), CLIPTokenizer.from_pretrained(zoo.path("shapes-reward"))
+
+    @torch.inference_mode()
+    def text(captions: list[str]) -> torch.Tensor:
+        ids = tokenizer(captions, padding="max_length", max_length=24, return_tensors="pt").input_ids
+        return torch.nn.functional.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=-1)
+
+    with torch.inference_mode():
+        image = clip.get_image_features(pixel_values=draw(scenes) * 2 - 1).pooler_output
+    true = (image * text([s.caption for s in scenes])).sum(1)
+    false = (image * text([swapped(s.caption, random.Random(i)) for i, s in enumerate(scenes)])).sum(1)
+    assert float((true > false).float().mean()) >= 0.8
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(mu.CheckpointError, match="shapes-masker"):
+        mu.zoo.path("forms")
+    with pytest.raises(mu.CheckpointError, match="'shapes'"):
+        mu.zoo.load("shapes-masker")
