@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ FORMAT = 1
 def _card(masker: Masker, base_model: str | None) -> str:
     layers = masker.network.layers
     header = ["---", "library_name: maskunet", "tags:", "- maskunet", "- text-to-image"]
-    if base_model:
+    hub_id = base_model if base_model and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) else None
+    if hub_id:  # a folder's name says nothing to others, and the hub refuses it
         header.append(f"base_model: {base_model}")
     return "\n".join(
         [
             *header,
             "---",
             "",
-            f"# {type(masker).__name__} for {base_model or 'a diffusion U-Net'}",
+            f"# {type(masker).__name__} for {hub_id or 'a diffusion U-Net'}",
             "",
             f"Masks {masker.network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
             "sample; the weights themselves are untouched.",
@@ -42,7 +44,7 @@ def _card(masker: Masker, base_model: str | None) -> str:
             "import maskunet as mu",
             "from diffusers import StableDiffusionPipeline",
             "",
-            f'pipe = StableDiffusionPipeline.from_pretrained("{base_model or "..."}")',
+            f'pipe = StableDiffusionPipeline.from_pretrained("{hub_id or "the model it was made for"}")',
             'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
             "```",
             "",

@@ -71,7 +71,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
         raise DataError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
     if device.type == "cpu" and name == "float16":
         raise DataError("expected a dtype that the CPU computes in, got float16; use float32 or bfloat16")
-    if device.type == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DataError("expected a dtype that this GPU computes in, got bfloat16; use float16 or float32")
     return DTYPES[name]
 
@@ -115,6 +115,17 @@ def load_pipeline(
     return pipe
 
 
+def _read_single_file(text: str, **options: Any) -> Any:
+    """Read a .safetensors file of Stable Diffusion 1.x, 2.x or XL; its second text encoder tells XL apart."""
+    import diffusers
+    from safetensors import safe_open
+
+    with safe_open(text, "pt") as file:
+        extra = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
+    kind = diffusers.StableDiffusionXLPipeline if extra else diffusers.StableDiffusionPipeline
+    return kind.from_single_file(text, **options)
+
+
 def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
     import diffusers
 
@@ -126,7 +137,7 @@ def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
                 f"expected a folder or a .safetensors file, got {text!r}; pickled checkpoints are not read. Convert it "
                 "with diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors."
             )
-        reader, where = diffusers.StableDiffusionPipeline.from_single_file, "file"
+        reader, where = _read_single_file, "file"
     elif path.is_dir():
         if not (path / "model_index.json").is_file():
             raise CheckpointError(

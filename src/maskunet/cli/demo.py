@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -16,17 +17,17 @@ from ..evaluation import compare, generate
 from ..evaluation.report import page
 from ..pipelines import silence_loading
 from ..shapes.scenes import held_out_prompts
-from .pictures import make_folder, save_image, to_image, write_comparison
+from .pictures import make_folder, save_image, save_text, to_image, write_comparison
 
 
 def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, seed: int) -> None:
     """Generate base against masked, judge both, print the table, write `index.html` and the pictures."""
     started = time.monotonic()
-    make_folder(output)
     silence_loading()
     pipe = zoo.load("shapes")
     masker = load(zoo.path("shapes-masker"), pipe)
     attach(pipe, masker)
+    make_folder(output)
     prompts = held_out_prompts(count)
     pictures: dict[str, Tensor] = {}
 
@@ -44,7 +45,8 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
         keep=keep,
     )
     with record(pipe, keep="density") as trace:
-        generate(pipe, [p.prompt for p in prompts[:6]], num_inference_steps=steps, seeds=seed, progress=False)
+        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "progress": False}
+        generate(pipe, [p.prompt for p in prompts[:6]], seeds=seed, **options)
     timesteps = [float(t or 0) for t in trace.timesteps]
     density = {"all targets": (timesteps, _mean_density(trace.density, masker.network.layers))}
     for kind in ("to_q", "to_k", "to_v", "to_out.0"):
@@ -59,18 +61,18 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
     seconds = time.monotonic() - started
     kept = density["all targets"][1]
     summary = [
-        f"{count} prompts that training never showed, one picture each without and with masks, from the same noise: "
+        f"{count} held-out prompts (combinations that training never drew; of single objects there are only eight), one "
+        "picture each without and with masks, from the same noise: "
         f"{steps} DDIM steps, guidance {guidance_scale:g}, seed {seed}. A judge that reads pixels only says which are "
         "right; brackets are 95 % intervals, and intervals of the difference that contain zero show no effect.",
-        f"The masks switch off {100 * (1 - sum(kept) / len(kept)):.2f} % of {masker.network.weights:,} weights in "
+        f"Measured on six of the prompts, the masks switch off {100 * (1 - sum(kept) / len(kept)):.2f} % of "
+        f"{masker.network.weights:,} weights in "
         f"{len(masker.network.layers)} attention projections of the decoder; which ones depends on the timestep and on "
         "the sample. The model's weights are untouched.",
         f"Made in {seconds:.0f} s with torch {torch.__version__} on {pipe.device.type}.",
     ]
     text = page(result, pictures, density, title="maskunet: base against masked", summary=summary)
-    part = output / "index.html.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(output / "index.html")
+    save_text(text, output / "index.html")
     typer.echo(f"\npage: {output / 'index.html'}   ({seconds:.0f} s)")
 
 

@@ -51,7 +51,7 @@ def _density(masker: Masker) -> str | None:
     return "depends on timestep and sample; record it with maskunet.record, or see it in maskunet demo"
 
 
-def describe_source(source: str, targets: str, device: str | None) -> list[str]:
+def describe_source(source: str, targets: str) -> list[str]:
     """Return the lines that describe a masker or a model.
 
     Raises:

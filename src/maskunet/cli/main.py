@@ -59,7 +59,11 @@ def _open(model: str, masker: str | None, device: str | None, dtype: str | None,
     from .. import attach, load, pipelines, zoo
 
     where = pipelines.choose_device(device)
-    found = None if masker is None else load(zoo.path("shapes-masker") if masker == "shapes" else masker)
+    found = (
+        None
+        if masker is None
+        else load(zoo.path("shapes-masker") if masker in ("shapes", "shapes-masker") else masker)
+    )
     pipelines.silence_loading()
     pipe = pipelines.load_pipeline(
         model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
@@ -75,7 +79,7 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     prompts = list(given or [])
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"expected a text file with a prompt a line, could not read {file}: {error}") from error
         found = [line.strip() for line in lines if line.strip()]
@@ -144,14 +148,15 @@ def generate(
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="A masker's folder or hub id, or a model as in --model.")],
+    source: Annotated[
+        str, typer.Argument(help="A masker's folder or hub id, 'shapes-masker', or a model as in --model.")
+    ],
     targets: Annotated[str, typer.Option(help="Targets to count in a model.")] = "decoder-attention",
-    device: Device = "cpu",
 ) -> None:
     """Show the parameters, the targets and the density of a masker or a model."""
     from .info import describe_source
 
-    for line in describe_source(source, targets, device):
+    for line in describe_source(source, targets):
         typer.echo(line)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,26 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name, then rename it."""
+    _save(path, lambda part: image.save(part, "PNG"))
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write a text under a temporary name, then rename it."""
+    _save(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _save(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        image.save(part, "PNG")
+        write(part)
         part.replace(path)
     except OSError as error:
         raise DataError(f"expected a file that can be written, got {path}: {error}") from error
@@ -77,7 +89,7 @@ def write_pictures(
         path = folder / f"{i:05d}.png"
         save_image(to_image(picture), path)
         record = {"prompt": prompt, "seed": seed + i, **settings, **options, "compare_base": compare_base}
-        path.with_suffix(".json").write_text(json.dumps(record | {"maskunet": __version__}, indent=1) + "\n")
+        save_text(json.dumps(record | {"maskunet": __version__}, indent=1) + "\n", path.with_suffix(".json"))
         written.append(path)
     return written
 

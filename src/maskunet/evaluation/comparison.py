@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attachment import disabled
+from ..attachment import attachment_of, disabled
+from ..errors import DataError
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval import check
 from ..relaxation import derive_seed
@@ -143,6 +144,11 @@ def compare(
     Raises:
         DataError: no prompts, or a setting out of range.
     """
+    if attachment_of(pipe) is None or seeds < 1:
+        raise DataError(
+            f"expected a pipeline with a masker attached and at least one seed, got {seeds} seeds and "
+            f"{'no masker; call maskunet.attach first' if attachment_of(pipe) is None else 'a masker'}"
+        )
     right = torch.zeros(2, seeds, len(prompts), dtype=torch.bool)
     reasons: list[list[list[str | None]]] = [[], []]
     distances = torch.zeros(2, seeds if features is not None and reference is not None else 0)

@@ -69,7 +69,7 @@ def from_authors_layout(
             named.append(name)
         layer_key = name.removeprefix(f"up_blocks.{match[1]}.").replace(".", "__")
         tensors[f"blocks.up_blocks__{match[1]}.layers.{layer_key}.{_PARTS[match[3], match[4]]}"] = (
-            value.flatten(1) if match[4] == "weight" else value
+            value.flatten(1) if value.ndim > 1 else value
         )
     if not named:
         raise CheckpointError("expected adapters of at least one layer, got an empty state dict")
@@ -81,7 +81,7 @@ def from_authors_layout(
             if key not in generators:
                 raise CheckpointError(f"expected {key!r} among the mask generators; it is missing")
             tensors[f"blocks.up_blocks__{index}.{ours}"] = (
-                generators[key].flatten(1) if "weight" in ours else generators[key]
+                generators[key].flatten(1) if generators[key].ndim > 1 else generators[key]
             )
     return (network, tensors, *_sizes(network, tensors))
 
@@ -92,8 +92,13 @@ def _sizes(network: Network, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     prefix = f"blocks.{first.name.replace('.', '__')}"
     hidden = tensors[f"{prefix}.hidden.weight"].shape[0]
     some = first.layers[0].name.removeprefix(first.name + ".").replace(".", "__")
-    rows = tensors[f"{prefix}.layers.{some}.out_weight"].shape[1]
-    reduction = max(1, first.out_channels // rows)
+    key = f"{prefix}.layers.{some}.out_weight"
+    if key not in tensors or tensors[key].ndim != 2 or not tensors[key].shape[1]:
+        raise CheckpointError(
+            f"expected conv_in.weight (O, o, 1, 1) of {first.layers[0].name} among the adapters; it is missing or of "
+            "another shape"
+        )
+    reduction = max(1, first.out_channels // tensors[key].shape[1])
     wrong: list[str] = []
 
     def expect(key: str, *shape: int) -> None:

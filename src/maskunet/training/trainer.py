@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -84,14 +85,14 @@ class Run:
     stats: list[dict[str, Any]]
 
 
-def _validate(pipe: Any, batches: list[tuple[Tensor, ...]]) -> dict[str, float]:
+def _validate(pipe: Any, scheduler: Any, batches: list[tuple[Tensor, ...]]) -> dict[str, float]:
     """Paired comparison of base and masked loss on fixed samples, noise and timesteps."""
     gains = []
     with torch.no_grad():
         for batch in batches:
             with disabled(pipe):
-                base = diffusion_errors(pipe.unet, pipe.scheduler, *batch)
-            gains.append(base - diffusion_errors(pipe.unet, pipe.scheduler, *batch))
+                base = diffusion_errors(pipe.unet, scheduler, *batch)
+            gains.append(base - diffusion_errors(pipe.unet, scheduler, *batch))
     gain = torch.cat(gains)
     return {"gain": float(gain.mean()), "gain_ci95": 1.96 * float(gain.std()) / len(gain) ** 0.5}
 
@@ -130,8 +131,25 @@ def train(
         raise DataError(
             f"expected samples and a masker with parameters, got {len(dataset)} samples and {len(parameters)} parameters"
         )
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise DataError(
+            "expected a Stable Diffusion 1.x or 2.x pipeline to train on, got one with two text encoders (SDXL), which "
+            "the trainer does not take yet; attaching, loading and generating do"
+        )
+    if pipe.unet.dtype == torch.float16:
+        raise DataError(
+            "expected a pipeline in float32 or bfloat16 to train on, got float16, in which gradients underflow; load it "
+            "with dtype=torch.bfloat16 or torch.float32"
+        )
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
+    # Noise is added on the training schedule, whatever sampler the pipeline carries.
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    masker.to(device)
     frozen = [(p, p.requires_grad) for m in (pipe.unet, pipe.text_encoder, pipe.vae) for p in m.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
     schedule = get_scheduler(
@@ -141,17 +159,15 @@ def train(
         num_training_steps=config.max_train_steps,
     )
     first, stats = _resume(folder, config, masker, optimizer, schedule)
-    device = pipe.unet.device
-    masker.to(device)
 
     def sample(data: CachedLatents, size: int, seed: int, dropout: float) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
         latents, ids = data.batch(size, generator, dropout)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=generator)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (size,), generator=generator)
         with torch.no_grad():
             embeds = pipe.text_encoder(ids.to(pipe.text_encoder.device)).last_hidden_state
-        return tuple(x.to(device) for x in (latents, embeds, noise, timesteps))
+        return latents.to(device, dtype), embeds.to(device, dtype), noise.to(device, dtype), timesteps.to(device)
 
     held_out = []
     for i in range(0, config.validation_samples, 64):
@@ -169,8 +185,8 @@ def train(
             attachment.reseed(derive_seed(config.seed, "gumbel", step))
             seed = derive_seed(config.seed, "batch", step)
             batch = sample(dataset, config.train_batch_size, seed, config.caption_dropout)
-            errors = diffusion_errors(pipe.unet, pipe.scheduler, *batch)
-            weights = snr_weights(pipe.scheduler, batch[3], config.snr_gamma) if config.snr_gamma else 1.0
+            errors = diffusion_errors(pipe.unet, scheduler, *batch)
+            weights = snr_weights(scheduler, batch[3], config.snr_gamma) if config.snr_gamma else 1.0
             loss = (errors * weights).mean()
             if not torch.isfinite(loss):
                 raise DataError(
@@ -186,8 +202,8 @@ def train(
             last = step + 1 == config.max_train_steps
             if held_out and ((step + 1) % config.validation_steps == 0 or last):
                 masker.eval()
-                entry |= _validate(pipe, held_out)
-                entry["density"] = density_of(pipe, held_out[0])
+                entry |= _validate(pipe, scheduler, held_out)
+                entry["density"] = density_of(pipe, scheduler, held_out[0])
                 bar.write(" · ".join(f"{k} {v:.5g}" for k, v in entry.items()))
             bar.set_postfix({k: f"{entry[k]:.4g}" for k in ("loss",)})
             if (step + 1) % 25 == 0 or "gain" in entry:
@@ -203,16 +219,20 @@ def train(
     return Run(masker, folder, stats)
 
 
-def density_of(pipe: Any, batch: tuple[Tensor, ...]) -> float:
+def density_of(pipe: Any, scheduler: Any, batch: tuple[Tensor, ...]) -> float:
     """Return the mean density of the attached masker's masks over all weights on one batch."""
     attachment = attachment_of(pipe)
     assert attachment is not None
     latents, embeds, noise, timesteps = batch
     with torch.no_grad(), record(pipe, keep="density") as trace:
-        pipe.unet(pipe.scheduler.add_noise(latents, noise, timesteps), timesteps, embeds)
+        pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, embeds)
     weights = {layer.name: layer.weights for layer in attachment.masker.network.layers}
     kept = sum(float(trace.calls[-1].density[name].mean()) * n for name, n in weights.items())
     return kept / sum(weights.values())
+
+
+def _made_of(masker: Masker) -> str:
+    return json.dumps([type(masker).__name__, masker.settings, masker.network.to_json()])
 
 
 def _checkpoint(
@@ -220,14 +240,16 @@ def _checkpoint(
 ) -> None:
     state = {
         "config": asdict(config),
+        "made_of": _made_of(masker),
         "masker": masker.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "step": step,
     }
+    # The figures first: a state without its figures could not go on, the other way round it can.
     for name, write in (
-        (STATE, lambda part: torch.save(state, part)),
         (STATS, lambda part: part.write_text("".join(json.dumps(entry) + "\n" for entry in stats))),
+        (STATE, lambda part: torch.save(state, part)),
     ):
         part = folder / (name + ".part")
         write(part)
@@ -240,7 +262,19 @@ def _resume(
     path = folder / STATE
     if not path.exists():
         return 0, []
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        before = {"config": state["config"], "made_of": state["made_of"]}
+        lines = (folder / STATS).read_text().splitlines()
+    except Exception as error:  # a damaged file can raise anything from the unpickler
+        raise CheckpointError(
+            f"expected the state of a run in {path}, could not read it ({type(error).__name__}); delete it or use "
+            "another output_dir"
+        ) from error
+    if before["made_of"] != _made_of(masker):
+        raise CheckpointError(
+            f"expected {folder} to hold a run of the same masker, it is of another; use another output_dir"
+        )
     if state["config"] != asdict(config):
         changed = [k for k, v in asdict(config).items() if state["config"].get(k) != v]
         raise CheckpointError(
@@ -249,6 +283,6 @@ def _resume(
     masker.load_state_dict(state["masker"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    stats = [json.loads(line) for line in (folder / STATS).read_text().splitlines()]
+    stats = [entry for entry in map(json.loads, lines) if entry["step"] <= state["step"]]
     logger.info("resumed %s at step %d", folder, state["step"])
     return state["step"], stats

@@ -47,7 +47,7 @@ def load(
 
     Args:
         name: "shapes".
-        dtype: dtype of its weights (the files hold half precision).
+        dtype: dtype of its weights (the files hold half precision, but for the text encoder).
         device: where to put it.
 
     Raises:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -75,8 +77,12 @@ def encode_pool(
 ) -> dict[str, Tensor]:
     """Draw and encode `count` training scenes once: latents' mean and std (N, C, 8, 8), token ids (N, 24)."""
     path = folder / "latents.safetensors"
+    weights = b"".join(p.detach().float().numpy().tobytes() for p in vae.parameters())
+    mark = {"count": str(count), "vae": hashlib.sha256(weights).hexdigest()}
     if path.exists():
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            if file.metadata() == mark:
+                return load_file(path)
     means, stds, ids = [], [], []
     with torch.inference_mode():
         for start in tqdm(range(0, count, 250), desc="latents", disable=not progress):
@@ -87,7 +93,7 @@ def encode_pool(
             ids.append(tokenize(tokenizer, [s.caption for s in scenes]).short())
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "ids": torch.cat(ids)}
     part = path.with_suffix(".part")
-    save_file(pool, part)
+    save_file(pool, part, metadata=mark)
     part.rename(path)
     return pool
 

@@ -118,6 +118,12 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"expected folders that can be written, got {output} and {work}: {error}") from error
+    for name, mark in (("shapes", "model_index.json"), ("shapes-reward", "config.json")):
+        there = output / name
+        if there.exists() and not (there / mark).is_file() and (there.is_file() or any(there.iterdir())):
+            raise CheckpointError(
+                f"expected {there} to be free or an earlier model's folder, it holds something else; choose another output"
+            )
     tokenizer = build_tokenizer()
     vae = train_autoencoder(
         recipe.autoencoder,

@@ -101,8 +101,13 @@ def run_stage(
     settings = {k: v for k, v in vars(config).items() if k != "save_every_s"}
     first = 0
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        before = dict(state["settings"])
+        try:
+            state = torch.load(path, weights_only=True)
+            before = dict(state["settings"])
+        except Exception as error:  # a damaged file can raise anything from the unpickler
+            raise CheckpointError(
+                f"expected the state of a run in {path}, could not read it ({type(error).__name__}); delete it"
+            ) from error
         if state["step"] <= min(_flat(config), _flat(StageConfig(**before))):
             before["steps"] = config.steps
         if before != settings:
