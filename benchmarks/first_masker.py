@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "first_masker.json"
 VARIANTS = {
     "logit 2, Gumbel, 2e-3": (MaskConfig(initial_logit=2.0), {"gumbel": True, "learning_rate": 2e-3}),
     "logit 1, threshold, 2e-3": (MaskConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 2e-3}),
-    "logit 0.3, threshold, 5e-3": (MaskConfig(initial_logit=0.3), {"gumbel": False, "learning_rate": 5e-3}),
+    "logit 1, threshold, 3e-4": (MaskConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 3e-4}),
 }
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--train", type=Path)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(2)

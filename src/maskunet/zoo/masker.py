@@ -12,9 +12,17 @@ from ..training import Run, TrainConfig, train
 
 #: Settings of the masker that is shipped; `benchmarks/first_masker.py` says how they were chosen.
 MASK = MaskConfig(initial_logit=1.0)
-TRAIN = TrainConfig(max_train_steps=1500, train_batch_size=64, learning_rate=2e-3, gumbel=False, snr_gamma=5.0)
+TRAIN = TrainConfig(
+    max_train_steps=400,
+    train_batch_size=64,
+    learning_rate=3e-4,
+    gumbel=False,
+    snr_gamma=5.0,
+    validation_steps=100,
+    checkpointing_steps=100,
+)
 #: Scenes of training and of validation, and the seeds that they are drawn from; the denoiser saw others.
-POOL, HELD_OUT, TRAIN_SEED, HELD_OUT_SEED = 12_000, 2048, 11, 12
+POOL, HELD_OUT, TRAIN_SEED, HELD_OUT_SEED = 6000, 1024, 11, 12
 
 
 def train_masker(
