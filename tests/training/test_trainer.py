@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
+from maskunet.attachment import Attachment, attachment_of
 from maskunet.data import CachedLatents, encode_scenes
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import trainer as module
@@ -134,6 +134,30 @@ def test_training_lowers_the_loss_of_a_network_that_masks_can_mend(
     last = run.stats[-1]
     assert last["gain"] > last["gain_ci95"] > 0
     assert last["density"] < 1
+
+
+@pytest.mark.parametrize("gumbel", [True, False])
+def test_validation_sees_the_masks_of_inference(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, gumbel: bool
+) -> None:
+    """Logits that keep every weight by threshold, and drop a third under noise: no gain, no loss, density 1."""
+    table = mu.MaskTable.for_unet(pipe.unet, initial_logit=0.1)
+    config = mu.TrainConfig(**{**vars(CONFIG), "gumbel": gumbel, "learning_rate": 1e-6})
+    last = mu.train(pipe, table, dataset, config, tmp_path, progress=False).stats[-1]
+    assert last["density"] == 1
+    assert last["gain"] == pytest.approx(0, abs=1e-6)
+
+
+def test_threshold_training_draws_no_noise(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = []
+    real = Attachment.draw
+    monkeypatch.setattr(Attachment, "draw", lambda self: draws.append(real(self)) or draws[-1])
+    config = mu.TrainConfig(**{**vars(CONFIG), "gumbel": False})
+    mu.train(pipe, fresh(pipe), dataset, config, tmp_path, progress=False)
+    assert draws
+    assert all(d.seed is None for d in draws)
 
 
 def test_masker_without_parameters_is_refused(

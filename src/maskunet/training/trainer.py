@@ -182,7 +182,7 @@ def train(
             p.requires_grad_(False)
         for step in bar:
             masker.train(config.gumbel)
-            attachment.reseed(derive_seed(config.seed, "gumbel", step))
+            attachment.reseed(derive_seed(config.seed, "gumbel", step) if config.gumbel else None)
             seed = derive_seed(config.seed, "batch", step)
             batch = sample(dataset, config.train_batch_size, seed, config.caption_dropout)
             errors = diffusion_errors(pipe.unet, scheduler, *batch)
@@ -202,6 +202,7 @@ def train(
             last = step + 1 == config.max_train_steps
             if held_out and ((step + 1) % config.validation_steps == 0 or last):
                 masker.eval()
+                attachment.reseed(None)  # with a seed even masks at inference would be drawn with noise
                 entry |= _validate(pipe, scheduler, held_out)
                 entry["density"] = density_of(pipe, scheduler, held_out[0])
                 bar.write(" · ".join(f"{k} {v:.5g}" for k, v in entry.items()))
