@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "first_masker.json"
 VARIANTS = {
     "logit 2, Gumbel, 2e-3": (MaskConfig(initial_logit=2.0), {"gumbel": True, "learning_rate": 2e-3}),
     "logit 1, threshold, 2e-3": (MaskConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 2e-3}),
-    "logit 1, threshold, 3e-4": (MaskConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 3e-4}),
+    "logit 0.3, threshold, 1e-3": (MaskConfig(initial_logit=0.3), {"gumbel": False, "learning_rate": 1e-3}),
 }
 
 
