@@ -180,7 +180,7 @@ def zoo_train(
     work: Annotated[Path | None, typer.Option(help="Folder of the runs under way; <output>/work by default.")] = None,
     share: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Share of the recipe, to try it out.")] = 1.0,
 ) -> None:
-    """Train the bundled model from nothing; the same command again resumes. About 95 minutes on two CPU cores."""
+    """Train the bundled model from nothing; the same command again resumes. Within two hours on two CPU cores."""
     from ..zoo.recipe import Recipe, train_shapes
 
     recipe = Recipe() if share == 1.0 else Recipe().shortened(share)
