@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .errors import TargetError
 from .hooks import Context, Replacement, follow_checkpointing, leave_checkpointing
 from .maskers import BlockInput, Draw, LayerMask, Masker
-from .relaxation import derive_seed
+from .relaxation import derive_seed, keep_probability
 from .targets import BlockSpec, LayerSpec, check_fits, maskable_layers, unet_of
 from .trace import Trace
 
@@ -39,12 +39,17 @@ class Attachment:
         self.trace: Trace | None = None
         self.timestep: Any = None
         self.noise = noise
+        #: Mean P(keep) by layer of the latest call, with its gradient; a dict to fill, or None to leave it out.
+        self.keep_probabilities: dict[str, Tensor] | None = None
         self.reseed(seed)
         self._masks: dict[str, tuple[LayerMask, Draw, int]] = {}
         self._handles: list[Any] = []
 
-    def reseed(self, seed: int | None) -> None:
-        """Set the seed of the Gumbel noise. In training mode each call then takes the next noise of that seed."""
+    def reseed(self, seed: int | tuple[int, ...] | None) -> None:
+        """Set the seed of the Gumbel noise, for the batch or one for each sample.
+
+        In training mode each call then takes the next noise of that seed.
+        """
         self.seed = seed
         self.calls = 0
 
@@ -56,6 +61,8 @@ class Attachment:
             if self.seed is None:  # the caller's `torch.manual_seed` decides
                 self.seed = int(torch.randint(2**62, ()))
             # Every call of a training run draws afresh, and every sample for itself.
+            if isinstance(self.seed, tuple):
+                return Draw(self.masker.tau, tuple(derive_seed(s, "train", self.calls) for s in self.seed))
             return Draw(self.masker.tau, derive_seed(self.seed, "train", self.calls), per_sample=True)
         if self.seed is None:
             return Draw(self.masker.tau)
@@ -109,6 +116,8 @@ class Attachment:
         draw, batch = self.draw(), inputs.hidden_states.shape[0]
         for name, mask in self.masker.block_masks(block, inputs).items():
             self._masks[name] = (mask, draw, batch)
+            if self.keep_probabilities is not None and (logits := mask.logits()) is not None:
+                self.keep_probabilities[name] = keep_probability(logits).mean()
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
         """Compute a masked layer."""

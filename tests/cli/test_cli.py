@@ -15,35 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import maskunet as mu
-from maskunet.cli import main as cli
 
 Run = Callable[..., tuple[int, str, str]]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("maskunet.allocator.keep_freed_memory", lambda: True)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskunet", *map(str, words)])
-        capsys.readouterr()  # what fixtures wrote
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        out = capsys.readouterr()
-        return int(code or 0), out.out, out.err  # type: ignore[call-overload]
-
-    return call
-
-
-@pytest.fixture
-def model(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
-    pipe.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Frechet distance against its closed form."""
+"""Distances between sets of features, against their closed forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.metrics.distances import frechet_distance
+from maskunet.metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
 
 
 def exactly(mean: torch.Tensor, root: torch.Tensor, count: int = 400) -> torch.Tensor:
@@ -34,5 +34,43 @@ def test_same_set_is_at_zero_and_order_does_not_matter() -> None:
 def test_bad_sets_are_refused() -> None:
     with pytest.raises(mu.DataError, match="one width"):
         frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
-    with pytest.raises(mu.DataError, match="at least two"):
+    with pytest.raises(mu.DataError, match="at least 2 features"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
+
+
+def gaussian(count: int, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    return shift + scale * torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_kernel_distance_is_unbiased_and_grows_with_the_shift() -> None:
+    same, spread = kernel_distance(gaussian(1500), gaussian(1500, seed=1), subset_size=300)
+    assert abs(same) < 2 * spread
+    near, far = (kernel_distance(gaussian(500), gaussian(500, s, seed=1))[0] for s in (0.2, 1.0))
+    assert same < near < far
+    # With all pictures in every subset it is the textbook sum.
+    a, b = gaussian(20).double(), gaussian(20, 0.5, seed=1).double()
+    k = [((p @ q.T) / 8 + 1) ** 3 for p, q in ((a, a), (b, b), (a, b))]
+    expected = sum((x.sum() - x.trace()) / (20 * 19) for x in k[:2]) - 2 * k[2].mean()
+    assert kernel_distance(a, b, subsets=3)[0] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_gaussian_distance_is_zero_for_a_set_and_itself_and_forgets_length() -> None:
+    a, b = gaussian(200), gaussian(200, 1.0, seed=1)
+    assert gaussian_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert gaussian_distance(a, b) > 0
+    assert gaussian_distance(5 * a, b) == pytest.approx(gaussian_distance(a, b), rel=1e-6)
+
+
+def test_precision_falls_with_spread_and_recall_with_narrowness() -> None:
+    real = gaussian(600)
+    assert precision_recall(real, real) == (1.0, 1.0)
+    wide, narrow = gaussian(600, scale=2.5, seed=1), gaussian(600, scale=0.3, seed=1)
+    assert precision_recall(wide, real)[0] < 0.3 < 0.9 < precision_recall(narrow, real)[0]
+    assert precision_recall(narrow, real)[1] < 0.3
+    assert precision_recall(gaussian(50, 50.0), real) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", [kernel_distance, gaussian_distance, precision_recall])
+def test_sets_that_do_not_fit_are_refused(metric: object) -> None:
+    with pytest.raises(mu.DataError, match="one width"):
+        metric(torch.zeros(9, 3), torch.zeros(9, 4))  # type: ignore[operator]

@@ -83,6 +83,16 @@ def test_judge_separates_touching_objects_of_two_colours() -> None:
     assert exact(judge(picture)[0], [("square", "blue"), ("circle", "red")])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_judge_takes_an_object_of_shifting_colour_for_one(shape: str) -> None:
+    """Generated objects can lie between two hues: the left part is called red then, the right part pink."""
+    red, pink = draw([scene(Shape(shape, c, 32, 32, 14)) for c in ("red", "pink")])
+    share = torch.linspace(-1.5, 2.5, 64).clamp(0, 1)
+    found = [d for d in judge((red * (1 - share) + pink * share)[None])[0] if d.confidence >= 0.3]
+    assert [d.name for d in found] == [shape]
+    assert found[0].colour in ("red", "pink")
+
+
 def test_wrong_pictures_are_called_wrong() -> None:
     """Against another prompt of its task, a drawn picture fails unless it happens to meet it."""
     prompts, scenes = held_out_prompts(240), held_out_scenes(240)

@@ -25,7 +25,7 @@ CONFIG = mu.TrainConfig(
 def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
     cached = encode_scenes(pipe, [training_scene(i) for i in range(12)])
     # The tiny autoencoder halves once; the tiny U-Net wants 8 by 8.
-    return CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.input_ids, cached.empty_ids)
+    return CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.captions)
 
 
 def fresh(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
@@ -75,12 +75,12 @@ def test_stopped_and_resumed_equals_uninterrupted(
     calls = 0
     real = module.diffusion_errors
 
-    def stop(*args: object) -> torch.Tensor:
+    def stop(*args: object, **options: object) -> torch.Tensor:
         nonlocal calls
         calls += torch.is_grad_enabled()
         if calls == 7:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(module, "diffusion_errors", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -105,12 +105,17 @@ def test_other_settings_in_the_same_folder_are_refused(
 def test_loss_that_is_not_finite_stops_with_the_last_state_intact(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
-    state = (tmp_path / module.STATE).read_bytes()
-    monkeypatch.setattr(module, "diffusion_errors", lambda *a: torch.full((4,), torch.nan, requires_grad=True))
-    with pytest.raises(mu.DataError, match="intact"):
+    real, calls = module.diffusion_errors, 0
+
+    def poisoned(*args: object, **options: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(*args, **options) * (torch.nan if calls == 6 else 1)
+
+    monkeypatch.setattr(module, "diffusion_errors", poisoned)
+    with pytest.raises(mu.DataError, match="checkpoint-000004 is intact"):
         mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "new", progress=False)
-    assert (tmp_path / module.STATE).read_bytes() == state
+    assert torch.load(tmp_path / "new" / "checkpoint-000004" / "state.pt", weights_only=True)["step"] == 4
     assert attachment_of(pipe) is None
 
 

@@ -1,7 +1,12 @@
-"""A data set of cached latents and token ids: pictures are encoded once, before training."""
+"""A data set as a training step uses it: cached latents with their captions, and prompt embeddings of those captions.
+
+Pictures are encoded once, before training. Which samples a step sees, and all that is random about them, follows from
+a seed and a position in the stream of epochs alone: neither the number of processes nor an interruption changes it.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..relaxation import derive_seed
 from ..shapes.drawing import STYLES, draw
 from ..shapes.scenes import Scene, training_scene
 
 #: Data sets that come with the package, and the style of each.
 WORLDS = {"shapes": "plain", "shapes-art": "art"}
+#: How many of their scenes to train on, and the seeds that scenes to train on and to hold out are drawn from; the bundled
+#: denoiser saw others.
+POOL, TRAIN_SEED, HELD_OUT_SEED = 6000, 11, 12
 _CHUNK = 128
 
 
@@ -26,25 +35,62 @@ class CachedLatents:
     Args:
         mean: posterior means (N, C, h, w), scaled for the U-Net.
         std: posterior standard deviations, of the same shape.
-        input_ids: token ids of the captions (N, L).
-        empty_ids: token ids of the empty caption (1, L).
+        captions: N captions.
+        time_ids: (N, 6) original height and width, top and left of the crop, target height and width in pixels, which
+            SDXL is conditioned on; None says that pictures were used whole.
     """
 
     mean: Tensor
     std: Tensor
-    input_ids: Tensor
-    empty_ids: Tensor
+    captions: tuple[str, ...]
+    time_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == len(self.captions):
+            raise DataError(
+                f"expected as many captions as latents, got {len(self.mean)} means, {len(self.std)} deviations and "
+                f"{len(self.captions)} captions"
+            )
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def batch(self, size: int, generator: torch.Generator, caption_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Draw a batch: sampled latents (size, C, h, w) and token ids (size, L), some of the empty caption."""
-        index = torch.randint(len(self), (size,), generator=generator)
-        mean, std = self.mean[index].float(), self.std[index].float()
-        latents = mean + std * torch.randn(mean.shape, generator=generator)
-        dropped = torch.rand(size, generator=generator) < caption_dropout
-        return latents, torch.where(dropped[:, None], self.empty_ids, self.input_ids[index])
+    def split(self, count: int) -> tuple[CachedLatents, CachedLatents]:
+        """Return the first `count` samples and the rest."""
+
+        def part(s: slice) -> CachedLatents:
+            ids = None if self.time_ids is None else self.time_ids[s]
+            return CachedLatents(self.mean[s], self.std[s], self.captions[s], ids)
+
+        return part(slice(count)), part(slice(count, None))
+
+    def latents(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """Sample latents (B, C, h, w) of the given samples, float32, each with its own generator."""
+        mean, std = self.mean[list(indices)].float(), self.std[list(indices)].float()
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
+        return mean + std * noise
+
+
+def sample_at(position: int, count: int, seed: int) -> int:
+    """Return which of `count` samples stands at a position of the stream of epochs, each epoch in an order of its own.
+
+    Every sample occurs once in positions `[k * count, (k + 1) * count)`.
+    """
+    epoch, place = divmod(position, count)
+    return int(_order(epoch, count, seed)[place])
+
+
+_orders: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _order(epoch: int, count: int, seed: int) -> Tensor:
+    key = (epoch, count, seed)
+    if key not in _orders:
+        if len(_orders) > 2:  # a batch spans two epochs at most, unless the set is smaller than a batch
+            _orders.clear()
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        _orders[key] = torch.randperm(count, generator=generator)
+    return _orders[key]
 
 
 def scenes_of(name: str, count: int, seed: int) -> tuple[list[Scene], str]:
@@ -58,13 +104,31 @@ def scenes_of(name: str, count: int, seed: int) -> tuple[list[Scene], str]:
     return [training_scene(i, seed) for i in range(count)], WORLDS[name]
 
 
+@torch.inference_mode()
+def encode_pictures(vae: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode pictures (B, 3, H, W) in [0, 1] to posterior means and deviations, scaled, in float16 on the CPU.
+
+    An autoencoder that asks for it (`force_upcast`, as SDXL's) encodes in float32.
+    """
+    before = vae.dtype
+    upcast = before == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if upcast:
+        vae.to(torch.float32)
+    posterior = vae.encode(pictures.to(vae.device, vae.dtype) * 2 - 1).latent_dist
+    if upcast:
+        vae.to(before)
+    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
+    mean, std = ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
+    return mean.half().cpu(), std.half().cpu()
+
+
 def encode_scenes(
     pipe: Any, scenes: Sequence[Scene], style: str = "plain", *, progress: bool = False
 ) -> CachedLatents:
-    """Draw scenes and encode them with a pipeline's autoencoder and tokenizer.
+    """Draw scenes and encode them with a pipeline's autoencoder.
 
     Args:
-        pipe: a pipeline with `vae` and `tokenizer`.
+        pipe: a pipeline with a `vae`.
         scenes: what to draw.
         style: one of `maskunet.shapes.drawing.STYLES`.
         progress: show a progress bar.
@@ -74,18 +138,56 @@ def encode_scenes(
     """
     if not scenes or style not in STYLES:
         raise DataError(f"expected scenes and a style among {STYLES}, got {len(scenes)} scenes and {style!r}")
-    vae, tokenizer = pipe.vae, pipe.tokenizer
     means, stds = [], []
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(scenes), _CHUNK), desc="encode pictures", disable=not progress):
-            pictures = draw(scenes[start : start + _CHUNK], style).to(vae.device, vae.dtype)
-            posterior = vae.encode(pictures * 2 - 1).latent_dist
-            means.append((posterior.mean * vae.config.scaling_factor).half().cpu())
-            stds.append((posterior.std * vae.config.scaling_factor).half().cpu())
+    for start in tqdm(range(0, len(scenes), _CHUNK), desc="encode pictures", disable=not progress):
+        mean, std = encode_pictures(pipe.vae, draw(scenes[start : start + _CHUNK], style))
+        means.append(mean)
+        stds.append(std)
+    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes))
 
-    def tokens(captions: list[str]) -> Tensor:
-        options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
-        ids: Tensor = tokenizer(captions, return_tensors="pt", **options).input_ids
-        return ids
 
-    return CachedLatents(torch.cat(means), torch.cat(stds), tokens([s.caption for s in scenes]), tokens([""]))
+class PromptEmbeds:
+    """Prompt embeddings by caption, from the pipeline's own text encoders.
+
+    Args:
+        pipe: a Stable Diffusion pipeline, 1.x, 2.x or XL.
+        captions: captions to encode at once and keep, in half precision on the CPU; the others are encoded as they
+            come.
+        batch_size: captions a call of the text encoders.
+    """
+
+    def __init__(self, pipe: Any, captions: Sequence[str] = (), *, batch_size: int = 64) -> None:
+        self.pipe = pipe
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+        wanted = sorted(set(captions))
+        for start in range(0, len(wanted), batch_size):
+            chunk = wanted[start : start + batch_size]
+            encoded = [x.half().cpu() for x in self._encode(chunk)]
+            self._kept |= {c: tuple(x[i].clone() for x in encoded) for i, c in enumerate(chunk)}
+
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> list[Tensor]:
+        # Captions are cut at the text encoder's length; said once an encoding, it would drown everything else.
+        notes = logging.getLogger(type(self.pipe).__module__)
+        level = notes.level
+        notes.setLevel(logging.ERROR)
+        try:
+            found = self.pipe.encode_prompt(
+                prompt=captions,
+                device=self.pipe.unet.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        finally:
+            notes.setLevel(level)
+        return [x for x in (found[0], found[2] if len(found) > 2 else None) if x is not None]
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Return embeddings (B, L, D) and, for SDXL, pooled ones (B, D'), on the U-Net's device."""
+        unet = self.pipe.unet
+        if all(c in self._kept for c in captions):
+            found = [torch.stack(parts) for parts in zip(*(self._kept[c] for c in captions), strict=True)]
+        else:
+            found = self._encode(list(captions))
+        found = [x.to(unet.device, unet.dtype) for x in found]
+        return found[0], found[1] if len(found) > 1 else None

@@ -1,7 +1,8 @@
 """The exact judge of the shapes world: finds and names every object of a picture.
 
 The ground is nearly grey and the objects are saturated, so chroma separates them. A connected region is split where it
-holds several colours. Its soft outline, brought to unit area around its centroid, is compared with every shape at
+holds several colours and the parts look more like shapes than the whole does: two touching objects are two, one whose
+colour shifts is one. Its soft outline, brought to unit area around its centroid, is compared with every shape at
 rotations from -15 to 15 degrees; the greatest overlap (soft intersection over union) names it. The judge reads pixels
 only, and is never used as a reward.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -77,8 +79,16 @@ def _nearest_colour(hue: Plane) -> NDArray[np.intp]:
     return away.argmin(-1)
 
 
-def _regions(chroma: Plane, colours: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.bool_], int]]:
-    """Yield the pixels and the colour of every object."""
+@dataclass(frozen=True)
+class _Region:
+    """Connected pixels (H, W) taken for one object, and its colour's index."""
+
+    pixels: NDArray[np.bool_]
+    colour: int
+
+
+def _readings(chroma: Plane, colours: NDArray[np.intp]) -> Iterator[list[list[_Region]]]:
+    """Yield, for every connected region, the ways to read it: as one object, and as one object of each colour in it."""
     labels, count = ndimage.label(chroma > _CHROMA, structure=np.ones((3, 3)))
     for label in range(1, count + 1):
         region = labels == label
@@ -86,6 +96,7 @@ def _regions(chroma: Plane, colours: NDArray[np.intp]) -> Iterator[tuple[NDArray
         if area < _LEAST_AREA:
             continue
         votes = np.bincount(colours[region], minlength=len(COLOURS))
+        readings = [[_Region(region, int(votes.argmax()))]]
         parts = []
         for colour in map(int, np.flatnonzero(votes >= max(_LEAST_AREA, 0.2 * area))):
             # Opening drops the thin rims in which two neighbours' colours mix into a third.
@@ -93,35 +104,49 @@ def _regions(chroma: Plane, colours: NDArray[np.intp]) -> Iterator[tuple[NDArray
             pieces, n = ndimage.label(core)
             sizes = np.bincount(pieces.ravel())[1:]
             parts += [(pieces == i + 1, colour) for i in range(n) if sizes[i] >= max(_LEAST_AREA, 0.15 * area)]
-        if len({colour for _, colour in parts}) <= 1:
-            yield region, int(votes.argmax())
-            continue
-        # Every pixel of the region goes to the nearest part.
-        marks = np.zeros(region.shape, np.int64)
-        for i, (part, _) in enumerate(parts):
-            marks[part] = i + 1
-        nearest = ndimage.distance_transform_edt(marks == 0, return_distances=False, return_indices=True)
-        owner = marks[tuple(nearest)]
-        for i, (_, colour) in enumerate(parts):
-            yield region & (owner == i + 1), colour
+        if len({colour for _, colour in parts}) > 1:
+            # Every pixel of the region goes to the nearest part.
+            marks = np.zeros(region.shape, np.int64)
+            for i, (part, _) in enumerate(parts):
+                marks[part] = i + 1
+            nearest = ndimage.distance_transform_edt(marks == 0, return_distances=False, return_indices=True)
+            owner = marks[tuple(nearest)]
+            readings.append([_Region(region & (owner == i + 1), colour) for i, (_, colour) in enumerate(parts)])
+        yield readings
 
 
-def _find(picture: Plane) -> tuple[list[Tensor], list[tuple[str, tuple[float, float, float, float]]]]:
-    """Return the normalised outlines, colours and boxes of a picture's (H, W, 3) objects."""
+def _name(region: _Region, chroma: Plane, ground: float) -> tuple[Detection, float]:
+    """Return a region's detection and how well its outline agrees with the shape it is taken for, in [0, 1]."""
+    full = float(np.quantile(chroma[region.pixels], 0.8))
+    others = (chroma > _CHROMA) & ~region.pixels
+    near = ndimage.binary_dilation(region.pixels, iterations=2) & ~ndimage.binary_dilation(others)
+    alpha = np.clip((chroma - ground) / max(full - ground, 1e-3), 0, 1) * (near | region.pixels)
+    outline, templates = _normalise(alpha.astype(np.float32)).flatten(), _templates()
+    overlap = torch.minimum(outline, templates).sum(-1) / torch.maximum(outline, templates).sum(-1)
+    score, index = (float(x) for x in overlap.max(0))
+    low, high = _OVERLAPS
+    ys, xs = np.nonzero(region.pixels)
+    box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+    confidence = min(1.0, max(0.0, (score - low) / (high - low)))
+    return Detection(SHAPES[int(index) // len(_ROTATIONS)], COLOURS[region.colour], confidence, box), score
+
+
+def _find(picture: Plane) -> list[Detection]:
+    """Return the objects of a picture (H, W, 3).
+
+    Of the ways to read a region, the one whose outlines agree best with shapes is taken: two objects that touch are
+    two, and one object whose colour shifts from red to pink is one.
+    """
     chroma = np.asarray(picture.max(-1) - picture.min(-1), np.float32)
     ground = float(np.median(np.concatenate([chroma[0], chroma[-1], chroma[:, 0], chroma[:, -1]])))
     colours = _nearest_colour(_hue(picture))
-    outlines, found = [], []
-    for region, colour in _regions(chroma, colours):
-        full = float(np.quantile(chroma[region], 0.8))
-        others = (chroma > _CHROMA) & ~region
-        near = ndimage.binary_dilation(region, iterations=2) & ~ndimage.binary_dilation(others)
-        alpha = np.clip((chroma - ground) / max(full - ground, 1e-3), 0, 1) * (near | region)
-        ys, xs = np.nonzero(region)
-        outlines.append(_normalise(alpha.astype(np.float32)))
-        box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
-        found.append((COLOURS[colour], box))
-    return outlines, found
+    found: list[Detection] = []
+    for readings in _readings(chroma, colours):
+        named = [[_name(region, chroma, ground) for region in reading] for reading in readings]
+        areas = [[float(region.pixels.sum()) for region in reading] for reading in readings]
+        fits = [float(np.average([score for _, score in n], weights=a)) for n, a in zip(named, areas, strict=True)]
+        found += [detection for detection, _ in named[int(np.argmax(fits))]]
+    return found
 
 
 def judge(pictures: Tensor) -> list[list[Detection]]:
@@ -134,21 +159,8 @@ def judge(pictures: Tensor) -> list[list[Detection]]:
         For each picture its objects, the most confident first. Confidence is 1 where the outline agrees with a shape
         as well as a drawn one does, and 0 where it agrees with none.
     """
-    templates = _templates()
-    answers: list[list[Detection]] = []
-    for picture in pictures.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy():
-        outlines, found = _find(picture)
-        detections = []
-        if outlines:
-            flat = torch.stack(outlines).flatten(1)[:, None]
-            overlap = torch.minimum(flat, templates).sum(-1) / torch.maximum(flat, templates).sum(-1)
-            best, which = overlap.max(1)
-            low, high = _OVERLAPS
-            for score, index, (colour, box) in zip(best.tolist(), which.tolist(), found, strict=True):
-                confidence = min(1.0, max(0.0, (score - low) / (high - low)))
-                detections.append(Detection(SHAPES[index // len(_ROTATIONS)], colour, confidence, box))
-        answers.append(sorted(detections, key=lambda d: -d.confidence))
-    return answers
+    planes = pictures.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return [sorted(_find(picture), key=lambda d: -d.confidence) for picture in planes]
 
 
 def exact(detections: Sequence[Detection], objects: Sequence[tuple[str, str]]) -> bool:

@@ -1,5 +1,50 @@
-"""Training: masks learned from the diffusion loss."""
+"""Training: masks, LoRA or all weights, learned from the diffusion loss in one loop.
 
-from .trainer import Run, TrainConfig, train
+Names are imported when they are first used: the settings alone, which the command line's help shows, need no torch.
+"""
 
-__all__ = ["Run", "TrainConfig", "train"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "METHODS": "methods",
+    "Method": "base",
+    "Run": "trainer",
+    "TrainConfig": "config",
+    "TrainFull": "methods",
+    "TrainLora": "methods",
+    "TrainMasks": "methods",
+    "TrainMasksWithLora": "methods",
+    "build_method": "methods",
+    "train": "trainer",
+}
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Run",
+    "TrainConfig",
+    "TrainFull",
+    "TrainLora",
+    "TrainMasks",
+    "TrainMasksWithLora",
+    "build_method",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+if TYPE_CHECKING:
+    from .base import Method
+    from .config import TrainConfig
+    from .methods import METHODS, TrainFull, TrainLora, TrainMasks, TrainMasksWithLora, build_method
+    from .trainer import Run, train

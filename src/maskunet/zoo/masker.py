@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import encode_scenes
+from ..data.cached import HELD_OUT_SEED, POOL, TRAIN_SEED
 from ..maskers import MaskConfig, MaskGenerator
 from ..shapes.scenes import training_scene
 from ..training import Run, TrainConfig, train
@@ -21,8 +22,7 @@ TRAIN = TrainConfig(
     validation_steps=110,
     checkpointing_steps=110,
 )
-#: Scenes of training and of validation, and the seeds that they are drawn from; the denoiser saw others.
-POOL, HELD_OUT, TRAIN_SEED, HELD_OUT_SEED = 6000, 1024, 11, 12
+HELD_OUT = 1024  # scenes of validation
 
 
 def train_masker(

@@ -1,0 +1,163 @@
+"""Features of pictures, the space that distances between sets are measured in; each is a plug-in of one function.
+
+    clip:SOURCE       pooled features of a CLIP vision tower (CMMD, CLIP score)
+    dinov2:SOURCE     the class token of a DINOv2 (FD-DINOv2)
+    inception         Inception v3's 2048 features (FID as published), through torchmetrics and torch-fidelity
+
+SOURCE is a folder or a hub id of a model in transformers' format.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+
+from ..errors import CheckpointError, DataError
+
+
+class Features(ABC):
+    """Features of pictures.
+
+    Args:
+        source: where the model comes from.
+        device: where it runs.
+    """
+
+    def __init__(self, source: str, device: torch.device | str) -> None:
+        self.source, self.device = source, torch.device(device)
+
+    @abstractmethod
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return features (N, D), float32 on the CPU, of pictures (N, 3, H, W) in [0, 1]."""
+
+    def texts(self, captions: Sequence[str]) -> Tensor | None:
+        """Return features (N, D) of captions in the same space; None where the model knows no text."""
+        return None
+
+
+def _preprocessing(source: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Side in pixels, mean and deviation of a model's input, from its `preprocessor_config.json`."""
+    path = Path(source) / "preprocessor_config.json"
+    if not path.is_file():
+        path = Path(hf_hub_download(source, "preprocessor_config.json"))
+    config = json.loads(path.read_text())
+    size = config.get("crop_size") or config["size"]
+    side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+    return int(side), tuple(config["image_mean"]), tuple(config["image_std"])
+
+
+class _Vision(Features):
+    def __init__(self, source: str, device: torch.device | str) -> None:
+        super().__init__(source, device)
+        try:
+            self.side, mean, std = _preprocessing(source)
+            self.model: Any = self._load(source).to(self.device).eval()
+        except Exception as error:  # hub, file and config errors of several libraries
+            raise CheckpointError(
+                f"expected a model in transformers' format in {source!r}, could not read it: {str(error).splitlines()[0]}"
+            ) from error
+        self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
+
+    @abstractmethod
+    def _load(self, source: str) -> Any: ...
+
+    def _prepare(self, pictures: Tensor) -> Tensor:
+        """Resize the shorter side (bicubic, antialiased), crop the centre, normalise."""
+        x = pictures.to(self.device, torch.float32)
+        if min(x.shape[-2:]) != self.side or x.shape[-1] != x.shape[-2]:
+            scale = self.side / min(x.shape[-2:])
+            size = [max(self.side, round(d * scale)) for d in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            top, left = ((d - self.side) // 2 for d in x.shape[-2:])
+            x = x[..., top : top + self.side, left : left + self.side]
+        return (x - self.mean) / self.std
+
+
+class ClipFeatures(_Vision):
+    """Projected features of CLIP, of unit length, for pictures and captions."""
+
+    def _load(self, source: str) -> Any:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        return CLIPModel.from_pretrained(source, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return projected features of pictures."""
+        found = self.model.get_image_features(pixel_values=self._prepare(pictures)).pooler_output
+        return F.normalize(found, dim=-1).cpu()
+
+    @torch.inference_mode()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Projected features of captions, of unit length."""
+        length = self.model.config.text_config.max_position_embeddings
+        options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        ids = self.tokenizer(list(captions), **options).to(self.device)
+        found = self.model.get_text_features(**ids).pooler_output
+        return F.normalize(found, dim=-1).cpu()
+
+
+class Dinov2Features(_Vision):
+    """The class token of DINOv2 after its last norm, as FD-DINOv2 takes it."""
+
+    def _load(self, source: str) -> Any:
+        from transformers import AutoModel
+
+        return AutoModel.from_pretrained(source, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return class tokens of pictures."""
+        found: Tensor = self.model(pixel_values=self._prepare(pictures)).pooler_output
+        return found.cpu()
+
+
+class InceptionFeatures(Features):
+    """Inception v3's pool features, as published FIDs take them."""
+
+    def __init__(self, source: str, device: torch.device | str) -> None:
+        super().__init__(source, device)
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            self.model: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(self.device)
+        except (ImportError, ModuleNotFoundError) as error:
+            raise DataError(
+                "expected torchmetrics and torch-fidelity for Inception features; pip install 'maskunet[inception]'"
+            ) from error
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return pool features of pictures."""
+        found: Tensor = self.model((pictures.to(self.device) * 255).round().byte())
+        return found.cpu()
+
+
+#: Adding a feature space is one class and one line.
+KINDS: dict[str, Callable[[str, torch.device | str], Features]] = {
+    "clip": ClipFeatures,
+    "dinov2": Dinov2Features,
+    "inception": InceptionFeatures,
+}
+
+
+def load_features(name: str, device: torch.device | str = "cpu") -> Features:
+    """Return features by name, `kind:source` or `inception`.
+
+    Raises:
+        DataError: an unknown kind, or a missing extra.
+        CheckpointError: the model cannot be read.
+    """
+    kind, _, source = name.partition(":")
+    if kind not in KINDS or (kind != "inception" and not source):
+        raise DataError(f"expected features clip:SOURCE, dinov2:SOURCE or inception, got {name!r}")
+    return KINDS[kind](source, device)

@@ -1,0 +1,1 @@
+"""The paper's tables, reproduced in kind on the bundled model."""

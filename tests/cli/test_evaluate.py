@@ -1,0 +1,76 @@
+"""`maskunet evaluate`: a model or a folder, resumed, with a table and a record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskunet.shapes.drawing import draw
+from maskunet.shapes.scenes import training_scene
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i, picture in enumerate(draw([training_scene(i, 3) for i in range(12)])):
+        Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_model_against_a_folder(run: Run, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(["a red circle", "two rings", "a star", "a heart", "a cross"]))
+    words = ["evaluate", "--model", "shapes", "--prompts-file", "prompts.txt", "--reference", reference, "--steps", 2]
+    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes")
+    assert code == 0, err
+    assert "5 pictures made" in out
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    (values,) = record["metrics"].values()
+    assert values["n"] == 5
+    assert values["n_reference"] == 12
+    assert values["fid"] > 0
+    assert -1 <= values["clip_score"] <= 1
+    assert record["settings"]["num_inference_steps"] == 2
+    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes")
+    assert "0 pictures made" in out
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"] == record["metrics"]
+    code, out, err = run("evaluate", "--pictures", "out/pictures", "--features", "shapes", "--resolution", 64)
+    assert code == 0, err
+    assert "clip_score" in out
+    assert "fid" not in out
+
+
+def test_coco_protocol_takes_the_annotations(run: Run, tmp_path: Path) -> None:
+    entries = [{"id": i, "image_id": i, "caption": "a red circle"} for i in range(5000)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": entries}))
+    words = ["evaluate", "--model", "shapes", "--protocol", "coco2017-5k", "--annotations", "captions.json"]
+    code, out, err = run(*words, "--limit", 2, "--steps", 2, "--device", "cpu", "--output", "out")
+    assert code == 0, err
+    assert "2 pictures made" in out
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["resolution"] == 256
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--model to generate with, or --pictures"),
+        (["--model", "shapes", "--protocol", "coco"], "coco2014-30k"),
+        (["--model", "shapes", "--protocol", "coco2017-5k"], "captions_val2017.json"),
+        (["--model", "shapes"], "at least one prompt"),
+        (["--pictures", "nowhere"], "expected --features"),
+        (["--pictures", "nowhere", "--features", "shapes"], "nowhere"),
+        (["--pictures", "nowhere", "--features", "vgg"], "clip:SOURCE"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, words: list[str], message: str) -> None:
+    code, _, err = run("evaluate", *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err

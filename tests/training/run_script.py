@@ -1,0 +1,78 @@
+"""A small training run in a process of its own, to be launched twice at once or killed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+import maskunet as mu
+from maskunet.data import CachedLatents
+from maskunet.training import sampler
+from maskunet.zoo.denoiser import new_text_encoder
+from maskunet.zoo.tokenizer import build_tokenizer
+
+
+def pipeline() -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4,
+    )
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    tokenizer = build_tokenizer()
+    text_encoder = new_text_encoder(tokenizer, 16)
+    scheduler = DDIMScheduler()
+    return StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    args = parser.parse_args()
+    pipe = pipeline()
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(12, 4, 8, 8, generator=generator)
+    data = CachedLatents(mean, torch.full_like(mean, 0.1), tuple(f"a red circle and {i}" for i in range(12)))
+    config = mu.TrainConfig(
+        max_train_steps=args.steps,
+        train_batch_size=args.batch_size,
+        learning_rate=1e-3,
+        use_ema=True,
+        validation_samples=0,
+        checkpointing_steps=2,
+        logging_steps=1,
+    )
+    rank = os.environ.get("RANK", "0")
+    real, step = sampler.Sampler.__call__, 0
+
+    def seen(self, positions, **options):  # type: ignore[no-untyped-def]
+        nonlocal step
+        indices = [sampler.sample_at(p, len(data), options["seed"]) for p in positions]
+        args.folder.mkdir(parents=True, exist_ok=True)
+        with (args.folder / f"seen-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "indices": indices}) + "\n")
+        step += 1
+        return real(self, positions, **options)
+
+    sampler.Sampler.__call__ = seen  # type: ignore[method-assign]
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+    mu.train(pipe, masker, data, config, args.folder, progress=False)
+
+
+if __name__ == "__main__":
+    main()
