@@ -80,14 +80,14 @@ class Table1Config:
     """
 
     seeds: int = 3
-    steps: int = 400
+    steps: int = 200
     train_samples: int = POOL
     prompts: int = 600
     pictures: int = 5
     validation_prompts: int = 300
     reference_pictures: int = 2400
     initial_logit: float = 0.3
-    num_inference_steps: int = 25
+    num_inference_steps: int = 12
     guidance_scale: float = 4.0
 
 
