@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 # From the ground up. A module belongs to its longest matching prefix; modules of one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "relaxation", "allocator", "hooks"),
+    ("plotting",),
     ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),
     ("operators", "metrics", "shapes.vocabulary", "diffusion"),
     ("maskers.base", "maskers.authors", "shapes.scenes"),
@@ -36,7 +37,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("zoo.reward",),
     ("zoo.recipe", "zoo"),
     ("pipelines", "reproduce.report"),
-    ("reproduce.table1",),
+    ("reproduce.world",),
+    ("reproduce.table1", "reproduce.ablations"),
+    ("reproduce.plots",),
     ("reproduce",),
     ("cli.pictures", "cli.info", "cli.convert", "cli.train"),
     ("cli.demo", "cli.reproduce", "cli.evaluate"),
