@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
         part = target.with_name(target.name + ".part")
         with mpl.rc_context(_STYLE):
             figure.savefig(part, format=suffix[1:], dpi=150, metadata=metadata)
-        os.replace(part, target)
+        part.replace(target)
         written.append(target)
     return written
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -51,7 +52,11 @@ def test_generate_repeats(run: Run, model: Path, tmp_path: Path) -> None:
             run("generate", "--model", model, "--prompt", "a", "--steps", 2, "--output", folder, "--device", "cpu")[0]
             == 0
         )
-    assert (tmp_path / "one" / "00000.png").read_bytes() == (tmp_path / "two" / "00000.png").read_bytes()
+    one, two = (np.asarray(Image.open(tmp_path / name / "00000.png"), np.int16) for name in ("one", "two"))
+    assert one.std() > 1
+    # Once in dozens of runs the last bit of a sum differs, and a value on the border of two grey levels goes the other way.
+    assert abs(one - two).max() <= 1
+    assert (one != two).mean() < 0.01
 
 
 ERRORS = [

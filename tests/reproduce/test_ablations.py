@@ -49,10 +49,14 @@ def test_snapshots_follow_training(result: dict) -> None:  # type: ignore[type-a
     shots = result["snapshots"]
     assert [s["step"] for s in shots] == [0, 2, 4]
     base, last = result["cells"]["base"][0], result["cells"][REFERENCE][0]
-    assert shots[0]["fid"] == base["fid"] and shots[0]["density"] is None
-    assert shots[-1]["fid"] == last["fid"] and shots[-1]["density"] == last["density"]
+    assert shots[0]["fid"] == base["fid"]
+    assert shots[0]["density"] is None
+    assert shots[-1]["fid"] == last["fid"]
+    assert shots[-1]["density"] == last["density"]
     text = ablations_markdown(result)
-    assert all(f"| {name} |" in text for name in VARIANTS) and "| 4 |" in text and "22.30" in text
+    assert all(f"| {name} |" in text for name in VARIANTS)
+    assert "| 4 |" in text
+    assert "22.30" in text
 
 
 def test_figures_are_written_and_repeat(result: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
