@@ -23,12 +23,17 @@ _PUBLIC = {
     "FixedMasks": "maskers",
     "RandomMasks": "maskers",
     "Masker": "maskers",
+    "MaskSchedule": "maskers",
+    "search": "searching",
+    "SearchConfig": "searching",
+    "SearchResult": "searching",
     "train": "training",
     "TrainConfig": "training",
     "MaskUNetError": "errors",
     "TargetError": "errors",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "RewardError": "errors",
 }
 _MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes")
 
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from . import maskers, metrics, operators, relaxation, shapes, targets, zoo
     from .attachment import attach, detach, disabled, record
     from .checkpoint import load
-    from .errors import CheckpointError, DataError, MaskUNetError, TargetError
-    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskTable, RandomMasks
+    from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
+    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskSchedule, MaskTable, RandomMasks
+    from .searching import SearchConfig, SearchResult, search
     from .training import TrainConfig, train

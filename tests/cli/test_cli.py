@@ -27,7 +27,6 @@ def masker(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
     return Path(generator.save_pretrained(tmp_path / "masker"))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
 def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("d e\n\n f g \n")
     words = ["generate", "--model", model, "--prompt", "a b", "--prompts-file", "prompts.txt", "--steps", 2]

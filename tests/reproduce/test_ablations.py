@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from maskunet.reproduce import world
 from maskunet.reproduce.ablations import REFERENCE, VARIANTS, AblationConfig, reproduce_ablations
 from maskunet.reproduce.plots import plot_ablations, plot_table1
 from maskunet.reproduce.report import ablations_markdown
+from maskunet.training import TrainConfig
 
 CONFIG = AblationConfig(
     seeds=2, steps=4, train_samples=12, prompts=12, reference_pictures=64, snapshots=2, num_inference_steps=2
@@ -22,6 +24,7 @@ CONFIG = AblationConfig(
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "HELD_OUT", 8)
+        patch.setattr(world, "TrainConfig", partial(TrainConfig, train_batch_size=2))
         folder = tmp_path_factory.mktemp("ablations")
         first = reproduce_ablations(folder, CONFIG)
 
