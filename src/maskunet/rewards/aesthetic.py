@@ -103,7 +103,8 @@ class AestheticScore(Reward):
         """Return the predicted ratings (B,) of normalised pictures (B, 3, side, side)."""
         values = pixel_values.to(self.model.device, self.model.dtype)
         features = self.model.visual_projection(self.model.vision_model(pixel_values=values).pooler_output)
-        rating: Tensor = self.head(F.normalize(features.float(), dim=-1))
+        with torch.autocast(features.device.type, enabled=False):
+            rating: Tensor = self.head(F.normalize(features.float(), dim=-1))
         return rating.squeeze(-1)
 
 

@@ -96,13 +96,17 @@ class Reward(ABC):
 
         Networks that do not support it run as they are.
         """
-        for model in self.models:
-            # The name since transformers 5.2x; the former one warns there.
+        for network in self.models:
+            model: Any = network
+            # Two names of one method; the former warns where the newer exists.
             enable = getattr(model, "activation_checkpointing_enable", None) or getattr(
                 model, "gradient_checkpointing_enable", None
             )
             if enable is not None:
                 enable({"use_reentrant": False})
+                # transformers lets embeddings ask for a gradient, for adapters; here it comes from the pictures alone.
+                if getattr(model, "_require_grads_hook", None) is not None:
+                    model.disable_input_require_grads()
                 # Layers recompute in training mode only; the rewards' networks are built without dropout.
                 model.train()
         return self

@@ -104,7 +104,8 @@ class ClipReward(Reward):
         missing = [prompt for prompt, row in rows.items() if row is None]
         if missing:
             # Tensors made in inference mode could not take part in a later backward.
-            with torch.inference_mode(False), torch.no_grad():
+            kind = self.model.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
                 rows |= dict(zip(missing, self.text_features(*self.tokenize(missing)), strict=True))
             if len(self._cache) + len(missing) > _CACHED_PROMPTS:
                 self._cache.clear()
@@ -142,17 +143,18 @@ def load_clip(source: Source, name: str, *, revision: str | None = None, token: 
         CheckpointError: it cannot be read, or lacks weights.
     """
     text = str(Path(source).expanduser()) if not is_hub_id(source) else str(source)
-    options = {} if is_hub_id(source) else {"local_files_only": True}
+    options: dict[str, Any] = {} if is_hub_id(source) else {"local_files_only": True}
     try:
+        options |= {"revision": revision or "main", "token": token}
+        config = _without_dropout(CLIPConfig.from_pretrained(text, **options))
         model, report = CLIPModel.from_pretrained(
-            text, dtype="auto", revision=revision or "main", token=token, output_loading_info=True, **options
+            text, config=config, dtype="auto", output_loading_info=True, **options
         )
     except Exception as error:  # hub, file and config errors of several libraries
         raise CheckpointError(
             f"expected a CLIP in transformers' format for {name} in {text!r}, could not read it: {first_line(error)}"
         ) from error
     require_complete(report, name)
-    _without_dropout(model.config)
     return model.eval().requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -50,9 +50,11 @@ def locate(source: Source, names: Sequence[str], *, revision: str | None = None,
     for name in names:
         try:
             return Path(hf_hub_download(text, name, revision=revision, token=token))
-        except EntryNotFoundError as error:
-            reason = reason or first_line(error)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+            # A repository that has no such file, unlike a hub that cannot be reached, may have the next.
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                reason = reason or first_line(error)
+                continue
             raise CheckpointError(
                 f"expected a file, a folder or a hub id, {text!r} is neither of the first and {name} could not be fetched "
                 f"from the hub: {first_line(error)}"
@@ -95,7 +97,10 @@ def load_tokenizer(kind: Any, source: Any, **options: Any) -> Any:
     if not isinstance(source, str | os.PathLike):
         return source
     try:
-        return kind.from_pretrained(os.fspath(source), **options)
+        found = kind.from_pretrained(os.fspath(source), **options)
+        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes of a folder without a vocabulary
+            raise ValueError("it has no words")
+        return found
     except Exception as error:  # hub, file and config errors of several libraries
         raise CheckpointError(
             f"expected a tokenizer in {os.fspath(source)!r}, could not read it: {first_line(error)}. Pass tokenizer= a "

@@ -192,7 +192,8 @@ class ImageReward(Reward):
         device = self.model.device
         mask = None if attention_mask is None else attention_mask.to(device)
         state = self.model(pixel_values.to(device, self.model.dtype), input_ids.to(device), mask)
-        rewards: Tensor = self.head(state.float())
+        with torch.autocast(device.type, enabled=False):
+            rewards: Tensor = self.head(state.float())
         return (rewards.squeeze(-1) - MEAN) / STD
 
 
