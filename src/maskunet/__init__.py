@@ -35,7 +35,7 @@ _PUBLIC = {
     "DataError": "errors",
     "RewardError": "errors",
 }
-_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes")
+_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes", "rewards")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
@@ -55,7 +55,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import maskers, metrics, operators, relaxation, shapes, targets, zoo
+    from . import maskers, metrics, operators, relaxation, rewards, shapes, targets, zoo
     from .attachment import attach, detach, disabled, record
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError

@@ -33,6 +33,7 @@ from ..training import Run, TrainConfig, build_method, train
 Split = Literal["val", "test"]
 
 HELD_OUT = 512  # art pictures on which a method's own gain is measured
+DENSITY_PROMPTS = 24
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,17 @@ class World:
         attachment = attachment_of(pipe)
         if attachment is None:
             return None
-        prompts = [p.prompt for p in held_out_prompts(24, "val")]
+        prompts = [p.prompt for p in held_out_prompts(DENSITY_PROMPTS, "val")]
         with record(pipe, keep="density") as trace:
             steps, scale = self.sampling.num_inference_steps, self.sampling.guidance_scale
-            generate(pipe, prompts, num_inference_steps=steps, guidance_scale=scale, batch_size=24, progress=False)
+            generate(
+                pipe,
+                prompts,
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                batch_size=DENSITY_PROMPTS,
+                progress=False,
+            )
         weights = {layer.name: layer.weights for layer in attachment.masker.network.layers}
         calls = [sum(float(c.density[n].mean()) * w for n, w in weights.items()) for c in trace.calls]
         return sum(calls) / len(calls) / sum(weights.values())
