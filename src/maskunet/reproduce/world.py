@@ -130,12 +130,11 @@ class World:
             return None
         prompts = [p.prompt for p in held_out_prompts(DENSITY_PROMPTS, "val")]
         with record(pipe, keep="density") as trace:
-            steps, scale = self.sampling.num_inference_steps, self.sampling.guidance_scale
             generate(
                 pipe,
                 prompts,
-                num_inference_steps=steps,
-                guidance_scale=scale,
+                num_inference_steps=self.sampling.num_inference_steps,
+                guidance_scale=self.sampling.guidance_scale,
                 batch_size=DENSITY_PROMPTS,
                 progress=False,
             )

@@ -26,6 +26,7 @@ from ..attachment import attach, attachment_of, detach
 from ..errors import DataError, RewardError
 from ..maskers import MaskSchedule
 from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
+from ..rewards.base import FunctionReward, Reward
 from ..targets import describe
 from .config import SearchConfig
 from .live import LiveMasks
@@ -35,13 +36,11 @@ from .sampling import StepwiseSampler
 
 logger = logging.getLogger(__name__)
 
-Reward = Callable[[Tensor, Sequence[str]], Tensor]
-
 
 def search(
     pipe: Any,
     prompts: Sequence[str],
-    reward: Reward,
+    reward: Reward | Callable[[Tensor, Sequence[str]], Tensor],
     config: SearchConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
@@ -54,7 +53,8 @@ def search(
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL). Whatever happens it is left as it was: the same weights,
             masker, scheduler, dtype and device.
         prompts: B captions.
-        reward: gives (B,) for pictures (B, 3, H, W) in [0, 1] and their captions, higher is better, differentiable.
+        reward: a reward, or a function that gives (B,) for pictures (B, 3, H, W) in [0, 1] and their prompts, higher is
+            better, differentiable.
         config: settings.
         seeds: a seed for each prompt; consecutive ones from `config.seed` if None.
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
@@ -73,6 +73,7 @@ def search(
     if not prompts:
         raise DataError("expected at least one prompt, got none")
     prompts = list(prompts)
+    reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     numbers = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
     options: dict[str, Any] = {
         "seeds": numbers,
@@ -90,8 +91,8 @@ def search(
         run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder)
         pictures = run.run(progress)
     with torch.no_grad():
-        after = _rewards(reward, pictures, prompts)
-        before = None if base is None else _rewards(reward, base, prompts)
+        after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
+        before = None if base is None else reward(base.to(pipe._execution_device), prompts).float().cpu()
     settings = {"prompts": prompts, "seeds": numbers}
     return SearchResult(pictures, base, after, before, run.schedule, run.history, config, settings)
 
@@ -101,20 +102,6 @@ def _finish(sampler: StepwiseSampler) -> Tensor:
     while not sampler.finished:
         sampler.advance(sampler.predict())
     return sampler.decode(sampler.latents).cpu()
-
-
-def _rewards(reward: Reward, pictures: Tensor, prompts: Sequence[str], *, gradient: bool = False) -> Tensor:
-    """Call the reward and check what it gives."""
-    name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
-    scores = reward(pictures, prompts)
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(prompts),):
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise RewardError(f"expected reward {name!r} to give a tensor of shape ({len(prompts)},), got {found}")
-    if not bool(torch.isfinite(scores).all()):
-        raise RewardError(f"expected finite rewards from {name!r}, got {scores.detach().tolist()}")
-    if gradient and not scores.requires_grad:
-        raise RewardError(f"expected reward {name!r} to carry a gradient, it has none; is it under torch.no_grad?")
-    return scores.float()
 
 
 @contextlib.contextmanager
@@ -260,7 +247,7 @@ class _Search:
             self.live.masks = {name: self._draw(name, logits, index, k) for name, logits in self.logits.items()}
             output = sampler.predict()
             pictures = sampler.decode(sampler.pred_x0(output), self.decoder)
-            rewards = _rewards(self.reward, pictures, sampler.prompts, gradient=gradient)
+            rewards = self.reward(pictures, sampler.prompts).float()
             if gradient:
                 (rewards.sum() * -self.scale).backward()
         masks = {name: mask.detach().bool() for name, mask in self.live.masks.items()}
