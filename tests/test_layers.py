@@ -49,8 +49,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reproduce.table1", "reproduce.ablations"),
     ("reproduce.plots",),
     ("reproduce",),
-    ("cli.pictures", "cli.info", "cli.convert", "cli.train"),
-    ("cli.demo", "cli.reproduce", "cli.evaluate"),
+    ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.inputs"),
+    ("cli.demo", "cli.reproduce", "cli.evaluate", "cli.search"),
     ("cli.main", "cli"),
     ("__main__",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ def test_a_sample_does_not_depend_on_its_batch(pipe: Any) -> None:
     alone = mu.search(pipe, PROMPTS[1:], redness, CONFIG, seeds=SEEDS[1:], progress=False)
     torch.testing.assert_close(alone.pictures[0], both.pictures[1], atol=1e-3, rtol=1e-3)
     mine, theirs = alone.masks, both.masks.select(1)
-    same = torch.stack([(mine.get(i, n) == theirs.get(i, n)).float().mean() for i in range(3) for n in masks_of(alone)])
+    same = torch.stack(
+        [(mine.get(i, n) == theirs.get(i, n)).float().mean() for i in range(3) for n in masks_of(alone)]
+    )
     assert float(same.mean()) > 0.999
 
 
@@ -93,18 +96,29 @@ def test_found_masks_give_the_same_picture_again_and_serve_other_seeds(pipe: Any
     found = searched(pipe)
     folder = found.save(tmp_path / "found")
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["00000.png", "00001.png", "base", "masks", "search.json"]
-    assert json.loads((folder / "search.json").read_text())["prompts"] == PROMPTS
-    masks = mu.load(folder / "masks", pipe.unet)
-    mu.attach(pipe, masks)
+    assert names == ["00000.json", "00000.png", "00001.json", "00001.png", "base", "masks"]
+    summary = json.loads((folder / "00001.json").read_text())
+    assert (summary["prompt"], summary["seed"]) == (PROMPTS[1], SEEDS[1])
+    assert summary["reward"] == pytest.approx(float(found.rewards[1]))
+    assert len(summary["history"]) == 12
+    mu.attach(pipe, found.masks)
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
     torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
-    mu.attach(pipe, masks.select(0))
+    one = mu.load(folder / "masks" / "00001", pipe.unet)
+    mu.attach(pipe, one)
+    alone = pipe(
+        PROMPTS[1],
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        generator=generators[1].manual_seed(SEEDS[1]),
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(alone[0], found.pictures[1], atol=1e-3, rtol=1e-3)
     assert pipe(["e f g"] * 3, num_inference_steps=5, output_type="pt").images.isfinite().all()
     weights = found.masks.network.weights
-    size = (folder / "masks" / "masker.safetensors").stat().st_size
-    assert size < 3 * 2 * weights / 8 + 10_000  # one bit a weight, step and sample
+    size = (folder / "masks" / "00001" / "masker.safetensors").stat().st_size
+    assert size < 3 * weights / 8 + 10_000  # one bit a weight, step and sample
 
 
 def test_merged_schedules(pipe: Any) -> None:
@@ -228,7 +242,7 @@ def test_checkpointing_gives_the_same_masks(pipe: Any) -> None:
 
 
 def test_half_precision(pipe: Any) -> None:
-    pipe.to(torch.bfloat16)
+    pipe = copy.deepcopy(pipe).to(torch.bfloat16)  # its parts are shared among tests
     found = searched(pipe)
     assert found.pictures.dtype == torch.float32
     assert bool(found.rewards.isfinite().all())

@@ -5,12 +5,25 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import MaskUNetError
+from .inputs import (
+    BatchSize,
+    Device,
+    Dtype,
+    Guidance,
+    MaskerPath,
+    Model,
+    Seed,
+    Steps,
+    open_pipeline,
+    read_prompts,
+)
 from .reproduce import reproduce_app
+from .search import search
 from .train import train
 
 app = typer.Typer(
@@ -24,17 +37,7 @@ zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.",
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(reproduce_app, name="reproduce")
 app.command()(train)
-
-Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
-MaskerPath = Annotated[
-    str | None, typer.Option(help="Masker: a folder, a hub id or 'shapes'; none for the base model.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the first accelerator by default.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
-Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
+app.command()(search)
 
 
 @app.callback()
@@ -56,43 +59,6 @@ def _quiet() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _open(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
-    """Load a masker and a pipeline, and attach the one to the other."""
-    from .. import attach, load, pipelines, zoo
-
-    where = pipelines.choose_device(device)
-    found = (
-        None
-        if masker is None
-        else load(zoo.path("shapes-masker") if masker in ("shapes", "shapes-masker") else masker)
-    )
-    pipelines.silence_loading()
-    pipe = pipelines.load_pipeline(
-        model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
-    )
-    if found is not None:
-        attach(pipe, found)
-    return pipe
-
-
-def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
-    from ..errors import DataError
-
-    prompts = list(given or [])
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"expected a text file with a prompt a line, could not read {file}: {error}") from error
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise DataError(f"expected a prompt a line in {file}, it has none")
-        prompts += found
-    if any(not p.strip() for p in prompts) or not prompts:
-        raise DataError("expected at least one prompt and no empty one; give --prompt or --prompts-file")
-    return prompts
 
 
 @app.command()
@@ -130,10 +96,10 @@ def generate(
     from ..errors import DataError
     from .pictures import write_pictures
 
-    prompts = _prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if compare_base and masker is None:
         raise DataError("expected --masker with --compare-base; without one there is nothing to compare")
-    pipe = _open(model, masker, device, dtype, scheduler)
+    pipe = open_pipeline(model, masker, device, dtype, scheduler)
     settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
     written = write_pictures(
         pipe,
@@ -196,12 +162,12 @@ def evaluate(
     prompts = None
     if model is not None:
         found = coco_captions(annotations, preset.count, seed) if preset and annotations else None
-        prompts = (found or _prompts(None, prompts_file))[:limit]
+        prompts = (found or read_prompts(None, prompts_file))[:limit]
     names = [f"clip:{zoo.path('shapes-reward')}" if n == "shapes" else n for n in features or ["shapes"]]
     if not features and model != "shapes":
         raise DataError("expected --features (clip:SOURCE, dinov2:SOURCE, inception); only 'shapes' has its own")
     where = pipelines.choose_device(device)
-    pipe = _open(model, masker, device, dtype, scheduler) if model else None
+    pipe = open_pipeline(model, masker, device, dtype, scheduler) if model else None
     pipelines.silence_loading()
     run_evaluation(
         pipe=pipe,
@@ -281,7 +247,7 @@ def zoo_sample(
     """Draw a sheet of pictures from held-out prompts and say how many are right."""
     from .pictures import write_sheet
 
-    pipe = _open(model, masker, device, None, None)
+    pipe = open_pipeline(model, masker, device, None, None)
     right = write_sheet(pipe, output, count=count, steps=steps, guidance_scale=guidance_scale, seed=seed)
     typer.echo(f"{right} of {count} right; sheet in {output}")
 
