@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("training.methods", "training.sampler", "training.optimizer", "evaluation.comparison", "evaluation.folder"),
     ("training.validation", "searching.config", "searching.sampling", "searching.reuse", "searching.live"),
+    ("searching.preparation",),
     ("searching.result",),
     ("searching.engine",),
     ("searching",),

@@ -121,6 +121,32 @@ def test_found_masks_give_the_same_picture_again_and_serve_other_seeds(pipe: Any
     assert size < 3 * weights / 8 + 10_000  # one bit a weight, step and sample
 
 
+def test_conditional_half_alone(pipe: Any) -> None:
+    config = changed(halves="conditional")
+    found = searched(pipe, config)
+    assert equal(found, searched(pipe, changed(halves="conditional", reuse=False)))
+    assert found.base_rewards is not None
+    assert bool((found.rewards > found.base_rewards).all())
+    mu.attach(pipe, found.masks)
+    generators = [torch.Generator().manual_seed(s) for s in SEEDS]
+    again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
+    torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+    assert found.masks.select(0).guided_half == "conditional"
+    with pytest.raises(mu.TargetError, match="guided batch"):
+        pipe(["a"], num_inference_steps=1, guidance_scale=1.0)
+
+
+def test_rewards_on_smaller_pictures(pipe: Any) -> None:
+    sizes = []
+
+    def seen(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        sizes.append(pictures.shape[-1])
+        return redness(pictures, prompts)
+
+    mu.search(pipe, ["a"], seen, changed(preview_size=8, iterations=1), progress=False)
+    assert sizes == [8] * 6 + [16, 16]  # the finished pictures are whole
+
+
 def test_merged_schedules(pipe: Any) -> None:
     masks = searched(pipe).masks
     parts = [masks.select(0), masks.select(1)]
