@@ -149,6 +149,8 @@ def encode_scenes(
 class PromptEmbeds:
     """Prompt embeddings by caption, from the pipeline's own text encoders.
 
+    The empty caption is what classifier-free guidance takes in its place; SDXL's pipeline may ask for zeros.
+
     Args:
         pipe: a Stable Diffusion pipeline, 1.x, 2.x or XL.
         captions: captions to encode at once and keep, in half precision on the CPU; the others are encoded as they
@@ -180,7 +182,12 @@ class PromptEmbeds:
             )
         finally:
             notes.setLevel(level)
-        return [x for x in (found[0], found[2] if len(found) > 2 else None) if x is not None]
+        parts = [x for x in (found[0], found[2] if len(found) > 2 else None) if x is not None]
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            # What guidance takes for "no caption", and what a caption that is dropped must therefore be.
+            given = torch.tensor([bool(c) for c in captions], device=parts[0].device)
+            parts = [torch.where(given.view(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in parts]
+        return parts
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Return embeddings (B, L, D) and, for SDXL, pooled ones (B, D'), on the U-Net's device."""
