@@ -24,6 +24,8 @@ CONFIG = mu.TrainConfig(
     validation_samples=4,
     checkpointing_steps=3,
     cache_prompt_embeds=True,
+    validation_prompts=("ab",),
+    validation_num_inference_steps=2,
 )
 MASK = mu.MaskConfig(initial_logit=-0.36)  # near the threshold, so that six steps cross it
 # diffusers' Euler scheduler turns tensors into arrays in a way that NumPy 2 warns of.
@@ -97,6 +99,7 @@ def test_masks_train_and_generate(
     assert not unchanged
     assert torch.equal(picture(sdxl_pipe), base)
     assert 0 < run.stats[-1]["density"] < 1
+    assert (tmp_path / "validation" / "step-000006" / "0.png").is_file()
     other = copy.deepcopy(sdxl_pipe)
     mu.attach(other, mu.load(tmp_path / "masker", other))
     mu.attach(sdxl_pipe, run.masker)

@@ -41,7 +41,7 @@ class TrainConfig:
         checkpoints_total_limit: how many checkpoints are kept; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
         logging_steps: steps between lines of `stats.jsonl`.
-        report_to: a tracker of accelerate ("tensorboard", "wandb"), or None.
+        report_to: a tracker of accelerate ("tensorboard", "wandb"), or None; TensorBoard's files go to `logs/`.
         seed: seed of the data's order, noise and masks.
     """
 
