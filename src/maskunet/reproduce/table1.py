@@ -157,16 +157,14 @@ class _World:
 
 def _density(pipe: Any, config: Table1Config) -> float | None:
     """Mean density over the steps of one batch of pictures."""
-    attachment = attachment_of(pipe)
-    if attachment is None:
+    if attachment_of(pipe) is None:
         return None
     prompts = [p.prompt for p in held_out_prompts(24, "val")]
     with record(pipe, keep="density") as trace:
         steps, scale = config.num_inference_steps, config.guidance_scale
         generate(pipe, prompts, num_inference_steps=steps, guidance_scale=scale, batch_size=24, progress=False)
-    weights = {layer.name: layer.weights for layer in attachment.masker.network.layers}
-    calls = [sum(float(c.density[n].mean()) * w for n, w in weights.items()) for c in trace.calls]
-    return sum(calls) / len(calls) / sum(weights.values())
+    calls = trace.overall_density()
+    return sum(calls) / len(calls)
 
 
 def _cell(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
