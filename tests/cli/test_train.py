@@ -88,6 +88,18 @@ def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
     assert drawn[0][0] != drawn[0][1]
 
 
+def test_what_is_pushed_carries_the_recipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = []
+    monkeypatch.setattr(mu.Masker, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 4, *SMALL]
+    code, _, err = run(*words, "--output_dir", "run", "--hub_model_id", "me/masks")
+    assert code == 0, err
+    ((name, options),) = pushed
+    assert name == "me/masks"
+    assert (options["base_model"], options["dataset"]) == ("shapes", "shapes-art")
+    assert options["recipe"]["Data set"] == "shapes-art, 4 pictures"
+
+
 def test_dry_run_says_what_it_costs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL, "--dry-run"]
     code, out, err = run(*words, "--output_dir", "run")

@@ -52,9 +52,21 @@ def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("network", "kind", "message"),
     [
-        (failing(ModuleNotFoundError("No module named 'torch_fidelity'")), mu.DataError, r"pip install 'maskunet\[inc"),
-        (failing(URLError("Name or service not known")), mu.CheckpointError, r"not known.*no network, put weights-ince"),
-        (failing(RuntimeError("operator torchvision::nms does not exist\nmore")), mu.DataError, "source as torch.*exist$"),
+        (
+            failing(ModuleNotFoundError("No module named 'torch_fidelity'")),
+            mu.DataError,
+            r"pip install 'maskunet\[inc",
+        ),
+        (
+            failing(URLError("Name or service not known")),
+            mu.CheckpointError,
+            r"not known.*no network, put weights-ince",
+        ),
+        (
+            failing(RuntimeError("operator torchvision::nms does not exist\nmore")),
+            mu.DataError,
+            "source as torch.*exist$",
+        ),
     ],
 )
 def test_what_is_missing_is_one_line(

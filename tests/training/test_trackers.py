@@ -108,9 +108,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_tracker_is_refused(
-    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
-) -> None:
+def test_an_unknown_tracker_is_refused(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     with pytest.raises(mu.DataError, match=r"tensorboard.*wandb.*got 'paper'"):
         go(pipe, dataset, tmp_path / "run", report_to="paper")
     assert not (tmp_path / "run").exists()

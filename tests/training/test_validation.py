@@ -87,13 +87,22 @@ def test_pictures_show_the_masks_of_inference(
 def test_pictures_do_not_disturb_the_training(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, use_ema: bool
 ) -> None:
-    runs = [
-        go(pipe, dataset, tmp_path / str(len(p)), validation_prompts=p, use_ema=use_ema) for p in (PROMPTS, ())
-    ]
+    runs = [go(pipe, dataset, tmp_path / str(len(p)), validation_prompts=p, use_ema=use_ema) for p in (PROMPTS, ())]
     assert runs[0].stats == runs[1].stats
     assert not (tmp_path / "0" / "validation").exists()
     states = [run.masker.state_dict() for run in runs]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_a_run_can_be_resumed_with_other_prompts(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
+) -> None:
+    whole = go(pipe, dataset, tmp_path / "whole", checkpointing_steps=3)
+    go(pipe, dataset, tmp_path / "part", checkpointing_steps=3)
+    (tmp_path / "part" / "checkpoint-000005").rename(tmp_path / "part" / "checkpoint-000005.part")
+    again = go(pipe, dataset, tmp_path / "part", checkpointing_steps=3, validation_prompts=(*PROMPTS, "star"))
+    assert again.stats == whole.stats
+    assert (tmp_path / "part" / "validation" / "step-000005" / "3.png").is_file()
 
 
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"mixed_precision": "bf16"}])

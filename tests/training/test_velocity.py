@@ -68,9 +68,7 @@ def test_the_first_loss_is_the_one_computed_by_hand(
     torch.testing.assert_close(found, errors, rtol=1e-4, atol=1e-5)
 
 
-def test_masks_train_and_generate(
-    sd2_pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
-) -> None:
+def test_masks_train_and_generate(sd2_pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskConfig(initial_logit=-0.36), seed=0)
     run = mu.train(sd2_pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     assert 0 < run.stats[-1]["density"] < 1

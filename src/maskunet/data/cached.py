@@ -38,12 +38,14 @@ class CachedLatents:
         captions: N captions.
         time_ids: (N, 6) original height and width, top and left of the crop, target height and width in pixels, which
             SDXL is conditioned on; None says that pictures were used whole.
+        source: name of the data set, for the model card.
     """
 
     mean: Tensor
     std: Tensor
     captions: tuple[str, ...]
     time_ids: Tensor | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == len(self.captions):
@@ -60,7 +62,7 @@ class CachedLatents:
 
         def part(s: slice) -> CachedLatents:
             ids = None if self.time_ids is None else self.time_ids[s]
-            return CachedLatents(self.mean[s], self.std[s], self.captions[s], ids)
+            return CachedLatents(self.mean[s], self.std[s], self.captions[s], ids, self.source)
 
         return part(slice(count)), part(slice(count, None))
 
@@ -143,7 +145,8 @@ def encode_scenes(
         mean, std = encode_pictures(pipe.vae, draw(scenes[start : start + _CHUNK], style))
         means.append(mean)
         stds.append(std)
-    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes))
+    source = next(name for name, of in WORLDS.items() if of == style)
+    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes), source=source)
 
 
 class PromptEmbeds:

@@ -39,6 +39,7 @@ from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .methods import TrainMasks
 from .optimizer import averaged, build_optimizer
+from .recipe import describe_run
 from .sampler import Batch, Sampler
 from .validation import Validation
 
@@ -53,11 +54,13 @@ class Run:
         method: what was trained, taken off the pipeline.
         folder: the run's folder.
         stats: the logged figures, one entry a log line.
+        card: what a masker's `save_pretrained` and `push_to_hub` are told for its model card.
     """
 
     method: Method
     folder: Path
     stats: list[dict[str, Any]]
+    card: dict[str, Any]
 
     @property
     def masker(self) -> Masker:
@@ -281,7 +284,11 @@ def train(
         if ema is not None:
             ema.copy_to(parameters)
         method.evaluate()
+        stats, card = checkpoints.stats(), dict[str, Any]()
+        if isinstance(method, TrainMasks):
+            shared = {"tau": start_tau, "held_out": validation is not None, "num_processes": world}
+            card = describe_run(pipe, method, dataset, config, stats, **shared)
         if main:
-            method.save(pipe, folder)
+            method.save(pipe, folder, card)
         accelerator.end_training()
-    return Run(method, folder, checkpoints.stats())
+    return Run(method, folder, stats, card)
