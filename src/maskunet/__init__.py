@@ -23,14 +23,19 @@ _PUBLIC = {
     "FixedMasks": "maskers",
     "RandomMasks": "maskers",
     "Masker": "maskers",
+    "MaskSchedule": "maskers",
+    "search": "searching",
+    "SearchConfig": "searching",
+    "SearchResult": "searching",
     "train": "training",
     "TrainConfig": "training",
     "MaskUNetError": "errors",
     "TargetError": "errors",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "RewardError": "errors",
 }
-_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes")
+_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes", "rewards")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
@@ -50,9 +55,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import maskers, metrics, operators, relaxation, shapes, targets, zoo
+    from . import maskers, metrics, operators, relaxation, rewards, shapes, targets, zoo
     from .attachment import attach, detach, disabled, record
     from .checkpoint import load
-    from .errors import CheckpointError, DataError, MaskUNetError, TargetError
-    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskTable, RandomMasks
+    from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
+    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskSchedule, MaskTable, RandomMasks
+    from .searching import SearchConfig, SearchResult, search
     from .training import TrainConfig, train

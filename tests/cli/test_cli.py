@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -26,7 +27,6 @@ def masker(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
     return Path(generator.save_pretrained(tmp_path / "masker"))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
 def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("d e\n\n f g \n")
     words = ["generate", "--model", model, "--prompt", "a b", "--prompts-file", "prompts.txt", "--steps", 2]
@@ -51,7 +51,11 @@ def test_generate_repeats(run: Run, model: Path, tmp_path: Path) -> None:
             run("generate", "--model", model, "--prompt", "a", "--steps", 2, "--output", folder, "--device", "cpu")[0]
             == 0
         )
-    assert (tmp_path / "one" / "00000.png").read_bytes() == (tmp_path / "two" / "00000.png").read_bytes()
+    one, two = (np.asarray(Image.open(tmp_path / name / "00000.png"), np.int16) for name in ("one", "two"))
+    assert one.std() > 1
+    # Once in dozens of runs the last bit of a sum differs, and a value on the border of two grey levels goes the other way.
+    assert abs(one - two).max() <= 1
+    assert (one != two).mean() < 0.01
 
 
 ERRORS = [

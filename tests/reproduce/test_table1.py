@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from maskunet.reproduce import table1
-from maskunet.reproduce.report import student, to_markdown
+from maskunet.reproduce import table1, world
+from maskunet.reproduce.report import student, table1_markdown
 from maskunet.reproduce.table1 import SIDES, Side, Table1Config, reproduce_table1
+from maskunet.training import TrainConfig
 
 
 def test_students_interval() -> None:
@@ -24,8 +26,10 @@ def test_cells_are_made_once_and_rates_are_chosen_on_validation(
         "full + dropout": Side("full", (1e-5, 1e-1), (("dropout", 0.1),)),
     }
     monkeypatch.setattr(table1, "SIDES", sides)
-    monkeypatch.setattr(table1, "_HELD_OUT", 8)
-    config = Table1Config(2, 2, 16, 12, 1, 12, 64, num_inference_steps=2)
+    monkeypatch.setattr(world, "HELD_OUT", 4)
+    monkeypatch.setattr(world, "DENSITY_PROMPTS", 2)
+    monkeypatch.setattr(world, "TrainConfig", partial(TrainConfig, train_batch_size=4))
+    config = Table1Config(2, 2, 8, 12, 1, 12, 64, num_inference_steps=1)
     said: list[str] = []
     result = reproduce_table1(tmp_path, config, say=said.append)
     assert {name: len(cells) for name, cells in result["cells"].items()} == dict.fromkeys(sides, 2)
@@ -35,13 +39,13 @@ def test_cells_are_made_once_and_rates_are_chosen_on_validation(
     assert result["cells"]["random masks"][0]["density"] == pytest.approx(0.5, abs=0.01)
     first, second = result["cells"]["base"]
     assert first["fid"] != second["fid"]
-    text = to_markdown(result)
+    text = table1_markdown(result)
     assert all(f"| {name} |" in text for name in sides)
     assert "270.22" in text
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("a finished cell was made again")
 
-    monkeypatch.setattr(table1, "train", never)
-    monkeypatch.setattr(table1._World, "measure", never)
+    monkeypatch.setattr(world, "train", never)
+    monkeypatch.setattr(world.World, "measure", never)
     assert reproduce_table1(tmp_path, config)["cells"] == result["cells"]

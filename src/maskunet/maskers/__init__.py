@@ -4,10 +4,13 @@ from .base import BlockInput, Draw, LayerMask, Masker
 from .fixed import FixedMasks
 from .generator import MaskConfig, MaskGenerator
 from .random import RandomMasks
+from .schedule import MaskSchedule
 from .table import MaskTable
 
 #: Maskers by the name that their files carry.
-MASKERS: dict[str, type[Masker]] = {cls.__name__: cls for cls in (MaskGenerator, MaskTable, FixedMasks, RandomMasks)}
+MASKERS: dict[str, type[Masker]] = {
+    cls.__name__: cls for cls in (MaskGenerator, MaskTable, FixedMasks, RandomMasks, MaskSchedule)
+}
 
 __all__ = [
     "MASKERS",
@@ -17,6 +20,7 @@ __all__ = [
     "LayerMask",
     "MaskConfig",
     "MaskGenerator",
+    "MaskSchedule",
     "MaskTable",
     "Masker",
     "RandomMasks",

@@ -27,11 +27,18 @@ def student(values: Sequence[float]) -> str:
     middle = mean(values)
     if len(values) < 2:
         return f"{middle:.3f}"
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = half_width(values)
     return f"{middle:.3f} [{middle - half:.3f}, {middle + half:.3f}]"
 
 
-def to_markdown(result: dict[str, Any]) -> str:
+def half_width(values: Sequence[float]) -> float:
+    """Return half of Student's 95 % interval of the mean; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def table1_markdown(result: dict[str, Any]) -> str:
     """Return the table: mean over training seeds with Student's 95 % interval, and differences to the base."""
     config, cells = result["config"], result["cells"]
     lines = [
@@ -74,7 +81,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         tasks.append(f"| {name} | {' | '.join(student(values(name, 'accuracy', task)) for task in TASKS)} |")
     head = (
         f"{config['seeds']} training seeds, {config['prompts'] * config['pictures']} pictures a cell, {config['steps']} "
-        f"steps of 64 on `shapes-art`, evaluated zero-shot on `shapes` ({config['num_inference_steps']} DDIM steps, "
+        f"steps of 64 on `shapes-art`, evaluated zero-shot on `shapes` ({config['num_inference_steps']} DPM-Solver++ steps, "
         f"guidance {config['guidance_scale']:g}). Brackets: Student's 95 % interval over training seeds; differences "
         "are paired by seed and noise. Rates chosen by FID on the validation split.\n"
     )
@@ -92,3 +99,46 @@ def to_markdown(result: dict[str, Any]) -> str:
             own = f"{cell['art_gain']:.4f} | {density} | {cell['fid']['clip']:.2f} | {cell['accuracy']['overall']:.3f}"
             tried.append(f"| {name} | {rate} | {own} |")
     return "\n".join([head, *lines, *tasks, *tried]) + "\n"
+
+
+#: The paper's ablations on COCO 2017 (FID-5k).
+PAPER_ABLATIONS = {
+    "decoder attention, both": 21.88,
+    "without timestep": 22.30,
+    "without sample": 22.14,
+    "decoder attention + conv": 21.79,
+    "all layers": 22.10,
+}
+
+
+def ablations_markdown(result: dict[str, Any]) -> str:
+    """Return the ablations as a table, and density and FID over training as another."""
+    config, cells = result["config"], result["cells"]
+    lines = [
+        f"{config['seeds']} training seeds, {config['prompts']} pictures a cell, {config['steps']} steps of 64 on "
+        f"`shapes-art` at rate {config['learning_rate']:g} from logits {config['initial_logit']:g}. Brackets: Student's "
+        "95 % interval over training seeds.",
+        "",
+        "| masks | parameters | art gain | density | FID, CLIP | FID, VAE | overall | paper, FID |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, made in cells.items():
+        own = ["", "", ""]
+        if name != "base":
+            gain = student([c["art_gain"] for c in made])
+            own = [f"{made[0]['parameters'] / 1e6:.2f} M", gain, student([c["density"] for c in made])]
+        row = [
+            name,
+            *own,
+            student([c["fid"]["clip"] for c in made]),
+            student([c["fid"]["vae"] for c in made]),
+            student([c["accuracy"]["overall"] for c in made]),
+            f"{PAPER_ABLATIONS[name]:.2f}" if name in PAPER_ABLATIONS else "",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "Over training (seed 0):", "", "| step | density | FID, CLIP | overall |", "|---|---|---|---|"]
+    for shot in result["snapshots"]:
+        density = 1.0 if shot["density"] is None else shot["density"]
+        fid, overall = shot["fid"]["clip"], shot["accuracy"]["overall"]
+        lines.append(f"| {shot['step']} | {density:.4f} | {fid:.3f} | {overall:.3f} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,138 @@
+"""Masks by timestep at one bit a weight: what a search leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, TargetError
+from ..operators import pack_bits, unpack_bits
+from ..targets import Network
+from .base import BlockInput, GivenMask, LayerMask, Masker
+
+_RULES = ("all", "any", "majority")
+
+
+class MaskSchedule(Masker):
+    """Masks for each of several timesteps, packed; a call at another timestep takes the nearest one's.
+
+    Args:
+        network: the blocks and layers that it masks.
+        timesteps: the T timesteps.
+        samples: sets of masks a timestep; row r of a batch takes set r mod samples.
+
+    Raises:
+        ValueError: no timestep, or no sample.
+
+    A fresh schedule keeps every weight.
+    """
+
+    settings_names: ClassVar[tuple[str, ...]] = ("timesteps", "samples")
+
+    def __init__(self, network: Network, timesteps: Sequence[float], samples: int = 1) -> None:
+        super().__init__(network)
+        if not timesteps or samples < 1:
+            raise ValueError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
+        self.timesteps, self.samples = [float(t) for t in timesteps], samples
+        self._packed: dict[str, Tensor] = {}
+        for layer in network.layers:
+            ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
+            self._packed[layer.name] = ones.expand(len(self.timesteps), -1).clone()
+        self._unpacked: tuple[int, dict[str, Tensor]] = (-1, {})
+        self._names = {block.name: tuple(layer.name for layer in block.layers) for block in network.blocks}
+        self._shapes = {layer.name: layer.shape for layer in network.layers}
+
+    def set(self, index: int, masks: Mapping[str, Tensor]) -> None:
+        """Store the masks of a timestep.
+
+        Args:
+            index: which timestep, from 0.
+            masks: by layer name, (samples, *weight.shape) of 0 and 1.
+        """
+        for name, mask in masks.items():
+            expected = (self.samples, *self._shapes[name])
+            if tuple(mask.shape) != expected:
+                raise TargetError(f"expected a mask of shape {expected} for {name}, got {tuple(mask.shape)}")
+            self._packed[name][index] = pack_bits(mask).to(self._packed[name].device)
+        self._unpacked = (-1, {})
+
+    def get(self, index: int, name: str) -> Tensor:
+        """Return a layer's masks at a timestep, boolean, (samples, *weight.shape)."""
+        return unpack_bits(self._packed[name][index], (self.samples, *self._shapes[name]))
+
+    def density(self) -> Tensor:
+        """Return the kept fraction over all layers, (T, samples)."""
+        kept = torch.zeros(len(self.timesteps), self.samples)
+        for i in range(len(self.timesteps)):
+            kept[i] = sum(self.get(i, name).flatten(1).sum(1).cpu().float() for name in self._packed)
+        return kept / self.network.weights
+
+    def nearest(self, timestep: Any) -> int:
+        """Return the index of the timestep nearest to the given one; the first where none is given."""
+        if timestep is None:
+            return 0
+        t = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
+        return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - t))
+
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return the masks of a block's layers at the call's timestep."""
+        index, device = self.nearest(inputs.timestep), inputs.hidden_states.device
+        if self._unpacked[0] != index:
+            self._unpacked = (index, {})  # one timestep at a time is unpacked
+        cache = self._unpacked[1]
+        for name in self._names[block]:
+            if name not in cache or cache[name].device != device:
+                cache[name] = self.get(index, name).to(device)
+        return {name: GivenMask(cache[name]) for name in self._names[block]}
+
+    def select(self, sample: int) -> MaskSchedule:
+        """Return the schedule of one sample, to use it for other seeds or prompts."""
+        out = MaskSchedule(self.network, self.timesteps)
+        for i in range(len(self.timesteps)):
+            out.set(i, {name: self.get(i, name)[sample : sample + 1] for name in self._packed})
+        return out
+
+    @classmethod
+    def merge(cls, schedules: Sequence[MaskSchedule], rule: str = "majority") -> MaskSchedule:
+        """Merge schedules of the same layers, all samples of all of them, into one shared by every sample.
+
+        Args:
+            schedules: what to merge, at the first one's timesteps.
+            rule: a weight is kept where "all", "any" or a "majority" (half or more) of the masks keep it.
+
+        Raises:
+            TargetError: none given, or of other layers.
+            ValueError: another rule.
+        """
+        if rule not in _RULES:
+            raise ValueError(f"expected a rule ({', '.join(_RULES)}), got {rule!r}")
+        if not schedules or any(s._shapes != schedules[0]._shapes for s in schedules):
+            raise TargetError("expected schedules of the same layers to merge, got none or others")
+        first = schedules[0]
+        out = cls(first.network, first.timesteps)
+        for i, t in enumerate(first.timesteps):
+            merged = {}
+            for name in first._packed:
+                masks = torch.cat([s.get(s.nearest(t), name).cpu() for s in schedules])
+                share = masks.float().mean(0, keepdim=True)
+                merged[name] = share == 1 if rule == "all" else share > 0 if rule == "any" else share >= 0.5
+            out.set(i, merged)
+        return out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the packed masks, (T, bytes) a layer."""
+        return dict(self._packed)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read masks that `tensors` gave."""
+        for name, mine in self._packed.items():
+            found = tensors.get(name)
+            if found is None or found.shape != mine.shape or found.dtype != torch.uint8:
+                raise CheckpointError(
+                    f"expected packed masks {tuple(mine.shape)} for {name}; missing or of other size"
+                )
+            self._packed[name] = found
+        self._unpacked = (-1, {})

@@ -1,0 +1,148 @@
+"""The paper's ablations in kind: what masks are conditioned on, which layers they sit on, and how they change in training.
+
+Every variant trains as the masks of Table 1 do, on the same pictures and noise, at one rate and from the same initial
+logit, so that only what the row names differs. Finished cells are kept, so the same call again goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..attachment import attach
+from ..data.cached import POOL
+from ..maskers import MaskConfig, MaskGenerator
+from .world import ArtRuns, Sampling, World, cell, load_base
+
+logger = logging.getLogger(__name__)
+
+#: Rows, as changes of the masks' settings.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "decoder attention, both": {},
+    "without timestep": {"use_timestep": False},
+    "without sample": {"use_sample": False},
+    "decoder attention + conv": {"targets": "decoder-attention-conv"},
+    "all layers": {"targets": "all"},
+}
+REFERENCE = "decoder attention, both"
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Settings of the ablations.
+
+    Args:
+        seeds: training seeds.
+        steps: optimiser steps.
+        learning_rate: rate of every variant.
+        initial_logit: every mask logit at the start.
+        train_samples: art pictures to train on.
+        prompts: test prompts, a picture each.
+        reference_pictures: real pictures that distances are measured to.
+        snapshots: how often the first seed's reference run is looked at while it trains.
+        num_inference_steps, guidance_scale: settings of generation.
+    """
+
+    seeds: int = 3
+    steps: int = 100
+    learning_rate: float = 1e-3
+    initial_logit: float = 0.3
+    train_samples: int = POOL
+    prompts: int = 600
+    reference_pictures: int = 2400
+    snapshots: int = 8
+    num_inference_steps: int = 8
+    guidance_scale: float = 4.0
+
+
+def reproduce_ablations(
+    work: Path, config: AblationConfig | None = None, *, say: Callable[[str], None] = logger.info
+) -> dict[str, Any]:
+    """Run every cell that is missing and return the whole record.
+
+    Args:
+        work: folder of the runs and the finished cells; the same call again goes on there.
+        config: settings.
+        say: told of each cell as it is finished.
+    """
+    config = config or AblationConfig()
+    work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
+    base = load_base()
+    world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
+    runs = ArtRuns(base, work / "runs", config.train_samples)
+    every = max(1, config.steps // config.snapshots)
+
+    def measured(pipe: Any, seed: int) -> dict[str, Any]:
+        found = world.measure(pipe, seed, "test", prompts=config.prompts, pictures=1)
+        return found | {"density": world.density(pipe)}
+
+    def settings(name: str) -> MaskConfig:
+        return replace(MaskConfig(initial_logit=config.initial_logit), **VARIANTS[name])
+
+    def trained(name: str, seed: int) -> dict[str, Any]:
+        pipe, run = runs.train(
+            _slug(name, seed),
+            "mask",
+            rate=config.learning_rate,
+            seed=seed,
+            steps=config.steps,
+            mask=settings(name),
+            config={"validation_steps": every, "checkpointing_steps": every, "checkpoints_total_limit": None},
+        )
+        last = run.stats[-1]
+        own = {"art_gain": last["gain"], "art_gain_ci95": last["gain_ci95"]}
+        curve = [{k: s[k] for k in ("step", "gain", "density")} for s in run.stats if "gain" in s]
+        own["parameters"] = sum(p.numel() for p in run.masker.parameters())
+        return measured(pipe, seed) | own | {"curve": curve}
+
+    def snapshot(step: int) -> dict[str, Any]:
+        pipe = copy.deepcopy(base)
+        if step:
+            masker = MaskGenerator.for_unet(pipe.unet, settings(REFERENCE), seed=0)
+            path = work / "runs" / _slug(REFERENCE, 0) / f"checkpoint-{step:06d}" / "state.pt"
+            masker.load_state_dict(torch.load(path, weights_only=True)["trained"])
+            attach(pipe, masker.eval())
+        return measured(pipe, 0) | {"step": step}
+
+    cells: dict[str, list[dict[str, Any]]] = {"base": []}
+    for seed in range(config.seeds):
+        cells["base"].append(cell(work / "cells" / f"base-{seed}.json", partial(measured, base, seed)))
+        for name in VARIANTS:
+            made = cell(work / "cells" / f"{_slug(name, seed)}.json", partial(trained, name, seed))
+            cells.setdefault(name, []).append(made)
+            say(f"{name}, seed {seed}: art gain {made['art_gain']:.4f}, FID {made['fid']['clip']:.3f}")
+    steps = [0, *(s["step"] for s in cells[REFERENCE][0]["curve"])]
+    curve = []
+    for step in steps:
+        curve.append(cell(work / "snapshots" / f"{step:06d}.json", partial(snapshot, step)))
+        say(f"step {step}: FID {curve[-1]['fid']['clip']:.3f}")
+    return {"config": asdict(config), "cells": cells, "snapshots": curve, "version": __version__}
+
+
+def _slug(name: str, seed: int) -> str:
+    return f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def shortened(config: AblationConfig, share: float) -> AblationConfig:
+    """Return settings with a share of steps, samples and prompts, to try the command out."""
+
+    def cut(count: int) -> int:
+        return max(12, round(count * share))
+
+    return replace(
+        config,
+        seeds=max(2, round(config.seeds * share)),
+        steps=max(2, round(config.steps * share)),
+        snapshots=2,
+        train_samples=cut(config.train_samples),
+        prompts=cut(config.prompts),
+        reference_pictures=max(64, cut(config.reference_pictures)),
+    )

@@ -1,0 +1,114 @@
+"""LAION's aesthetic predictor: linear layers on the unit-length picture features of CLIP ViT-L/14; about 1 to 10."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Reward
+from .clip import clip_of, load_clip
+from .files import Source, locate, read_state_dict, unwrapped
+from .head import linear_head
+from .preprocess import Preprocess, choose
+
+#: Names under which the predictor's head is published.
+FILES = ("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.safetensors")
+_NAME = "aesthetic"
+
+
+class AestheticScore(Reward):
+    """How much people like a picture, whatever its prompt.
+
+    Args:
+        model: the `CLIPModel` whose picture tower the head was trained on, frozen.
+        head: from its features to one number, float32.
+        preprocess: from pictures to the network's input.
+
+    Reference: https://github.com/christophschuhmann/improved-aesthetic-predictor.
+    """
+
+    name = _NAME
+
+    def __init__(self, model: Any, head: nn.Module, preprocess: Preprocess) -> None:
+        self.model, self.head, self.preprocess = model, head, preprocess
+        self.models, self.heads = (model,), (head,)
+
+    @classmethod
+    def from_original(
+        cls,
+        config: Mapping[str, Any] | None,
+        state_dict: Mapping[str, Any],
+        head_state_dict: Mapping[str, Any],
+        *,
+        preprocess: Preprocess | str = "original",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Build it from the checkpoints of its CLIP and its head.
+
+        Args:
+            config: config.json of the `CLIPModel`, or see `open_clip.read_open_clip`.
+            state_dict: tensors of the CLIP, in transformers' or open_clip's layout.
+            head_state_dict: `layers.N.weight` and `layers.N.bias`.
+            preprocess: "original", "shared" (the authors' one crop) or one's own.
+            dtype: of the CLIP; the head stays in float32.
+
+        Raises:
+            CheckpointError: tensors and config do not fit each other.
+        """
+        model = clip_of(config, unwrapped(state_dict, _NAME), _NAME, dtype)
+        head = linear_head(unwrapped(head_state_dict, _NAME), model.config.projection_dim, _NAME)
+        return cls(_picture_tower(model), head, choose(preprocess, Preprocess(model.config.vision_config.image_size)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source = "trl-lib/ddpo-aesthetic-predictor",
+        *,
+        clip: Source = "openai/clip-vit-large-patch14",
+        preprocess: Preprocess | str = "original",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Load head and CLIP from the hub, folders or files.
+
+        Args:
+            source: of the head: hub id, folder with a file of `FILES`, or the file itself.
+            clip: hub id or folder of the CLIP it was trained on.
+            preprocess: see `from_original`.
+            dtype: of the CLIP; the head stays in float32.
+            device: where to put it.
+            revision: branch, tag or commit of the head on the hub.
+            token: access token for the hub.
+
+        Raises:
+            CheckpointError: not there, unreadable, or made for another CLIP.
+        """
+        tensors = read_state_dict(locate(source, FILES, revision=revision, token=token))
+        model = load_clip(clip, _NAME, token=token)
+        head = linear_head(tensors, model.config.projection_dim, _NAME)
+        original = Preprocess(model.config.vision_config.image_size)
+        return cls(_picture_tower(model), head, choose(preprocess, original)).to(device, dtype)
+
+    def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the predicted ratings (B,), on the pictures' device; prompts are not looked at."""
+        return self.score_pixels(self.preprocess(pictures.to(self.model.device))).to(pictures.device)
+
+    def score_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Return the predicted ratings (B,) of normalised pictures (B, 3, side, side)."""
+        values = pixel_values.to(self.model.device, self.model.dtype)
+        features = self.model.visual_projection(self.model.vision_model(pixel_values=values).pooler_output)
+        with torch.autocast(features.device.type, enabled=False):
+            rating: Tensor = self.head(F.normalize(features.float(), dim=-1))
+        return rating.squeeze(-1)
+
+
+def _picture_tower(model: Any) -> Any:
+    # The text tower is a third of CLIP ViT-L/14, and nothing reads a text.
+    del model.text_model, model.text_projection
+    return model

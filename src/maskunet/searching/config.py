@@ -1,0 +1,119 @@
+"""Settings of a search, and the three presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import DataError
+from ..targets import Targets
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of `search`.
+
+    Args:
+        num_inference_steps: denoising steps.
+        guidance_scale: strength of classifier-free guidance.
+        negative_prompt: what to steer away from.
+        height, width: size in pixels; the model's own if None.
+        seed: picture i starts from the noise of seed + i.
+        targets: which layers are masked.
+        iterations: optimiser iterations a step, one number for all steps or one a step; a sequence that is shorter
+            goes on with its last number.
+        learning_rate: Adam's rate on the mask logits.
+        initial_logit: every logit at the start of a step; 1 keeps a weight with probability 0.934 under noise.
+        gumbel: draw masks with Gumbel noise, or by threshold.
+        tau: temperature of the straight-through gradient.
+        keep: mask of a step: the "best" iterate by reward, or the "last".
+        carry_over: start a step from the logits of the one before, instead of anew.
+        weight_decay: AdamW's decoupled decay.
+        max_grad_norm: bound of each sample's gradient norm; None for none.
+        patience: leave a step after so many iterations without a better reward; None for never.
+        target_reward: a sample that has reached this reward is left as it is; None for never.
+        time_limit_s: stop optimising after so many seconds and sample on; None for no limit.
+        reuse: compute once a step what no mask touches; the masks are the same bit for bit.
+        gradient_checkpointing: trade time for memory in the U-Net and the decoder.
+        compare_base: also make the picture without masks.
+    """
+
+    num_inference_steps: int = 15
+    guidance_scale: float = 7.5
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    targets: Targets = "decoder-attention"
+    iterations: int | Sequence[int] = 4
+    learning_rate: float = 0.1
+    initial_logit: float = 1.0
+    gumbel: bool = True
+    tau: float = 1.0
+    keep: str = "best"
+    carry_over: bool = False
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    patience: int | None = None
+    target_reward: float | None = None
+    time_limit_s: float | None = None
+    reuse: bool = True
+    gradient_checkpointing: bool = False
+    compare_base: bool = True
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> SearchConfig:
+        """Return a preset, with changes.
+
+        Args:
+            name: "paper", the authors' settings; "default", what measures best; "fast".
+            changes: settings to replace.
+
+        Raises:
+            DataError: no such preset.
+        """
+        if name not in PRESETS:
+            raise DataError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}")
+        return replace(cls(), **(PRESETS[name] | changes))
+
+    def iterations_at(self, index: int) -> int:
+        """Return the iterations of a step."""
+        if isinstance(self.iterations, int):
+            return self.iterations
+        return self.iterations[min(index, len(self.iterations) - 1)]
+
+    def checked(self) -> SearchConfig:
+        """Return the settings if they make sense.
+
+        Raises:
+            DataError: one is out of range.
+        """
+        counts = [self.iterations] if isinstance(self.iterations, int) else list(self.iterations)
+        if not counts or min(counts) < 0:
+            raise DataError(f"expected iterations of at least 0, got {self.iterations!r}")
+        for name in ("learning_rate", "tau", "max_grad_norm", "time_limit_s"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise DataError(f"expected {name} above 0, got {value}")
+        for name, least in (("num_inference_steps", 1), ("patience", 1), ("weight_decay", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise DataError(f"expected {name} of at least {least}, got {value}")
+        if self.keep not in ("best", "last"):
+            raise DataError(f"expected keep to be 'best' or 'last', got {self.keep!r}")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # AdamW at 1e-2, one iteration in the first seven steps and ten after, masks drawn, the last iterate, reset.
+    "paper": {
+        "iterations": (1, 1, 1, 1, 1, 1, 1, 10),
+        "learning_rate": 1e-2,
+        "initial_logit": 1.0,
+        "gumbel": True,
+        "keep": "last",
+        "weight_decay": 1e-2,
+        "reuse": False,
+    },
+    "default": {},
+    "fast": {"iterations": (2, 2, 2, 2, 2, 0)},
+}

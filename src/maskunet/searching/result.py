@@ -1,0 +1,101 @@
+"""What a search hands back, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..checkpoint import save
+from ..errors import CheckpointError
+from ..maskers import MaskSchedule
+from .config import SearchConfig
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What `search` found.
+
+    Args:
+        pictures: (B, 3, H, W) in [0, 1], on the CPU.
+        base: pictures of the same noise without the search, or None.
+        rewards: of the pictures, (B,).
+        base_rewards: of the base pictures, (B,), or None.
+        masks: the masks by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other seeds.
+        history: an entry an evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start.
+        config: the settings.
+        settings: prompts and seeds.
+    """
+
+    pictures: Tensor
+    base: Tensor | None
+    rewards: Tensor
+    base_rewards: Tensor | None
+    masks: MaskSchedule
+    history: list[dict[str, Any]]
+    config: SearchConfig
+    settings: dict[str, Any]
+
+    @property
+    def images(self) -> list[Any]:
+        """The pictures as PIL images."""
+        return _images(self.pictures)
+
+    @property
+    def base_images(self) -> list[Any]:
+        """The base pictures as PIL images; empty without them."""
+        return [] if self.base is None else _images(self.base)
+
+    def summary(self) -> dict[str, Any]:
+        """Return settings, rewards and history as JSON values."""
+        return {
+            "maskunet": __version__,
+            "config": asdict(self.config),
+            **self.settings,
+            "rewards": self.rewards.tolist(),
+            "base_rewards": None if self.base_rewards is None else self.base_rewards.tolist(),
+            "density": self.masks.density().mean(0).tolist(),
+            "history": self.history,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `00000.png`, ..., `base/00000.png`, ..., `search.json` and `masks/`, which `load` reads.
+
+        Args:
+            folder: where to; made if missing.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        path = Path(folder)
+        try:
+            for where, images in ((path, self.images), (path / "base", self.base_images)):
+                if images:
+                    where.mkdir(parents=True, exist_ok=True)
+                for i, image in enumerate(images):
+                    part = where / f"{i:05d}.png.part"
+                    image.save(part, "PNG")
+                    part.replace(where / f"{i:05d}.png")
+            save(self.masks, path / "masks")
+            part = path / "search.json.part"
+            part.write_text(json.dumps(self.summary(), indent=1) + "\n")
+            part.replace(path / "search.json")
+        except OSError as error:
+            raise CheckpointError(f"expected a folder that can be written, got {path}: {error}") from error
+        return path
+
+
+def _images(pictures: Tensor) -> list[Any]:
+    from PIL import Image
+
+    values = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(v) for v in values]

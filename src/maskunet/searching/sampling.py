@@ -1,0 +1,196 @@
+r"""A pipeline's sampling loop, one step at a time, so that a step can be evaluated many times before it is taken.
+
+The scheduler is a copy and only `advance` calls its `step`: its history holds the steps that were taken and nothing of
+what was tried. With the scheduler's scaled model input :math:`\bar x_t = \alpha_t x_0 + \sigma_t \epsilon`,
+:math:`\alpha_t^2 + \sigma_t^2 = 1`, the predicted clean latents are
+
+.. math::
+    x_0 = (\bar x_t - \sigma_t \hat\epsilon) / \alpha_t \quad\text{or}\quad x_0 = \alpha_t \bar x_t - \sigma_t \hat v,
+
+which holds for every scheduler of the family, whether it keeps latents scaled (DDIM, DPM-Solver++) or not (Euler).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class StepwiseSampler:
+    """The sampling loop of a Stable Diffusion pipeline (1.x, 2.x, XL).
+
+    With nothing between the steps it gives what the pipeline itself gives from the same seeds.
+
+    Args:
+        pipe: the pipeline; it is left as it is.
+        prompts: B captions.
+        seeds: a seed for each; noise is drawn on the CPU, so a seed means the same picture on every device.
+        num_inference_steps: denoising steps, >= 1.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        negative_prompt: what to steer away from.
+        height, width: size of the pictures in pixels; the model's own if None.
+
+    Raises:
+        DataError: no prompts, another number of seeds, no step, or a scheduler that predicts neither noise, velocity
+            nor the sample.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        num_inference_steps: int,
+        guidance_scale: float,
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        if not prompts or len(seeds) != len(prompts):
+            raise DataError(f"expected prompts and a seed for each, got {len(prompts)} prompts and {len(seeds)} seeds")
+        if num_inference_steps < 1:
+            raise DataError(f"expected at least one denoising step, got {num_inference_steps}")
+        self.pipe, self.prompts, self.seeds = pipe, list(prompts), list(seeds)
+        self.guidance_scale, self.guided = guidance_scale, guidance_scale > 1
+        self.device, self.dtype = pipe._execution_device, pipe.unet.dtype
+        self.scheduler = copy.deepcopy(pipe.scheduler)
+        kind = self.scheduler.config.prediction_type
+        if kind not in ("epsilon", "v_prediction", "sample"):
+            raise DataError(f"expected a scheduler that predicts epsilon, v_prediction or sample, got {kind!r}")
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        self.timesteps: Tensor = self.scheduler.timesteps
+        self.index = 0
+        factor = pipe.vae_scale_factor
+        size = pipe.unet.config.sample_size
+        across = (size, size) if isinstance(size, int) else tuple(size)
+        self.height, self.width = height or across[0] * factor, width or across[1] * factor
+        # The pipeline's own generators go on from here: ancestral schedulers draw from them at every step.
+        self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+        with torch.no_grad():
+            self.prompt_embeds, self.conditions = self._encode(negative_prompt)
+            channels = pipe.unet.config.in_channels
+            self.latents: Tensor = pipe.prepare_latents(
+                len(prompts), channels, self.height, self.width, self.prompt_embeds.dtype, self.device, self.generators
+            )
+        # The pipeline passes what its scheduler's `step` takes.
+        self._options = pipe.prepare_extra_step_kwargs(self.generators, 0.0)
+
+    def _encode(self, negative_prompt: str | None) -> tuple[Tensor, dict[str, Any]]:
+        """Embeddings (B or 2 B, L, D), unconditional rows first, and SDXL's added conditions."""
+        pipe, count = self.pipe, len(self.prompts)
+        _warn_if_cut(pipe, self.prompts)
+        negative = None if negative_prompt is None else [negative_prompt] * count
+        found = pipe.encode_prompt(
+            self.prompts,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=self.guided,
+            negative_prompt=negative,
+        )
+        embeds = torch.cat([found[1], found[0]]) if self.guided else found[0]
+        if len(found) == 2:
+            return embeds, {}
+        pooled = torch.cat([found[3], found[2]]) if self.guided else found[2]
+        size = (self.height, self.width)
+        encoder = getattr(pipe, "text_encoder_2", None)
+        dim = int(found[2].shape[-1]) if encoder is None else encoder.config.projection_dim
+        ids = pipe._get_add_time_ids(size, (0, 0), size, dtype=embeds.dtype, text_encoder_projection_dim=dim)
+        conditions = {"text_embeds": pooled, "time_ids": ids.to(self.device).repeat(len(embeds), 1)}
+        return embeds, {"added_cond_kwargs": conditions}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step has been taken."""
+        return self.index >= len(self.timesteps)
+
+    @property
+    def timestep(self) -> Tensor:
+        """The timestep of the step that comes next."""
+        return self.timesteps[self.index]
+
+    def scaled(self) -> Tensor:
+        """Return the scheduler's scaled latents (B, C, h, w) of the step that comes next."""
+        if hasattr(self.scheduler, "_init_step_index") and self.scheduler.step_index is None:
+            self.scheduler._init_step_index(self.timestep)
+        return self.scheduler.scale_model_input(self.latents, self.timestep)  # type: ignore[no-any-return]
+
+    def predict(self) -> Tensor:
+        """Call the U-Net on the step that comes next and return its guided output (B, C, h, w)."""
+        latents = self.scaled()
+        inputs = torch.cat([latents, latents]) if self.guided else latents
+        out = self.pipe.unet(
+            inputs, self.timestep, encoder_hidden_states=self.prompt_embeds, return_dict=False, **self.conditions
+        )[0]
+        if not self.guided:
+            return out  # type: ignore[no-any-return]
+        without, with_text = out.chunk(2)
+        return without + self.guidance_scale * (with_text - without)  # type: ignore[no-any-return]
+
+    def scales(self) -> tuple[float, float]:
+        """Return alpha_t and sigma_t of the step that comes next."""
+        sigmas = getattr(self.scheduler, "sigmas", None)
+        if sigmas is not None and len(sigmas) >= len(self.timesteps):
+            sigma = float(sigmas[self.index])
+            alpha = (1 + sigma**2) ** -0.5
+            return alpha, sigma * alpha
+        # A step may lie between two of training, or past the last.
+        t = min(max(round(float(self.timestep)), 0), len(self.scheduler.alphas_cumprod) - 1)
+        product = float(self.scheduler.alphas_cumprod[t])
+        return product**0.5, (1 - product) ** 0.5
+
+    def pred_x0(self, output: Tensor) -> Tensor:
+        """Return the predicted clean latents (B, C, h, w) for an output of `predict`."""
+        kind = self.scheduler.config.prediction_type
+        if kind == "sample":
+            return output
+        alpha, sigma = self.scales()
+        if kind == "v_prediction":
+            return alpha * self.scaled() - sigma * output
+        return (self.scaled() - sigma * output) / alpha
+
+    @torch.no_grad()
+    def advance(self, output: Tensor) -> None:
+        """Take the step with an output of `predict`."""
+        self.latents = self.scheduler.step(
+            output.detach(), self.timestep, self.latents, **self._options, return_dict=False
+        )[0]
+        self.index += 1
+
+    def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:
+        """Decode clean latents to pictures (B, 3, H, W) in [0, 1]; gradients flow.
+
+        Args:
+            latents: scaled latents, as the U-Net sees them.
+            decoder: another decoder with the same latents, as `AutoencoderTiny`; the pipeline's own if None.
+        """
+        vae = self.pipe.vae if decoder is None else decoder
+        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        pictures = vae.decode(z.to(vae.dtype), return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+
+def _warn_if_cut(pipe: Any, prompts: Sequence[str]) -> None:
+    """Say what a tokenizer cuts off; the pipelines' own note is easily lost among others."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return
+    for prompt in prompts:
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(ids) > tokenizer.model_max_length:
+            cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1], skip_special_tokens=True)
+            logger.warning(
+                "the prompt has %d tokens, the text encoder takes %d; cut off: %r",
+                len(ids),
+                tokenizer.model_max_length,
+                cut,
+            )
