@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
@@ -20,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("maskers.base", "maskers.authors", "shapes.scenes"),
     ("maskers.generator", "maskers.table", "maskers.fixed", "maskers.schedule", "maskers.random", "shapes.drawing"),
     ("maskers", "shapes.judge", "shapes"),
-    ("attachment", "data.cached"),
+    ("attachment", "data.cached", "card"),
     ("data.images",),
     ("data.encoding",),
     ("checkpoint", "data"),
@@ -32,8 +34,22 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluation.features",
         "evaluation.coco",
     ),
-    ("training.methods", "training.sampler", "training.optimizer", "evaluation.comparison", "evaluation.folder"),
-    ("training.validation", "searching.config", "searching.sampling", "searching.reuse", "searching.live"),
+    (
+        "training.accelerator",
+        "training.methods",
+        "training.sampler",
+        "training.optimizer",
+        "evaluation.comparison",
+        "evaluation.folder",
+    ),
+    (
+        "training.validation",
+        "training.recipe",
+        "searching.config",
+        "searching.sampling",
+        "searching.reuse",
+        "searching.live",
+    ),
     ("searching.preparation",),
     ("searching.result",),
     ("searching.engine",),
@@ -125,6 +141,14 @@ def test_no_forbidden_imports() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not {n.split(".")[0] for n in names} & forbidden, name
+
+
+def test_only_the_inception_extra_needs_torchvision() -> None:
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {"core": project["dependencies"]} | project["optional-dependencies"]
+    names = {extra: {re.split(r"[\[<>=]", line)[0] for line in lines} for extra, lines in extras.items()}
+    pull = {"torchvision", "torch-fidelity", "torchmetrics"}
+    assert {extra for extra, found in names.items() if found & pull} == {"inception"}
 
 
 def test_files_stay_short() -> None:

@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -36,11 +33,13 @@ from ..diffusion import diffusion_errors, snr_weights
 from ..errors import DataError
 from ..maskers import Masker
 from ..relaxation import derive_seed
+from .accelerator import build_accelerator, start_trackers
 from .base import Method
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .methods import TrainMasks
 from .optimizer import averaged, build_optimizer
+from .recipe import describe_run
 from .sampler import Batch, Sampler
 from .validation import Validation
 
@@ -55,11 +54,13 @@ class Run:
         method: what was trained, taken off the pipeline.
         folder: the run's folder.
         stats: the logged figures, one entry a log line.
+        card: what a masker's `save_pretrained` and `push_to_hub` are told for its model card.
     """
 
     method: Method
     folder: Path
     stats: list[dict[str, Any]]
+    card: dict[str, Any]
 
     @property
     def masker(self) -> Masker:
@@ -85,28 +86,6 @@ class _Objective(nn.Module):
         unet, scheduler = self._call
         rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
         return diffusion_errors(unet, scheduler, *rest, **batch.conditions)
-
-
-def _accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerator:
-    if config.mixed_precision == "no" and pipe.unet.dtype == torch.float16:
-        raise DataError(
-            "expected a pipeline in float32 or bfloat16 to train on, got float16, in which gradients underflow; load it "
-            "with dtype=torch.bfloat16 or torch.float32, or train with mixed_precision='fp16'"
-        )
-    if config.mixed_precision == "fp16" and pipe.unet.device.type == "cpu":
-        raise DataError("expected mixed_precision 'no' or 'bf16' on a CPU, got 'fp16'")
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to in (None, "none") else config.report_to,
-        project_dir=folder / "logs",
-        cpu=pipe.unet.device.type == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if accelerator.num_processes > 1:
-        pipe.to(accelerator.device)
-    return accelerator
 
 
 @contextlib.contextmanager
@@ -170,7 +149,7 @@ def train(
     if not len(dataset):
         raise DataError("expected samples to train on, got an empty data set")
     folder = Path(output_dir)
-    accelerator = _accelerator(pipe, config, folder)
+    accelerator = build_accelerator(pipe, config, folder)
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     shape = {"num_samples": len(dataset), "num_processes": world}
     settings = {"config": asdict(config), "method": {"name": method.name} | method.settings, "data": shape}
@@ -226,8 +205,7 @@ def train(
             checkpoints.stats(until=first)
         objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler))
         optimizer_ = accelerator.prepare_optimizer(optimizer)
-        if config.report_to not in (None, "none"):
-            accelerator.init_trackers("maskunet", {k: str(v) for k, v in asdict(config).items()})
+        start_trackers(accelerator, config, first)
 
         def save(step: int) -> None:
             accelerator.wait_for_everyone()
@@ -306,7 +284,11 @@ def train(
         if ema is not None:
             ema.copy_to(parameters)
         method.evaluate()
+        stats, card = checkpoints.stats(), dict[str, Any]()
+        if isinstance(method, TrainMasks):
+            shared = {"tau": start_tau, "held_out": validation is not None, "num_processes": world}
+            card = describe_run(pipe, method, dataset, config, stats, **shared)
         if main:
-            method.save(pipe, folder)
+            method.save(pipe, folder, card)
         accelerator.end_training()
-    return Run(method, folder, checkpoints.stats())
+    return Run(method, folder, stats, card)
