@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 
 # From the ground up. A module belongs to its longest matching prefix; modules of one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "relaxation", "allocator", "hooks"),
+    ("errors", "relaxation", "allocator", "hooks", "freezing"),
     ("plotting",),
     ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),
     ("operators", "metrics", "shapes.vocabulary", "diffusion"),
@@ -52,7 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("searching.preparation",),
     ("searching.result",),
-    ("searching.engine",),
+    ("searching.engine", "searching.rivals"),
     ("searching",),
     ("training.trainer",),
     ("training",),
@@ -63,7 +63,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rewards.shapes",),
     ("pipelines", "reproduce.report"),
     ("reproduce.world",),
-    ("reproduce.table1", "reproduce.ablations"),
+    ("reproduce.table1", "reproduce.ablations", "reproduce.search"),
     ("reproduce.plots",),
     ("reproduce",),
     ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.inputs"),

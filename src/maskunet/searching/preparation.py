@@ -9,28 +9,25 @@ from typing import Any
 import torch
 
 from ..attachment import attach, attachment_of, detach
+from ..freezing import frozen
 from .config import SearchConfig
 
 
 @contextlib.contextmanager
 def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
     """Freeze every part, switch checkpointing on, and leave the pipeline as it was."""
-    parts = [m for n in ("unet", "vae", "text_encoder", "text_encoder_2") if (m := getattr(pipe, n, None)) is not None]
-    parts += [decoder] if isinstance(decoder, torch.nn.Module) else []
-    flags = [(p, p.requires_grad) for m in parts for p in m.parameters()]
     attached = attachment_of(pipe)
     checkpointed = [
         m for m in (pipe.unet, pipe.vae) if config.gradient_checkpointing and not m.is_gradient_checkpointing
     ]
     upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
-    for p, _ in flags:
-        p.requires_grad_(False)
     try:
-        for part in checkpointed:
-            part.enable_gradient_checkpointing()
-        if upcast:  # SDXL's decoder overflows in half precision
-            pipe.vae.to(torch.float32)
-        yield
+        with frozen(pipe, *([] if decoder is None else [decoder])):
+            for part in checkpointed:
+                part.enable_gradient_checkpointing()
+            if upcast:  # SDXL's decoder overflows in half precision
+                pipe.vae.to(torch.float32)
+            yield
     finally:
         if attached is None:
             detach(pipe)
@@ -40,5 +37,3 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
             pipe.vae.to(torch.float16)
         for part in checkpointed:
             part.disable_gradient_checkpointing()
-        for p, before in flags:
-            p.requires_grad_(before)

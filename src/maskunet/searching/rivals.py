@@ -6,14 +6,14 @@ left as it was.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attachment import attach, detach
+from ..freezing import frozen
 from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
@@ -163,7 +163,7 @@ def gradient_guidance(
     Reference: Bansal et al., "Universal Guidance for Diffusion Models", 2023.
     """
     sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
-    with _frozen(pipe):
+    with frozen(pipe):
         while not sampler.finished:
             latents = sampler.latents.detach().requires_grad_(True)
             sampler.latents = latents
@@ -210,7 +210,7 @@ def noise_optimisation(
     optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
     best, rewards = start.clone(), torch.full((len(prompts),), -float("inf"), device=start.device)
     size = start[0].numel()
-    with _frozen(pipe):
+    with frozen(pipe):
         for k in range(iterations + 1):
             with torch.enable_grad():
                 sampler.latents = noise * sampler.scheduler.init_noise_sigma
@@ -231,17 +231,3 @@ def noise_optimisation(
             optimizer.step()
         sampler.latents = best * sampler.scheduler.init_noise_sigma
         return _sampled(sampler)
-
-
-@contextlib.contextmanager
-def _frozen(pipe: Any) -> Iterator[None]:
-    """Let the pipeline's parameters need no gradient for a while."""
-    parts = [m for n in ("unet", "vae") if (m := getattr(pipe, n, None)) is not None]
-    flags = [(p, p.requires_grad) for part in parts for p in part.parameters()]
-    for p, _ in flags:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p, before in flags:
-            p.requires_grad_(before)

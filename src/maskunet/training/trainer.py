@@ -15,7 +15,6 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ..attachment import attachment_of
 from ..data import CachedLatents, PromptEmbeds
 from ..diffusion import diffusion_errors, snr_weights
 from ..errors import DataError
+from ..freezing import frozen
 from ..maskers import Masker
 from ..relaxation import derive_seed
 from .accelerator import build_accelerator, start_trackers
@@ -88,25 +88,6 @@ class _Objective(nn.Module):
         return diffusion_errors(unet, scheduler, *rest, **batch.conditions)
 
 
-@contextlib.contextmanager
-def _frozen(pipe: Any) -> Iterator[None]:
-    """Freeze every part of the pipeline for the time of the run, and leave flags and modes as they were."""
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    parts = [m for n in names if (m := getattr(pipe, n, None)) is not None]
-    flags = [(p, p.requires_grad) for m in parts for p in m.parameters()]
-    modes = [(m, m.training) for m in parts]
-    for part in parts:
-        part.requires_grad_(False).eval()
-    try:
-        yield
-    finally:
-        for p, before in flags:
-            p.requires_grad_(before)
-            p.grad = None
-        for part, mode in modes:
-            part.train(mode)
-
-
 def _tau(config: TrainConfig, start: float, step: int) -> float:
     """Temperature at a step, from `start` to `tau_end` in equal ratios."""
     if config.tau_end is None:
@@ -161,7 +142,7 @@ def train(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     steps = scheduler.config.num_train_timesteps
     rng = torch.get_rng_state()
-    with _frozen(pipe), contextlib.ExitStack() as after:
+    with frozen(pipe), contextlib.ExitStack() as after:
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         sampler = Sampler(pipe, dataset, embeds, config, steps)
