@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.encoding",),
     ("checkpoint", "data"),
     (
+        "searching.sampling",
         "training.base",
         "training.checkpoints",
         "training.config",
@@ -45,8 +46,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "training.validation",
         "training.recipe",
+        "training.reward",
         "searching.config",
-        "searching.sampling",
         "searching.reuse",
         "searching.live",
     ),

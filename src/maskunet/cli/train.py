@@ -98,7 +98,16 @@ def _data(pipe: Any, dataset: str, options: dict[str, Any], config: TrainConfig)
     return (data, None) if not held else data.split(len(data) - held)
 
 
-def _dry_run(pipe: Any, method: Any, data: Any, config: TrainConfig) -> None:
+def _reward(names: list[str] | None, pipe: Any) -> Any:
+    """Return the reward of these names on the pipeline's device, or None."""
+    if not names:
+        return None
+    from ..rewards import parse_reward
+
+    return parse_reward(names).to(pipe.unet.device)
+
+
+def _dry_run(pipe: Any, method: Any, data: Any, config: TrainConfig, reward: Any) -> None:
     """Take three steps in a folder that is thrown away, and say what the run would cost."""
     import resource
 
@@ -106,13 +115,17 @@ def _dry_run(pipe: Any, method: Any, data: Any, config: TrainConfig) -> None:
 
     from ..training import train
 
-    short = replace(config, max_train_steps=3, validation_samples=0, validation_prompts=(), report_to=None)
+    short = replace(
+        config, max_train_steps=3, validation_samples=0, validation_rewards=0, validation_prompts=(), report_to=None
+    )
     with tempfile.TemporaryDirectory() as folder:
         if pipe.unet.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        train(pipe, method, data, replace(short, max_train_steps=1), Path(folder) / "warm", progress=False)
+        train(
+            pipe, method, data, replace(short, max_train_steps=1), Path(folder) / "warm", reward=reward, progress=False
+        )
         start = time.monotonic()
-        train(pipe, method, data, short, Path(folder) / "run", progress=False)
+        train(pipe, method, data, short, Path(folder) / "run", reward=reward, progress=False)
         seconds = (time.monotonic() - start) / 3
     if pipe.unet.device.type == "cuda":
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
@@ -154,6 +167,9 @@ def train(
     use_sample: Annotated[bool, typer.Option("--use_sample/--no_sample", help="Masks see the features.")] = True,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 16,
     dropout: Annotated[float, typer.Option(help="Dropout of full fine-tuning.")] = 0.0,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Reward of objective reward: NAME or NAME:WEIGHT; may be repeated.")
+    ] = None,
     image_column: Annotated[str, typer.Option("--image_column", help="Column of the pictures.")] = "image",
     caption_column: Annotated[str, typer.Option("--caption_column", help="Column of the captions.")] = "text",
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
@@ -220,15 +236,18 @@ def train(
         world = int(os.environ.get("WORLD_SIZE", "1"))
         step = config.train_batch_size * config.gradient_accumulation_steps * world
         config = replace(config, max_train_steps=-(-num_train_epochs * len(data) // step))
+    judged = _reward(reward, pipe)
     if dry_run:
-        _dry_run(pipe, chosen, data, config)
+        _dry_run(pipe, chosen, data, config, judged)
         return
-    run = run_training(pipe, chosen, data, config, output_dir, validation=held_out)
+    run = run_training(pipe, chosen, data, config, output_dir, validation=held_out, reward=judged)
     if os.environ.get("RANK", "0") != "0":
         return
     last: dict[str, Any] = next((e for e in reversed(run.stats) if "gain" in e), {})
     if last:
         typer.echo(f"validation gain over the base {last['gain']:.2e} +- {last['gain_ci95']:.2e}")
+    if "reward_gain" in last:
+        typer.echo(f"reward gain on held-out captions {last['reward_gain']:.4f} +- {last['reward_gain_ci95']:.4f}")
     folder = {"mask": "masker", "mask+lora": "masker and lora", "lora": "lora", "full": "unet"}[method]
     typer.echo(f"{folder} in {output_dir}")
     if hub_model_id:

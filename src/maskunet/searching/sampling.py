@@ -175,12 +175,13 @@ class StepwiseSampler:
             return alpha * self.scaled() - sigma * output
         return (self.scaled() - sigma * output) / alpha
 
-    @torch.no_grad()
-    def advance(self, output: Tensor) -> None:
-        """Take the step with an output of `predict`."""
-        self.latents = self.scheduler.step(
-            output.detach(), self.timestep, self.latents, **self._options, return_dict=False
-        )[0]
+    def advance(self, output: Tensor, *, gradient: bool = False) -> None:
+        """Take the step with an output of `predict`, cut off from its gradient unless asked for."""
+        with torch.set_grad_enabled(gradient):
+            given = output if gradient else output.detach()
+            self.latents = self.scheduler.step(given, self.timestep, self.latents, **self._options, return_dict=False)[
+                0
+            ]
         self.index += 1
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:

@@ -33,6 +33,13 @@ class TrainConfig:
         tau_end: temperature of the relaxation at the last step, reached in equal ratios; None keeps the masker's.
         target_density: density that the masks are drawn to; None leaves it to the loss.
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
+        objective: "diffusion", or "reward": climb a reward of the network's own samples, with the diffusion loss beside.
+        diffusion_weight, reward_weight: weights of the two in the objective "reward".
+        reward_batch_size: samples of each batch that are drawn and rewarded.
+        reward_num_inference_steps, reward_guidance_scale: how they are drawn, by the pipeline's own scheduler.
+        refl_start: ReFL takes the reward at a random step past this share of the steps.
+        draft_steps: K of DRaFT-K, gradients through the last K steps instead of ReFL; None for ReFL.
+        validation_rewards: held-out captions whose finished pictures are rewarded at each comparison.
         validation_samples: pairs of sample and noise on which base and trained losses are compared; 0 for none.
         validation_steps: steps between comparisons, and between validation pictures.
         validation_prompts: prompts of pictures that are drawn then; none by default.
@@ -69,6 +76,15 @@ class TrainConfig:
     tau_end: float | None = None
     target_density: float | None = None
     density_weight: float = 1.0
+    objective: str = "diffusion"
+    diffusion_weight: float = 1.0
+    reward_weight: float = 0.01
+    reward_batch_size: int = 8
+    reward_num_inference_steps: int = 15
+    reward_guidance_scale: float = 7.5
+    refl_start: float = 0.5
+    draft_steps: int | None = None
+    validation_rewards: int = 32
     validation_samples: int = 1024
     validation_steps: int = 250
     validation_prompts: tuple[str, ...] = ()
@@ -92,6 +108,11 @@ class TrainConfig:
             "train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "validation_samples": 0,
+            "validation_rewards": 0,
+            "reward_batch_size": 1,
+            "reward_num_inference_steps": 1,
+            "diffusion_weight": 0,
+            "reward_weight": 0,
             "validation_steps": 1,
             "checkpointing_steps": 1,
             "logging_steps": 1,
@@ -105,6 +126,12 @@ class TrainConfig:
         for name in ("caption_dropout", "target_density", "ema_decay"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise DataError(f"expected {name} in [0, 1], got {value}")
+        if self.objective not in ("diffusion", "reward"):
+            raise DataError(f"expected objective 'diffusion' or 'reward', got {self.objective!r}")
+        if not 0 <= self.refl_start < 1:
+            raise DataError(f"expected refl_start in [0, 1), got {self.refl_start}")
+        if self.draft_steps is not None and not 1 <= self.draft_steps <= self.reward_num_inference_steps:
+            raise DataError(f"expected draft_steps from 1 to reward_num_inference_steps, got {self.draft_steps}")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise DataError(f"expected mixed_precision 'no', 'fp16' or 'bf16', got {self.mixed_precision!r}")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:

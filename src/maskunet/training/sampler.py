@@ -23,6 +23,7 @@ class Batch:
     timesteps: Tensor
     conditions: dict[str, Any]
     seeds: tuple[int, ...]
+    captions: list[str]  # as they are in the data; dropout acts on the embeddings alone
 
 
 class Sampler:
@@ -55,4 +56,12 @@ class Sampler:
             chosen = ids[indices].to(unet.device, unet.dtype)
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": chosen}
         latents, noise = latents.to(unet.device, unet.dtype), noise.to(unet.device, unet.dtype)
-        return Batch(latents, embeds, noise, timesteps.to(unet.device), conditions, seeds)
+        return Batch(
+            latents,
+            embeds,
+            noise,
+            timesteps.to(unet.device),
+            conditions,
+            seeds,
+            [self.data.captions[i] for i in indices],
+        )

@@ -33,6 +33,7 @@ from ..errors import DataError
 from ..freezing import frozen
 from ..maskers import Masker
 from ..relaxation import derive_seed
+from ..rewards.base import Reward
 from .accelerator import build_accelerator, start_trackers
 from .base import Method
 from .checkpoints import Checkpoints
@@ -40,6 +41,7 @@ from .config import TrainConfig
 from .methods import TrainMasks
 from .optimizer import averaged, build_optimizer
 from .recipe import describe_run
+from .reward import RewardObjective
 from .sampler import Batch, Sampler
 from .validation import Validation
 
@@ -75,17 +77,21 @@ class Run:
 
 
 class _Objective(nn.Module):
-    """Errors of a batch. It holds what trains and nothing else, so that DDP averages just those gradients."""
+    """Errors and rewards of a batch. It holds what trains and nothing else: DDP averages just those gradients."""
 
-    def __init__(self, unet: nn.Module, trained: nn.Module, scheduler: Any) -> None:
+    def __init__(self, unet: nn.Module, trained: nn.Module, scheduler: Any, rewards: RewardObjective | None) -> None:
         super().__init__()
         self.trained = trained
-        self._call = (unet, scheduler)  # in a tuple, so that a frozen U-Net is not registered
+        self._call = (unet, scheduler, rewards)  # in a tuple, so that a frozen U-Net is not registered
 
-    def forward(self, batch: Batch) -> Tensor:
-        unet, scheduler = self._call
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        unet, scheduler, rewards = self._call
         rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
-        return diffusion_errors(unet, scheduler, *rest, **batch.conditions)
+        errors = diffusion_errors(unet, scheduler, *rest, **batch.conditions)
+        if rewards is None:
+            return errors, None
+        count = rewards.config.reward_batch_size
+        return errors, rewards(batch.captions[:count], batch.seeds[:count])
 
 
 def _tau(config: TrainConfig, start: float, step: int) -> float:
@@ -103,6 +109,7 @@ def train(
     output_dir: str | os.PathLike[str] = "runs/masker",
     *,
     validation: CachedLatents | None = None,
+    reward: Reward | None = None,
     progress: bool = True,
 ) -> Run:
     """Train; the same call again resumes a run that was stopped.
@@ -114,6 +121,7 @@ def train(
         config: how to train.
         output_dir: the run's folder; see `training.checkpoints`.
         validation: held-out latents for the paired comparison; the training set's if None.
+        reward: what the objective "reward" climbs.
         progress: show a progress bar.
 
     Returns:
@@ -127,6 +135,8 @@ def train(
     config = (config or TrainConfig()).checked()
     if isinstance(method, Masker):
         method = TrainMasks(method, gumbel=config.gumbel, density=config.target_density is not None)
+    if (config.objective == "reward") != (reward is not None):
+        raise DataError(f"expected a reward with objective 'reward' and with no other, got {config.objective!r}")
     if not len(dataset):
         raise DataError("expected samples to train on, got an empty data set")
     folder = Path(output_dir)
@@ -148,6 +158,10 @@ def train(
         sampler = Sampler(pipe, dataset, embeds, config, steps)
         held_out_sampler = Sampler(pipe, validation or dataset, embeds, config, steps)
         held_out = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
+        rewards = None if reward is None else RewardObjective(pipe, reward, config, method)
+        rewarded = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
+        if rewards and rewarded:
+            rewards.compare(rewarded)
         if config.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
             after.callback(pipe.unet.disable_gradient_checkpointing)
@@ -184,7 +198,7 @@ def train(
             first = state["step"]
         if main:
             checkpoints.stats(until=first)
-        objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler))
+        objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler, rewards))
         optimizer_ = accelerator.prepare_optimizer(optimizer)
         start_trackers(accelerator, config, first)
 
@@ -220,9 +234,12 @@ def train(
                 batch = sampler(range(place, place + micro), seed=config.seed, dropout=config.caption_dropout)
                 method.begin(batch.seeds)
                 with accelerator.accumulate(objective):
-                    errors = objective(batch)
+                    errors, climbed = objective(batch)
                     weights = snr_weights(scheduler, batch.timesteps, config.snr_gamma) if config.snr_gamma else 1.0
                     loss = (errors * weights).mean()
+                    if climbed is not None:
+                        entry["reward"] = float(climbed.detach().mean())
+                        loss = config.diffusion_weight * loss - config.reward_weight * climbed.mean()
                     total += loss.detach() / accumulation
                     kept = method.regulariser()
                     if config.target_density is not None and kept is not None:
@@ -250,11 +267,13 @@ def train(
                 method.evaluate()
                 with averaged(ema, parameters):
                     entry |= held_out.compare()
+                    if rewards and rewarded:
+                        entry |= rewards.compare(rewarded)
                     if main:
                         held_out.draw(step + 1)
                 if main and "gain" in entry:
                     bar.write(" · ".join(f"{k} {v:.5g}" for k, v in entry.items()))
-            shown = {k: f"{entry[k]:.4g}" for k in ("loss", "density", "expected_density") if k in entry}
+            shown = {k: f"{entry[k]:.4g}" for k in ("loss", "reward", "density", "expected_density") if k in entry}
             bar.set_postfix(shown)
             if main and ((step + 1) % config.logging_steps == 0 or "gain" in entry or last_step):
                 checkpoints.log(entry)
