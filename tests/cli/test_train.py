@@ -71,6 +71,19 @@ def test_folder_of_pictures_with_a_broken_one(
     assert config["data"]["num_samples"] == 5
 
 
+def test_reward_as_the_objective(run: Run, tmp_path: Path) -> None:
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL]
+    own = ["--reward_batch_size", 2, "--reward_num_inference_steps", 2, "--validation_rewards", 2]
+    code, _, err = run(*words, "--objective", "reward", *own, "--output_dir", "run")
+    assert code == 2
+    assert "reward" in err
+    code, out, err = run(*words, "--objective", "reward", "--reward", "shapes", *own, "--output_dir", "run")
+    assert code == 0, err
+    assert "reward gain on held-out captions" in out
+    (last,) = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()][-1:]
+    assert {"reward", "reward_gain", "gain", "density"} <= set(last)
+
+
 def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
     words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL]
     words += ["--validation_prompts", "a red circle", "--validation_prompts", "a blue star"]

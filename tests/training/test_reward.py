@@ -110,6 +110,10 @@ def test_half_precision(pipe: Any, data: CachedLatents, tmp_path: Path) -> None:
     assert all(v.isfinite().all() for v in run.masker.state_dict().values())
 
 
+def test_sdxl(sdxl_pipe: Any, data: CachedLatents, tmp_path: Path) -> None:
+    assert trained(sdxl_pipe, data, tmp_path).stats[-1]["reward_gain_ci95"] >= 0
+
+
 def test_errors(pipe: Any, data: CachedLatents, tmp_path: Path) -> None:
     chosen = build_method("mask", pipe, MASK)
     with pytest.raises(mu.DataError, match="reward"):
