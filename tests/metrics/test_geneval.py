@@ -51,7 +51,9 @@ def test_position() -> None:
     include = [{"class": "ring", "count": 1}, {"class": "star", "count": 1, "position": ["left of", 0]}]
     need = {"tag": "position", "include": include}
     assert check([seen("star", x=10), seen("ring", x=40)], need) is None
-    assert check([seen("star", x=40), seen("ring", x=10)], need) == "expected star left of target, found right of target"
+    assert (
+        check([seen("star", x=40), seen("ring", x=10)], need) == "expected star left of target, found right of target"
+    )
     assert check([seen("star", x=10)], need) == "expected ring>=1, found 0\nno target for star to be left of"
 
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import MaskUNetError
+from .evaluate import evaluate
+from .options import (
+    BatchSize,
+    Device,
+    Dtype,
+    Guidance,
+    MaskerPath,
+    Model,
+    Seed,
+    Steps,
+    open_pipeline,
+    read_prompts,
+)
 from .reproduce import reproduce_app
 from .train import train
 
@@ -24,17 +37,7 @@ zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.",
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(reproduce_app, name="reproduce")
 app.command()(train)
-
-Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
-MaskerPath = Annotated[
-    str | None, typer.Option(help="Masker: a folder, a hub id or 'shapes'; none for the base model.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the first accelerator by default.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
-Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
+app.command()(evaluate)
 
 
 @app.callback()
@@ -56,43 +59,6 @@ def _quiet() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _open(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
-    """Load a masker and a pipeline, and attach the one to the other."""
-    from .. import attach, load, pipelines, zoo
-
-    where = pipelines.choose_device(device)
-    found = (
-        None
-        if masker is None
-        else load(zoo.path("shapes-masker") if masker in ("shapes", "shapes-masker") else masker)
-    )
-    pipelines.silence_loading()
-    pipe = pipelines.load_pipeline(
-        model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
-    )
-    if found is not None:
-        attach(pipe, found)
-    return pipe
-
-
-def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
-    from ..errors import DataError
-
-    prompts = list(given or [])
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"expected a text file with a prompt a line, could not read {file}: {error}") from error
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise DataError(f"expected a prompt a line in {file}, it has none")
-        prompts += found
-    if any(not p.strip() for p in prompts) or not prompts:
-        raise DataError("expected at least one prompt and no empty one; give --prompt or --prompts-file")
-    return prompts
 
 
 @app.command()
@@ -130,10 +96,10 @@ def generate(
     from ..errors import DataError
     from .pictures import write_pictures
 
-    prompts = _prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if compare_base and masker is None:
         raise DataError("expected --masker with --compare-base; without one there is nothing to compare")
-    pipe = _open(model, masker, device, dtype, scheduler)
+    pipe = open_pipeline(model, masker, device, dtype, scheduler)
     settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
     written = write_pictures(
         pipe,
@@ -148,82 +114,6 @@ def generate(
         batch_size=batch_size,
     )
     typer.echo(f"{len(written)} pictures in {output}")
-
-
-@app.command()
-def evaluate(
-    output: Annotated[Path, typer.Option(help="Folder for metrics.json and metrics.md.")] = Path("evaluation"),
-    model: Annotated[
-        str | None, typer.Option(help="Pipeline to generate with, as elsewhere; or give --pictures.")
-    ] = None,
-    masker: MaskerPath = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="coco2014-30k or coco2017-5k: prompts, number and size as published.")
-    ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's caption annotations, for --protocol.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of pictures: to measure, or to generate into (resumable).")
-    ] = None,
-    reference: Annotated[Path | None, typer.Option(help="Folder of real pictures, for FID, KID, ...")] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="clip:SOURCE, dinov2:SOURCE, inception or shapes (the bundled CLIP); may be repeated."),
-    ] = None,
-    resolution: Annotated[int | None, typer.Option(min=8, help="Pixels a side that both sets are brought to.")] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Use the first so many prompts.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
-    steps: Steps = 50,
-    guidance_scale: Guidance = 7.5,
-    seed: Seed = 0,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = None,
-    device: Device = None,
-) -> None:
-    """Measure a folder of pictures or a model: FID, KID, CMMD, precision and recall, CLIP score."""
-    from .. import pipelines, zoo
-    from ..errors import DataError
-    from ..evaluation.coco import PROTOCOLS, coco_captions
-    from .evaluate import run_evaluation
-
-    if model is None and pictures is None:
-        raise DataError("expected --model to generate with, or --pictures to measure")
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise DataError(f"expected a protocol ({', '.join(PROTOCOLS)}), got {protocol!r}")
-    preset = PROTOCOLS[protocol] if protocol else None
-    if preset and annotations is None:
-        raise DataError(f"expected --annotations with --protocol, COCO's {preset.annotations}")
-    prompts = None
-    if model is not None:
-        found = coco_captions(annotations, preset.count, seed) if preset and annotations else None
-        prompts = (found or _prompts(None, prompts_file))[:limit]
-    names = [f"clip:{zoo.path('shapes-reward')}" if n == "shapes" else n for n in features or ["shapes"]]
-    if not features and model != "shapes":
-        raise DataError("expected --features (clip:SOURCE, dinov2:SOURCE, inception); only 'shapes' has its own")
-    where = pipelines.choose_device(device)
-    pipe = _open(model, masker, device, dtype, scheduler) if model else None
-    pipelines.silence_loading()
-    run_evaluation(
-        pipe=pipe,
-        prompts=prompts,
-        pictures=pictures or output / "pictures",
-        reference=reference,
-        features=names,
-        resolution=resolution or (preset.resolution if preset else 64 if model == "shapes" else 256),
-        settings={"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__} if pipe else {},
-        output=output,
-        device=where,
-        **(
-            {
-                "seed": seed,
-                "batch_size": batch_size,
-                "num_inference_steps": steps,
-                "guidance_scale": guidance_scale,
-            }
-            if pipe
-            else {}
-        ),
-    )
 
 
 @app.command()
@@ -281,7 +171,7 @@ def zoo_sample(
     """Draw a sheet of pictures from held-out prompts and say how many are right."""
     from .pictures import write_sheet
 
-    pipe = _open(model, masker, device, None, None)
+    pipe = open_pipeline(model, masker, device, None, None)
     right = write_sheet(pipe, output, count=count, steps=steps, guidance_scale=guidance_scale, seed=seed)
     typer.echo(f"{right} of {count} right; sheet in {output}")
 

@@ -1,0 +1,77 @@
+"""What several commands share: options, and what they name; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import DataError
+
+Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
+MaskerPath = Annotated[
+    str | None, typer.Option(help="Masker: a folder, a hub id or 'shapes'; none for the base model.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the first accelerator by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
+Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
+
+
+def local_device(name: str | None) -> Any:
+    """Return the device to run on; under torchrun, the process's own GPU.
+
+    Raises:
+        DataError: no such device here.
+    """
+    import torch
+
+    from ..pipelines import choose_device
+
+    where, local = choose_device(name), os.environ.get("LOCAL_RANK")
+    own = local is not None and where.type == "cuda" and where.index is None
+    return torch.device("cuda", int(local)) if own and local else where
+
+
+def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
+    """Load a masker and a pipeline, and attach the one to the other."""
+    from .. import attach, load, pipelines, zoo
+
+    where = local_device(device)
+    found = (
+        None
+        if masker is None
+        else load(zoo.path("shapes-masker") if masker in ("shapes", "shapes-masker") else masker)
+    )
+    pipelines.silence_loading()
+    pipe = pipelines.load_pipeline(
+        model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
+    )
+    if found is not None:
+        attach(pipe, found)
+    return pipe
+
+
+def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    """Return the prompts that were given, then those of a file.
+
+    Raises:
+        DataError: an unreadable file, an empty prompt, or none.
+    """
+    prompts = list(given or [])
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"expected a text file with a prompt a line, could not read {file}: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise DataError(f"expected a prompt a line in {file}, it has none")
+        prompts += found
+    if any(not p.strip() for p in prompts) or not prompts:
+        raise DataError("expected at least one prompt and no empty one; give --prompt or --prompts-file")
+    return prompts
