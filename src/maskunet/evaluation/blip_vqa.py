@@ -92,31 +92,30 @@ class BlipVqa:
             questions: for each, any number of questions.
         """
         seen = self.model.vision_model(pixel_values=self._prepare(pictures)).last_hidden_state
-        asked = [(i, clean_question(q)) for i, of_one in enumerate(questions) for q in of_one]
-        answers: list[float] = []
-        for start in range(0, len(asked), self.chunk):
-            chunk = asked[start : start + self.chunk]
-            answers += self._ask(seen[[i for i, _ in chunk]], [q for _, q in chunk]).tolist()
+        owner = [i for i, of_one in enumerate(questions) for _ in of_one]
+        tokens = [self._tokens(q) for of_one in questions for q in of_one]
+        answers = [0.0] * len(owner)
+        # Questions of one length go together and none is padded: transformers (5.23) hands the decoder's cross-attention
+        # no mask, so that it would see the padding.
+        for length in sorted({len(ids) for ids in tokens}):
+            same = [i for i, ids in enumerate(tokens) if len(ids) == length]
+            for start in range(0, len(same), self.chunk):
+                chunk = same[start : start + self.chunk]
+                ids = torch.tensor([tokens[i] for i in chunk], device=seen.device)
+                for i, answer in zip(chunk, self._ask(seen[[owner[i] for i in chunk]], ids).tolist(), strict=True):
+                    answers[i] = answer
         flat = iter(answers)
         return [[next(flat) for _ in of_one] for of_one in questions]
 
-    def _ask(self, seen: Tensor, questions: Sequence[str]) -> Tensor:
-        """Return probabilities (Q,) for pictures' states (Q, L, D) and a question about each."""
-        options = {"padding": "longest", "truncation": True, "max_length": _MOST_TOKENS, "return_tensors": "pt"}
-        tokens = self.tokenizer(list(questions), **options).to(seen.device)
-        ids = tokens.input_ids
-        ids[:, 0] = self.mark
-        states = self.model.text_encoder(
-            input_ids=ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
-        ).last_hidden_state
-        logits = self.model.text_decoder(
-            input_ids=torch.full((len(ids), 1), self.start, device=seen.device),
-            encoder_hidden_states=states,
-            encoder_attention_mask=tokens.attention_mask,
-        ).logits[:, 0]
+    def _tokens(self, question: str) -> list[int]:
+        ids = self.tokenizer(clean_question(question), truncation=True, max_length=_MOST_TOKENS).input_ids
+        return [self.mark, *ids[1:]]
+
+    def _ask(self, seen: Tensor, ids: Tensor) -> Tensor:
+        """Return probabilities (Q,) for pictures' states (Q, L, D) and a question about each, (Q, T)."""
+        states = self.model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+        start = torch.full((len(ids), 1), self.start, device=seen.device)
+        logits = self.model.text_decoder(input_ids=start, encoder_hidden_states=states).logits[:, 0]
         return logits[:, [self.yes, self.no]].float().softmax(-1)[:, 0]
 
     def _prepare(self, pictures: Sequence[Image.Image]) -> Tensor:
