@@ -89,11 +89,7 @@ def main() -> None:
             output_type="latent",
             **options,
         )
-    weights = {layer.name: layer.weights for layer in masker.network.layers}
-    density = [
-        sum(float(call.density[n].mean()) * w for n, w in weights.items()) / sum(weights.values())
-        for call in trace.calls
-    ]
+    density = trace.overall_density()
     record = {
         "split": args.split,
         "prompts": args.prompts,

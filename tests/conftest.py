@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from hypothesis import settings
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("maskunet", deadline=None, max_examples=40, derandomize=True)
@@ -115,10 +122,19 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         latent_channels=4,
         sample_size=16,
     )
-    text = CLIPTextConfig(
+    return {
+        "vae": _seeded(lambda: vae),
+        "text_encoder": _seeded(lambda: CLIPTextModel(_text(24))),
+        "tokenizer": _tokenizer(tmp_path_factory.mktemp("tokenizer")),
+    }
+
+
+def _text(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=64,
-        hidden_size=24,
+        hidden_size=width,
         intermediate_size=32,
+        projection_dim=32,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=16,
@@ -126,11 +142,6 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         eos_token_id=1,
         pad_token_id=1,
     )
-    return {
-        "vae": _seeded(lambda: vae),
-        "text_encoder": _seeded(lambda: CLIPTextModel(text)),
-        "tokenizer": _tokenizer(tmp_path_factory.mktemp("tokenizer")),
-    }
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
@@ -151,6 +162,31 @@ def pipe(_components: dict[str, Any], sd1: Unet) -> StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def sd2_pipe(pipe: StableDiffusionPipeline, make_unet: Callable[[str], Unet]) -> StableDiffusionPipeline:
+    """A tiny pipeline of the 2.x style, which predicts the velocity."""
+    pipe.unet = make_unet("sd2")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    return pipe
+
+
+@pytest.fixture
+def sdxl_pipe(_components: dict[str, Any], make_unet: Callable[[str], Unet]) -> StableDiffusionXLPipeline:
+    """A tiny pipeline of the XL style: two text encoders, whose widths add up to the U-Net's."""
+    pipe = StableDiffusionXLPipeline(
+        vae=_components["vae"],
+        text_encoder=_seeded(lambda: CLIPTextModel(_text(8))),
+        text_encoder_2=_seeded(lambda: CLIPTextModelWithProjection(_text(16))),
+        tokenizer=_components["tokenizer"],
+        tokenizer_2=_components["tokenizer"],
+        unet=make_unet("sdxl"),
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

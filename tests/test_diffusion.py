@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 import maskunet as mu
 from maskunet.diffusion import diffusion_errors, prediction_target, snr_weights
@@ -30,11 +31,20 @@ def test_targets() -> None:
         prediction_target(made("sample"), x, noise, T)
 
 
-def test_min_snr_weights() -> None:
-    alpha = made("epsilon").alphas_cumprod[T].float()
-    snr = alpha / (1 - alpha)
-    torch.testing.assert_close(snr_weights(made("epsilon"), T, 5.0), snr.clamp(max=5) / snr)
-    torch.testing.assert_close(snr_weights(made("v_prediction"), T, 5.0), snr.clamp(max=5) / (snr + 1))
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_diffusers_scripts(kind: str) -> None:
+    scheduler = DDPMScheduler.from_config(made(kind).config)
+    snr = compute_snr(scheduler, T)
+    expected = torch.stack([snr, 5.0 * torch.ones_like(T)], dim=1).min(dim=1)[0]
+    expected = expected / (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(snr_weights(scheduler, T, 5.0), expected)
+
+
+@pytest.mark.parametrize(("kind", "last"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_min_snr_weights_are_finite_at_zero_snr(kind: str, last: float) -> None:
+    scheduler = DDPMScheduler.from_config(made(kind).config, rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert snr_weights(scheduler, torch.tensor([999]), 5.0).tolist() == [last]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

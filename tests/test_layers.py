@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 
 # From the ground up. A module belongs to its longest matching prefix; modules of one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "relaxation", "allocator", "hooks"),
+    ("errors", "relaxation", "allocator", "hooks", "freezing"),
     ("plotting",),
     ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),
     ("operators", "metrics", "shapes.vocabulary", "diffusion"),
@@ -20,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("maskers.base", "maskers.authors", "shapes.scenes"),
     ("maskers.generator", "maskers.table", "maskers.fixed", "maskers.schedule", "maskers.random", "shapes.drawing"),
     ("maskers", "shapes.judge", "shapes"),
-    ("attachment", "data.cached"),
+    ("attachment", "data.cached", "card"),
     ("data.images",),
     ("data.encoding",),
     ("checkpoint", "data"),
@@ -35,11 +37,26 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluation.blip_vqa",
     ),
     ("evaluation.shards", "evaluation.detectors", "evaluation.mask2former", "evaluation.scores"),
-    ("training.methods", "training.sampler", "training.optimizer", "evaluation.comparison", "evaluation.folder"),
+    (
+        "training.accelerator",
+        "training.methods",
+        "training.sampler",
+        "training.optimizer",
+        "evaluation.comparison",
+        "evaluation.folder",
+    ),
     ("evaluation.geneval", "evaluation.t2i_compbench", "evaluation.benchmark"),
-    ("training.validation", "searching.config", "searching.sampling", "searching.reuse", "searching.live"),
+    (
+        "training.validation",
+        "training.recipe",
+        "searching.config",
+        "searching.sampling",
+        "searching.reuse",
+        "searching.live",
+    ),
+    ("searching.preparation",),
     ("searching.result",),
-    ("searching.engine",),
+    ("searching.engine", "searching.rivals"),
     ("searching",),
     ("training.trainer",),
     ("training",),
@@ -50,11 +67,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rewards.shapes",),
     ("pipelines", "reproduce.report"),
     ("reproduce.world",),
-    ("reproduce.table1", "reproduce.ablations"),
+    ("reproduce.table1", "reproduce.ablations", "reproduce.search"),
     ("reproduce.plots",),
     ("reproduce",),
-    ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.options"),
-    ("cli.demo", "cli.reproduce", "cli.benchmark"),
+    ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.inputs"),
+    ("cli.demo", "cli.reproduce", "cli.benchmark", "cli.search"),
     ("cli.evaluate",),
     ("cli.main", "cli"),
     ("__main__",),
@@ -129,6 +146,14 @@ def test_no_forbidden_imports() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not {n.split(".")[0] for n in names} & forbidden, name
+
+
+def test_only_the_inception_extra_needs_torchvision() -> None:
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {"core": project["dependencies"]} | project["optional-dependencies"]
+    names = {extra: {re.split(r"[\[<>=]", line)[0] for line in lines} for extra, lines in extras.items()}
+    pull = {"torchvision", "torch-fidelity", "torchmetrics"}
+    assert {extra for extra, found in names.items() if found & pull} == {"inception"}
 
 
 def test_files_stay_short() -> None:

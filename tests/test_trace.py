@@ -14,6 +14,7 @@ from torch import Tensor
 import maskunet as mu
 
 Unet = UNet2DConditionModel
+PRESET = "decoder-attention-conv"
 
 
 @pytest.fixture
@@ -74,6 +75,40 @@ def test_what_is_kept(masked: Unet, predict: Callable[..., Tensor], keep: str, k
     assert [len(call.density) for call in trace.calls] == [32, 32, 32]
     assert {len(values) for values in trace.density.values()} == {3}
     assert trace.timesteps == [3, 2, 1]
+
+
+@pytest.mark.parametrize("keep", ["all", "density"])
+def test_overall_density_weighs_layers_by_their_size(sd1: Unet, predict: Callable[..., Tensor], keep: str) -> None:
+    mu.attach(sd1, mu.RandomMasks.for_unet(sd1, PRESET, density=0.3))
+    with mu.record(sd1) as whole:
+        for timestep in (9, 5):
+            predict(sd1, timestep=timestep)
+    with mu.record(sd1, keep=keep) as trace:
+        for timestep in (9, 5):
+            predict(sd1, timestep=timestep)
+    found = trace.overall_density()
+    masks = whole.masks.values()
+    kept = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    assert len(found) == 2
+    assert found[1] == pytest.approx(kept, abs=1e-6)
+    assert trace.calls[0].sizes == {layer.name: layer.weights for layer in mu.targets.describe(sd1, PRESET).layers}
+
+
+def test_overall_density_of_different_samples_is_their_mean(sd1: Unet, predict: Callable[..., Tensor]) -> None:
+    table = mu.MaskTable.for_unet(sd1, samples=2)
+    with torch.no_grad():
+        for i, logits in enumerate(table.logits.values()):
+            logits[0].fill_(1.0)
+            logits[1].fill_(-1.0 if i % 3 else 1.0)
+    mu.attach(sd1, table)
+    with mu.record(sd1) as trace:
+        predict(sd1)
+    kept = sum(int(m.sum()) for m in trace.masks.values()) / sum(m.numel() for m in trace.masks.values())
+    assert 0.5 < kept < 1
+    assert trace.overall_density() == [pytest.approx(kept)]
+    with mu.record(sd1) as empty, mu.disabled(sd1):
+        predict(sd1)
+    assert empty.overall_density() == []
 
 
 def test_an_unknown_keep_is_refused(masked: Unet) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .card import write_card
 from .errors import CheckpointError
 from .maskers import MASKERS, Masker
 from .targets import Network, check_fits, unet_of
@@ -24,41 +25,14 @@ CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
 FORMAT = 1
 
 
-def _card(masker: Masker, base_model: str | None) -> str:
-    layers = masker.network.layers
-    header = ["---", "library_name: maskunet", "tags:", "- maskunet", "- text-to-image"]
-    hub_id = base_model if base_model and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) else None
-    if hub_id:  # a folder's name says nothing to others, and the hub refuses it
-        header.append(f"base_model: {base_model}")
-    return "\n".join(
-        [
-            *header,
-            "---",
-            "",
-            f"# {type(masker).__name__} for {hub_id or 'a diffusion U-Net'}",
-            "",
-            f"Masks {masker.network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
-            "sample; the weights themselves are untouched.",
-            "",
-            "```python",
-            "import maskunet as mu",
-            "from diffusers import StableDiffusionPipeline",
-            "",
-            f'pipe = StableDiffusionPipeline.from_pretrained("{hub_id or "the model it was made for"}")',
-            'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
-            "```",
-            "",
-            "Settings:",
-            "",
-            "```json",
-            json.dumps(masker.settings, indent=2, default=str),
-            "```",
-            "",
-        ]
-    )
-
-
-def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | None = None) -> Path:
+def save(
+    masker: Masker,
+    folder: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    recipe: Mapping[str, str] | None = None,
+) -> Path:
     """Write a masker to a folder.
 
     The files are written under temporary names and renamed together, so an interrupted save leaves the former ones
@@ -68,6 +42,8 @@ def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | No
         masker: the masker.
         folder: where to; made if missing.
         base_model: name of the model that it was made for, for the card.
+        dataset: name of the data set that it was trained on, for the card.
+        recipe: how it was made, for the card.
 
     Returns:
         The folder.
@@ -90,7 +66,7 @@ def save(masker: Masker, folder: str | os.PathLike[str], *, base_model: str | No
         try:
             save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
             parts[CONFIG].write_text(json.dumps(config, indent=1) + "\n")
-            parts[CARD].write_text(_card(masker, base_model))
+            parts[CARD].write_text(write_card(masker, base_model=base_model, dataset=dataset, recipe=recipe))
             for name, part in parts.items():  # only when all are whole do they take their names
                 if name != CARD or not (path / CARD).exists():
                     part.replace(path / name)
@@ -107,6 +83,8 @@ def push(
     repo_id: str,
     *,
     base_model: str | None = None,
+    dataset: str | None = None,
+    recipe: Mapping[str, str] | None = None,
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
@@ -118,6 +96,8 @@ def push(
         masker: the masker.
         repo_id: "user/name"; created if missing.
         base_model: name of the model that it was made for, for the card.
+        dataset: name of the data set that it was trained on, for the card.
+        recipe: how it was made, for the card.
         private: whether a new repository is private.
         token: access token; the stored one if None.
         revision: branch to commit to.
@@ -129,7 +109,7 @@ def push(
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        save(masker, folder, base_model=base_model)
+        save(masker, folder, base_model=base_model, dataset=dataset, recipe=recipe)
         info = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
     return str(info.commit_url)
 

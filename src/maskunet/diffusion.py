@@ -42,8 +42,9 @@ def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alphas / (1 - alphas)
-    kept = snr.clamp(max=gamma)
-    return kept / (snr + 1) if scheduler.config.prediction_type == "v_prediction" else kept / snr
+    if scheduler.config.prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)  # finite where a schedule ends in SNR 0
 
 
 def diffusion_errors(

@@ -23,12 +23,14 @@ class Call:
         logits: S by layer, on the CPU, (B, *weight.shape); layers whose masks have no logits are left out.
         masks: masks by layer, boolean, on the CPU, (B, *weight.shape).
         density: kept fraction by layer, (B,).
+        sizes: how many weights each of these layers has.
     """
 
     timestep: float | None = None
     logits: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     density: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class Trace:
@@ -62,6 +64,7 @@ class Trace:
         mask = mask.detach()
         mask = mask if mask.ndim > ndim else mask[None]
         call.density[layer] = density(mask, per_sample=True).cpu()
+        call.sizes[layer] = mask[0].numel()
         if self.keep == "density":
             return
         need = mask.numel() * (1 if logits is None else 5)
@@ -95,6 +98,19 @@ class Trace:
         """Kept fraction by layer, one mean over the batch for each call."""
         names = self.calls[-1].density if self.calls else {}
         return {name: [float(c.density[name].mean()) for c in self.calls if name in c.density] for name in names}
+
+    def overall_density(self) -> list[float]:
+        r"""Return the kept fraction of all masked weights, one mean over the batch for each call.
+
+        With :math:`n_l` weights in layer l, of which the share :math:`d_{lb}` is kept for sample b,
+
+        .. math:: \frac{\sum_l n_l \, \frac{1}{B} \sum_b d_{lb}}{\sum_l n_l}
+        """
+        return [
+            sum(size * float(call.density[layer].mean()) for layer, size in call.sizes.items())
+            / max(1, sum(call.sizes.values()))
+            for call in self.calls
+        ]
 
     @property
     def timesteps(self) -> list[float | None]:

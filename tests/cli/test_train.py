@@ -71,6 +71,35 @@ def test_folder_of_pictures_with_a_broken_one(
     assert config["data"]["num_samples"] == 5
 
 
+def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL]
+    words += ["--validation_prompts", "a red circle", "--validation_prompts", "a blue star"]
+    words += ["--validation_num_inference_steps", 2, "--validation_guidance_scale", 4, "--validation_steps", 1]
+    drawn = []
+    for name in ("a", "b"):
+        code, _, err = run(*words, "--initial_logit", -0.36, "--output_dir", name)
+        assert code == 0, err
+        files = sorted((tmp_path / name / "validation").rglob("*.png"))
+        assert [f"{f.parent.name}/{f.name}" for f in files] == [
+            f"step-00000{step}/{i}.png" for step in (1, 2) for i in (0, 1)
+        ]
+        drawn.append([f.read_bytes() for f in files])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
+def test_what_is_pushed_carries_the_recipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = []
+    monkeypatch.setattr(mu.Masker, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 4, *SMALL]
+    code, _, err = run(*words, "--output_dir", "run", "--hub_model_id", "me/masks")
+    assert code == 0, err
+    ((name, options),) = pushed
+    assert name == "me/masks"
+    assert (options["base_model"], options["dataset"]) == ("shapes", "shapes-art")
+    assert options["recipe"]["Data set"] == "shapes-art, 4 pictures"
+
+
 def test_dry_run_says_what_it_costs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL, "--dry-run"]
     code, out, err = run(*words, "--output_dir", "run")

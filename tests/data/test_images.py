@@ -451,7 +451,9 @@ def same(a: CachedLatents, b: CachedLatents) -> bool:
     assert a.time_ids is not None
     assert b.time_ids is not None
     pairs = ((a.mean, b.mean), (a.std, b.std), (a.time_ids, b.time_ids))
-    return a.captions == b.captions and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
+    return (a.captions, a.source) == (b.captions, b.source) and all(
+        x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs
+    )
 
 
 def test_the_cache_is_used_and_rebuilt(
@@ -479,6 +481,7 @@ def test_the_cache_is_used_and_rebuilt(
     (file,) = cache.iterdir()
     assert file.suffix == ".safetensors"
     assert opened["pictures"] == 5
+    assert first.source == str(folder)
     assert first.captions[2] == "größer \N{SNOWMAN} ?"
     assert same(first, encode())
     assert not opened

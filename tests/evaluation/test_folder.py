@@ -99,7 +99,7 @@ def test_pictures_are_cropped_to_the_centre(tmp_path: Path) -> None:
     assert batch.min() == 1
 
 
-@pytest.mark.parametrize("name", ["vgg", "clip", "clip:/nowhere", "dinov2:"])
+@pytest.mark.parametrize("name", ["vgg", "clip", "clip:/nowhere", "dinov2:", "inception:weights.pth"])
 def test_unknown_features_are_refused(name: str) -> None:
     with pytest.raises(mu.MaskUNetError, match=r"expected (features|a model)"):
         load_features(name)

@@ -29,7 +29,7 @@ def test_cells_are_made_once_and_rates_are_chosen_on_validation(
     monkeypatch.setattr(world, "HELD_OUT", 4)
     monkeypatch.setattr(world, "DENSITY_PROMPTS", 2)
     monkeypatch.setattr(world, "TrainConfig", partial(TrainConfig, train_batch_size=4))
-    config = Table1Config(2, 2, 8, 12, 1, 12, 64, num_inference_steps=1)
+    config = Table1Config(2, 2, 8, 12, 1, 12, 64, num_inference_steps=2)
     said: list[str] = []
     result = reproduce_table1(tmp_path, config, say=said.append)
     assert {name: len(cells) for name, cells in result["cells"].items()} == dict.fromkeys(sides, 2)

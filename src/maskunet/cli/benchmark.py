@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import DataError
-from .options import local_device, open_pipeline
+from .inputs import local_device, open_pipeline
 
 if TYPE_CHECKING:
     from ..evaluation import Benchmark, Make, Scores

@@ -13,7 +13,7 @@ import typer
 from .. import __version__
 from ..errors import DataError
 from .benchmark import run_benchmark_command
-from .options import BatchSize, Device, Dtype, MaskerPath, Seed, local_device, open_pipeline, read_prompts
+from .inputs import BatchSize, Device, Dtype, MaskerPath, Seed, local_device, open_pipeline, read_prompts
 
 _SHOWN = ("fid", "kid", "cmmd", "precision", "recall", "clip_score")
 

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import MaskUNetError
 from .evaluate import evaluate
-from .options import (
+from .inputs import (
     BatchSize,
     Device,
     Dtype,
@@ -24,6 +24,7 @@ from .options import (
     read_prompts,
 )
 from .reproduce import reproduce_app
+from .search import search
 from .train import train
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.add_typer(zoo_app, name="zoo")
 app.add_typer(reproduce_app, name="reproduce")
 app.command()(train)
 app.command()(evaluate)
+app.command()(search)
 
 
 @app.callback()

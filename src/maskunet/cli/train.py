@@ -232,4 +232,4 @@ def train(
     folder = {"mask": "masker", "mask+lora": "masker and lora", "lora": "lora", "full": "unet"}[method]
     typer.echo(f"{folder} in {output_dir}")
     if hub_model_id:
-        run.masker.push_to_hub(hub_model_id)
+        run.masker.push_to_hub(hub_model_id, **run.card)

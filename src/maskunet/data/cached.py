@@ -38,12 +38,14 @@ class CachedLatents:
         captions: N captions.
         time_ids: (N, 6) original height and width, top and left of the crop, target height and width in pixels, which
             SDXL is conditioned on; None says that pictures were used whole.
+        source: name of the data set, for the model card.
     """
 
     mean: Tensor
     std: Tensor
     captions: tuple[str, ...]
     time_ids: Tensor | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == len(self.captions):
@@ -60,7 +62,7 @@ class CachedLatents:
 
         def part(s: slice) -> CachedLatents:
             ids = None if self.time_ids is None else self.time_ids[s]
-            return CachedLatents(self.mean[s], self.std[s], self.captions[s], ids)
+            return CachedLatents(self.mean[s], self.std[s], self.captions[s], ids, self.source)
 
         return part(slice(count)), part(slice(count, None))
 
@@ -143,11 +145,14 @@ def encode_scenes(
         mean, std = encode_pictures(pipe.vae, draw(scenes[start : start + _CHUNK], style))
         means.append(mean)
         stds.append(std)
-    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes))
+    source = next(name for name, of in WORLDS.items() if of == style)
+    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes), source=source)
 
 
 class PromptEmbeds:
     """Prompt embeddings by caption, from the pipeline's own text encoders.
+
+    The empty caption is what classifier-free guidance takes in its place; SDXL's pipeline may ask for zeros.
 
     Args:
         pipe: a Stable Diffusion pipeline, 1.x, 2.x or XL.
@@ -180,7 +185,12 @@ class PromptEmbeds:
             )
         finally:
             notes.setLevel(level)
-        return [x for x in (found[0], found[2] if len(found) > 2 else None) if x is not None]
+        parts = [x for x in (found[0], found[2] if len(found) > 2 else None) if x is not None]
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            # What guidance takes for "no caption", and what a caption that is dropped must therefore be.
+            given = torch.tensor([bool(c) for c in captions], device=parts[0].device)
+            parts = [torch.where(given.view(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in parts]
+        return parts
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Return embeddings (B, L, D) and, for SDXL, pooled ones (B, D'), on the U-Net's device."""

@@ -10,6 +10,7 @@ import os
 import random
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def encode_images(
         if (kept := _read(path)) is not None:
             data, images.skipped = kept
             _report(images, len(data))
-            return data
+            return replace(data, source=images.source)
     means, stds, captions, ids = [], [], [], []
     total = min((n for n in (images.count, max_samples) if n is not None), default=None)
     rows = itertools.islice(images.numbered(), max_samples)
@@ -93,7 +94,8 @@ def encode_images(
             f"{_counts(images)}; check the files and the columns"
         )
     _report(images, len(captions))
-    data = CachedLatents(torch.cat(means), torch.cat(stds), tuple(captions), torch.tensor(ids, dtype=torch.float32))
+    time_ids = torch.tensor(ids, dtype=torch.float32)
+    data = CachedLatents(torch.cat(means), torch.cat(stds), tuple(captions), time_ids, images.source)
     if path is not None:
         _write(path, data, images.skipped)
     return data

@@ -43,6 +43,11 @@ class Features(ABC):
         return None
 
 
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _preprocessing(source: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Side in pixels, mean and deviation of a model's input, from its `preprocessor_config.json`."""
     path = Path(source) / "preprocessor_config.json"
@@ -62,7 +67,7 @@ class _Vision(Features):
             self.model: Any = self._load(source).to(self.device).eval()
         except Exception as error:  # hub, file and config errors of several libraries
             raise CheckpointError(
-                f"expected a model in transformers' format in {source!r}, could not read it: {str(error).splitlines()[0]}"
+                f"expected a model in transformers' format in {source!r}, could not read it: {_first_line(error)}"
             ) from error
         self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
 
@@ -130,9 +135,21 @@ class InceptionFeatures(Features):
             from torchmetrics.image.fid import NoTrainInceptionV3
 
             self.model: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(self.device)
-        except (ImportError, ModuleNotFoundError) as error:
+        except ImportError as error:
             raise DataError(
-                "expected torchmetrics and torch-fidelity for Inception features; pip install 'maskunet[inception]'"
+                "expected torchmetrics and torch-fidelity for Inception features, could not import them "
+                f"({_first_line(error)}); pip install 'maskunet[inception]'"
+            ) from error
+        except OSError as error:  # urllib's errors among them
+            raise CheckpointError(
+                "expected Inception's weights, which torch-fidelity downloads at first use, could not get them: "
+                f"{_first_line(error)}. Where there is no network, put weights-inception-2015-12-05-6726825d.pth of "
+                f"github.com/toshas/torch-fidelity (release v0.2.0) into {torch.hub.get_dir()}/checkpoints"
+            ) from error
+        except RuntimeError as error:  # a torchvision that was built for another torch, or a damaged file
+            raise DataError(
+                "expected a torchvision from the same source as torch, and whole weights, for Inception features, got: "
+                f"{_first_line(error)}"
             ) from error
 
     @torch.inference_mode()
@@ -158,6 +175,6 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
         CheckpointError: the model cannot be read.
     """
     kind, _, source = name.partition(":")
-    if kind not in KINDS or (kind != "inception" and not source):
+    if kind not in KINDS or (kind == "inception") == bool(source):
         raise DataError(f"expected features clip:SOURCE, dinov2:SOURCE or inception, got {name!r}")
     return KINDS[kind](source, device)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
-from ..targets import Network
+from ..targets import LayerSpec, Network
 from .base import BlockInput, GivenMask, LayerMask, Masker
 
 _RULES = ("all", "any", "majority")
@@ -23,6 +23,7 @@ class MaskSchedule(Masker):
         network: the blocks and layers that it masks.
         timesteps: the T timesteps.
         samples: sets of masks a timestep; row r of a batch takes set r mod samples.
+        guided_half: "conditional" to mask the second half of a batch only, as classifier-free guidance stacks it.
 
     Raises:
         ValueError: no timestep, or no sample.
@@ -30,13 +31,17 @@ class MaskSchedule(Masker):
     A fresh schedule keeps every weight.
     """
 
-    settings_names: ClassVar[tuple[str, ...]] = ("timesteps", "samples")
+    settings_names: ClassVar[tuple[str, ...]] = ("timesteps", "samples", "guided_half")
 
-    def __init__(self, network: Network, timesteps: Sequence[float], samples: int = 1) -> None:
+    def __init__(
+        self, network: Network, timesteps: Sequence[float], samples: int = 1, guided_half: str | None = None
+    ) -> None:
         super().__init__(network)
+        if guided_half not in (None, "conditional"):
+            raise ValueError(f"expected guided_half to be None or 'conditional', got {guided_half!r}")
         if not timesteps or samples < 1:
             raise ValueError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
-        self.timesteps, self.samples = [float(t) for t in timesteps], samples
+        self.timesteps, self.samples, self.guided_half = [float(t) for t in timesteps], samples, guided_half
         self._packed: dict[str, Tensor] = {}
         for layer in network.layers:
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
@@ -86,11 +91,12 @@ class MaskSchedule(Masker):
         for name in self._names[block]:
             if name not in cache or cache[name].device != device:
                 cache[name] = self.get(index, name).to(device)
-        return {name: GivenMask(cache[name]) for name in self._names[block]}
+        form = GivenMask if self.guided_half is None else _ConditionalMask
+        return {name: form(cache[name]) for name in self._names[block]}
 
     def select(self, sample: int) -> MaskSchedule:
         """Return the schedule of one sample, to use it for other seeds or prompts."""
-        out = MaskSchedule(self.network, self.timesteps)
+        out = MaskSchedule(self.network, self.timesteps, guided_half=self.guided_half)
         for i in range(len(self.timesteps)):
             out.set(i, {name: self.get(i, name)[sample : sample + 1] for name in self._packed})
         return out
@@ -109,10 +115,12 @@ class MaskSchedule(Masker):
         """
         if rule not in _RULES:
             raise ValueError(f"expected a rule ({', '.join(_RULES)}), got {rule!r}")
-        if not schedules or any(s._shapes != schedules[0]._shapes for s in schedules):
-            raise TargetError("expected schedules of the same layers to merge, got none or others")
+        if not schedules or any(
+            (s._shapes, s.guided_half) != (schedules[0]._shapes, schedules[0].guided_half) for s in schedules
+        ):
+            raise TargetError("expected schedules of the same layers and half to merge, got none or others")
         first = schedules[0]
-        out = cls(first.network, first.timesteps)
+        out = cls(first.network, first.timesteps, guided_half=first.guided_half)
         for i, t in enumerate(first.timesteps):
             merged = {}
             for name in first._packed:
@@ -136,3 +144,18 @@ class MaskSchedule(Masker):
                 )
             self._packed[name] = found
         self._unpacked = (-1, {})
+
+
+class _ConditionalMask(GivenMask):
+    """A mask for the second half of the batch; the first half sees the weights as they are."""
+
+    def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the plain output for the first half, the masked one for the second."""
+        if x.shape[0] % 2:
+            raise TargetError(
+                f"expected a guided batch, two halves, for masks of the conditional half, got {x.shape[0]} rows; use a "
+                "guidance_scale above 1"
+            )
+        first, second = x.chunk(2)
+        ones = torch.ones((), device=x.device).expand(layer.shape)
+        return torch.cat([super().apply(layer, module, first, ones), super().apply(layer, module, second, mask)])

@@ -125,23 +125,20 @@ class World:
 
     def density(self, pipe: Any) -> float | None:
         """Return the mean density over the steps of one batch of pictures; None without masks."""
-        attachment = attachment_of(pipe)
-        if attachment is None:
+        if attachment_of(pipe) is None:
             return None
         prompts = [p.prompt for p in held_out_prompts(DENSITY_PROMPTS, "val")]
         with record(pipe, keep="density") as trace:
-            steps, scale = self.sampling.num_inference_steps, self.sampling.guidance_scale
             generate(
                 pipe,
                 prompts,
-                num_inference_steps=steps,
-                guidance_scale=scale,
+                num_inference_steps=self.sampling.num_inference_steps,
+                guidance_scale=self.sampling.guidance_scale,
                 batch_size=DENSITY_PROMPTS,
                 progress=False,
             )
-        weights = {layer.name: layer.weights for layer in attachment.masker.network.layers}
-        calls = [sum(float(c.density[n].mean()) * w for n, w in weights.items()) for c in trace.calls]
-        return sum(calls) / len(calls) / sum(weights.values())
+        calls = trace.overall_density()
+        return sum(calls) / len(calls)
 
 
 class ArtRuns:

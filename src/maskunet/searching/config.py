@@ -21,6 +21,10 @@ class SearchConfig:
         height, width: size in pixels; the model's own if None.
         seed: picture i starts from the noise of seed + i.
         targets: which layers are masked.
+        halves: which half of a guided batch is masked, "both" (paper) or the "conditional" one: then the unconditional
+            half is computed once a step, and an iteration costs half.
+        preview_size: pictures for the reward are decoded from latents that are averaged down to about this many pixels
+            a side, never below; None decodes them whole.
         iterations: optimiser iterations a step, one number for all steps or one a step; a sequence that is shorter
             goes on with its last number.
         learning_rate: Adam's rate on the mask logits.
@@ -46,6 +50,8 @@ class SearchConfig:
     width: int | None = None
     seed: int = 0
     targets: Targets = "decoder-attention"
+    halves: str = "both"
+    preview_size: int | None = None
     iterations: int | Sequence[int] = 4
     learning_rate: float = 0.1
     initial_logit: float = 1.0
@@ -95,11 +101,12 @@ class SearchConfig:
         for name in ("learning_rate", "tau", "max_grad_norm", "time_limit_s"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise DataError(f"expected {name} above 0, got {value}")
-        for name, least in (("num_inference_steps", 1), ("patience", 1), ("weight_decay", 0)):
+        for name, least in (("num_inference_steps", 1), ("patience", 1), ("preview_size", 8), ("weight_decay", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise DataError(f"expected {name} of at least {least}, got {value}")
-        if self.keep not in ("best", "last"):
-            raise DataError(f"expected keep to be 'best' or 'last', got {self.keep!r}")
+        for name, choices in (("keep", ("best", "last")), ("halves", ("both", "conditional"))):
+            if (value := getattr(self, name)) not in choices:
+                raise DataError(f"expected {name} to be {choices[0]!r} or {choices[1]!r}, got {value!r}")
         return self
 
 

@@ -12,36 +12,35 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attachment import attach, attachment_of, detach
+from ..attachment import attach, attachment_of
 from ..errors import DataError, RewardError
 from ..maskers import MaskSchedule
 from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
+from ..rewards.base import FunctionReward, Reward
 from ..targets import describe
 from .config import SearchConfig
 from .live import LiveMasks
+from .preparation import prepared
 from .result import SearchResult
 from .reuse import Reuse
 from .sampling import StepwiseSampler
 
 logger = logging.getLogger(__name__)
 
-Reward = Callable[[Tensor, Sequence[str]], Tensor]
-
 
 def search(
     pipe: Any,
     prompts: Sequence[str],
-    reward: Reward,
+    reward: Reward | Callable[[Tensor, Sequence[str]], Tensor],
     config: SearchConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
@@ -54,7 +53,8 @@ def search(
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL). Whatever happens it is left as it was: the same weights,
             masker, scheduler, dtype and device.
         prompts: B captions.
-        reward: gives (B,) for pictures (B, 3, H, W) in [0, 1] and their captions, higher is better, differentiable.
+        reward: a reward, or a function that gives (B,) for pictures (B, 3, H, W) in [0, 1] and their prompts, higher is
+            better, differentiable.
         config: settings.
         seeds: a seed for each prompt; consecutive ones from `config.seed` if None.
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
@@ -73,6 +73,7 @@ def search(
     if not prompts:
         raise DataError("expected at least one prompt, got none")
     prompts = list(prompts)
+    reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     numbers = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
     options: dict[str, Any] = {
         "seeds": numbers,
@@ -82,7 +83,7 @@ def search(
         "height": config.height,
         "width": config.width,
     }
-    with _prepared(pipe, config, decoder):
+    with prepared(pipe, config, decoder):
         base = None
         if config.compare_base:
             with torch.no_grad():
@@ -90,8 +91,8 @@ def search(
         run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder)
         pictures = run.run(progress)
     with torch.no_grad():
-        after = _rewards(reward, pictures, prompts)
-        before = None if base is None else _rewards(reward, base, prompts)
+        after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
+        before = None if base is None else reward(base.to(pipe._execution_device), prompts).float().cpu()
     settings = {"prompts": prompts, "seeds": numbers}
     return SearchResult(pictures, base, after, before, run.schedule, run.history, config, settings)
 
@@ -101,52 +102,6 @@ def _finish(sampler: StepwiseSampler) -> Tensor:
     while not sampler.finished:
         sampler.advance(sampler.predict())
     return sampler.decode(sampler.latents).cpu()
-
-
-def _rewards(reward: Reward, pictures: Tensor, prompts: Sequence[str], *, gradient: bool = False) -> Tensor:
-    """Call the reward and check what it gives."""
-    name = getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
-    scores = reward(pictures, prompts)
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(prompts),):
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise RewardError(f"expected reward {name!r} to give a tensor of shape ({len(prompts)},), got {found}")
-    if not bool(torch.isfinite(scores).all()):
-        raise RewardError(f"expected finite rewards from {name!r}, got {scores.detach().tolist()}")
-    if gradient and not scores.requires_grad:
-        raise RewardError(f"expected reward {name!r} to carry a gradient, it has none; is it under torch.no_grad?")
-    return scores.float()
-
-
-@contextlib.contextmanager
-def _prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
-    """Freeze every part, switch checkpointing on, and leave the pipeline as it was."""
-    parts = [m for n in ("unet", "vae", "text_encoder", "text_encoder_2") if (m := getattr(pipe, n, None)) is not None]
-    parts += [decoder] if isinstance(decoder, torch.nn.Module) else []
-    flags = [(p, p.requires_grad) for m in parts for p in m.parameters()]
-    attached = attachment_of(pipe)
-    checkpointed = [
-        m for m in (pipe.unet, pipe.vae) if config.gradient_checkpointing and not m.is_gradient_checkpointing
-    ]
-    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
-    for p, _ in flags:
-        p.requires_grad_(False)
-    try:
-        for part in checkpointed:
-            part.enable_gradient_checkpointing()
-        if upcast:  # SDXL's decoder overflows in half precision
-            pipe.vae.to(torch.float32)
-        yield
-    finally:
-        if attached is None:
-            detach(pipe)
-        elif attachment_of(pipe) is not attached:
-            attach(pipe, attached.masker, noise=attached.noise).reseed(attached.seed)
-        if upcast:
-            pipe.vae.to(torch.float16)
-        for part in checkpointed:
-            part.disable_gradient_checkpointing()
-        for p, before in flags:
-            p.requires_grad_(before)
 
 
 class _Best:
@@ -189,9 +144,13 @@ class _Search:
         names = [layer.name for layer in self.network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
         self.live = LiveMasks(describe(pipe.unet, names), None if attached is None else attached.masker)
-        self.schedule = MaskSchedule(self.network, [float(t) for t in sampler.timesteps], samples=count)
+        half = "conditional" if config.halves == "conditional" and sampler.guided else None
+        self.schedule = MaskSchedule(
+            self.network, [float(t) for t in sampler.timesteps], samples=count, guided_half=half
+        )
         self.history: list[dict[str, Any]] = []
         self.reuse: Reuse | None = None
+        self.without: Tensor | None = None
 
     def run(self, progress: bool) -> Tensor:
         """Search and sample to the end; return the pictures on the CPU."""
@@ -239,6 +198,7 @@ class _Search:
                     logits.fill_(config.initial_logit)
             rate, decay = config.learning_rate, config.weight_decay
             self.optimizer = torch.optim.AdamW(self.logits.values(), lr=rate, weight_decay=decay, fused=True)
+        self._prepare_halves()
         best, stale = _Best(len(self.sampler.prompts)), 0
         for k in range(iterations + 1):
             last = k == iterations
@@ -253,14 +213,33 @@ class _Search:
         self.schedule.set(index, best.masks)
         self.sampler.advance(best.output)
 
+    def _prepare_halves(self) -> None:
+        """Compute the unconditional half of the step, where masks leave it alone."""
+        self.without = None
+        if self.config.halves == "conditional" and self.sampler.guided:
+            self.live.masks = {}
+            with torch.no_grad():
+                self.without = self.sampler.predict_half(conditional=False)
+            if self.reuse is not None:
+                self.reuse.clear()
+
+    def _preview(self, latents: Tensor) -> Tensor:
+        """Average latents down to the size that rewards are computed at."""
+        size = self.config.preview_size
+        factor = 1 if size is None else min(self.sampler.height, self.sampler.width) // size
+        return latents if factor < 2 else torch.nn.functional.avg_pool2d(latents, factor)
+
     def _evaluate(self, index: int, k: int, *, gradient: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Rewards (B,), the guided output and the masks of the present logits; gradients go to the logits."""
         sampler = self.sampler
         with torch.set_grad_enabled(gradient):
             self.live.masks = {name: self._draw(name, logits, index, k) for name, logits in self.logits.items()}
-            output = sampler.predict()
-            pictures = sampler.decode(sampler.pred_x0(output), self.decoder)
-            rewards = _rewards(self.reward, pictures, sampler.prompts, gradient=gradient)
+            if self.without is None:
+                output = sampler.predict()
+            else:
+                output = sampler.guide(self.without, sampler.predict_half(conditional=True))
+            pictures = sampler.decode(self._preview(sampler.pred_x0(output)), self.decoder)
+            rewards = self.reward(pictures, sampler.prompts).float()
             if gradient:
                 (rewards.sum() * -self.scale).backward()
         masks = {name: mask.detach().bool() for name, mask in self.live.masks.items()}

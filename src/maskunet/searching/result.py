@@ -52,23 +52,27 @@ class SearchResult:
         """The base pictures as PIL images; empty without them."""
         return [] if self.base is None else _images(self.base)
 
-    def summary(self) -> dict[str, Any]:
-        """Return settings, rewards and history as JSON values."""
+    def summary(self, index: int) -> dict[str, Any]:
+        """Return one picture's settings, rewards and history as JSON values."""
+        history = [h | {"reward": h["reward"][index], "density": h["density"][index]} for h in self.history]
         return {
             "maskunet": __version__,
+            "prompt": self.settings["prompts"][index],
+            "seed": self.settings["seeds"][index],
             "config": asdict(self.config),
-            **self.settings,
-            "rewards": self.rewards.tolist(),
-            "base_rewards": None if self.base_rewards is None else self.base_rewards.tolist(),
-            "density": self.masks.density().mean(0).tolist(),
-            "history": self.history,
+            "reward": float(self.rewards[index]),
+            "base_reward": None if self.base_rewards is None else float(self.base_rewards[index]),
+            "density": float(self.masks.density()[:, index].mean()),
+            "history": history,
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `00000.png`, ..., `base/00000.png`, ..., `search.json` and `masks/`, which `load` reads.
+    def save(self, folder: str | os.PathLike[str], *, first: int = 0, **settings: Any) -> Path:
+        """Write for each picture `00000.png`, `base/00000.png`, `masks/00000/`, which `load` reads, and `00000.json`.
 
         Args:
             folder: where to; made if missing.
+            first: number of the first picture.
+            settings: further JSON values to keep beside each picture.
 
         Returns:
             The folder.
@@ -82,13 +86,15 @@ class SearchResult:
                 if images:
                     where.mkdir(parents=True, exist_ok=True)
                 for i, image in enumerate(images):
-                    part = where / f"{i:05d}.png.part"
+                    part = where / f"{first + i:05d}.png.part"
                     image.save(part, "PNG")
-                    part.replace(where / f"{i:05d}.png")
-            save(self.masks, path / "masks")
-            part = path / "search.json.part"
-            part.write_text(json.dumps(self.summary(), indent=1) + "\n")
-            part.replace(path / "search.json")
+                    part.replace(where / f"{first + i:05d}.png")
+            for i in range(len(self.pictures)):
+                name = f"{first + i:05d}"
+                save(self.masks.select(i), path / "masks" / name)
+                part = path / f"{name}.json.part"
+                part.write_text(json.dumps(settings | self.summary(i), indent=1) + "\n")
+                part.replace(path / f"{name}.json")  # last: a picture with its settings is a finished one
         except OSError as error:
             raise CheckpointError(f"expected a folder that can be written, got {path}: {error}") from error
         return path

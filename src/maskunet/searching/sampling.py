@@ -126,15 +126,32 @@ class StepwiseSampler:
 
     def predict(self) -> Tensor:
         """Call the U-Net on the step that comes next and return its guided output (B, C, h, w)."""
-        latents = self.scaled()
-        inputs = torch.cat([latents, latents]) if self.guided else latents
-        out = self.pipe.unet(
-            inputs, self.timestep, encoder_hidden_states=self.prompt_embeds, return_dict=False, **self.conditions
-        )[0]
         if not self.guided:
-            return out  # type: ignore[no-any-return]
-        without, with_text = out.chunk(2)
-        return without + self.guidance_scale * (with_text - without)  # type: ignore[no-any-return]
+            return self._call(slice(None), 1)
+        without, with_text = self._call(slice(None), 2).chunk(2)
+        return self.guide(without, with_text)
+
+    def predict_half(self, conditional: bool) -> Tensor:
+        """Call the U-Net on one half of the guided batch alone, (B, C, h, w)."""
+        count = len(self.prompts)
+        return self._call(slice(count, None) if conditional else slice(count), 1)
+
+    def guide(self, without: Tensor, with_text: Tensor) -> Tensor:
+        """Return the guided output for the two halves."""
+        return without + self.guidance_scale * (with_text - without)
+
+    def _call(self, rows: slice, copies: int) -> Tensor:
+        latents = self.scaled()
+        conditions = {
+            name: {key: value[rows] for key, value in values.items()} for name, values in self.conditions.items()
+        }
+        return self.pipe.unet(  # type: ignore[no-any-return]
+            torch.cat([latents] * copies),
+            self.timestep,
+            encoder_hidden_states=self.prompt_embeds[rows],
+            return_dict=False,
+            **conditions,
+        )[0]
 
     def scales(self) -> tuple[float, float]:
         """Return alpha_t and sigma_t of the step that comes next."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,8 +46,14 @@ class Method(ABC):
         """Switch to what is used after training: no dropout, no noise."""
 
     @abstractmethod
-    def save(self, pipe: Any, folder: Path) -> Path:
-        """Write what was trained, in the format that loads elsewhere, and return its folder."""
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
+        """Write what was trained, in the format that loads elsewhere, and return its folder.
+
+        Args:
+            pipe: the pipeline that it was trained on.
+            folder: the run's folder.
+            card: what the model card of a masker says of the run; empty for other methods.
+        """
 
     @property
     @abstractmethod

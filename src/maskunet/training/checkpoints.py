@@ -26,7 +26,16 @@ logger = logging.getLogger(__name__)
 STATS, CONFIG, STATE = "stats.jsonl", "config.json", "state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that may change when a run is resumed: they do not touch what is trained.
-FREE = {"checkpoints_total_limit", "resume_from_checkpoint", "report_to", "logging_steps", "checkpointing_steps"}
+FREE = {
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "report_to",
+    "logging_steps",
+    "checkpointing_steps",
+    "validation_prompts",
+    "validation_num_inference_steps",
+    "validation_guidance_scale",
+}
 
 
 class Checkpoints:

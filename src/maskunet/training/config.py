@@ -21,7 +21,7 @@ class TrainConfig:
         lr_scheduler: schedule of the rate, as diffusers' `get_scheduler` names it.
         lr_warmup_steps: steps of warm-up.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon: AdamW's.
-        use_8bit_adam: keep the optimiser's state in 8 bits (bitsandbytes, GPU).
+        use_8bit_adam: keep the optimiser's state in 8 bits (bitsandbytes; a GPU, or a CPU in recent versions).
         max_grad_norm: gradients are clipped to this norm.
         use_ema: keep an exponential moving average of what trains, and save that.
         ema_decay: its decay.
@@ -41,7 +41,7 @@ class TrainConfig:
         checkpoints_total_limit: how many checkpoints are kept; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
         logging_steps: steps between lines of `stats.jsonl`.
-        report_to: a tracker of accelerate ("tensorboard", "wandb"), or None.
+        report_to: a tracker of accelerate ("tensorboard", "wandb"), or None; TensorBoard's files go to `logs/`.
         seed: seed of the data's order, noise and masks.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,9 +72,9 @@ class TrainMasks(Method):
         self.attachment.reseed(None)  # with a seed even masks at inference would be drawn with noise
         self.attachment.keep_probabilities = None
 
-    def save(self, pipe: Any, folder: Path) -> Path:
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
         """Write `masker/`."""
-        return Path(self.masker.save_pretrained(folder / "masker"))
+        return Path(self.masker.save_pretrained(folder / "masker", **card))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class TrainLora(Method):
     def evaluate(self) -> None:
         """Nothing to switch."""
 
-    def save(self, pipe: Any, folder: Path) -> Path:
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
         """Write `lora/pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights` reads."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
@@ -201,7 +201,7 @@ class TrainFull(Method):
         """Dropout off."""
         self._unet.eval()
 
-    def save(self, pipe: Any, folder: Path) -> Path:
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
         """Write `unet/` in the diffusers format."""
         part, path = folder / "unet.part", folder / "unet"
         pipe.unet.save_pretrained(part)
@@ -232,10 +232,10 @@ class TrainMasksWithLora(TrainMasks):
         super().remove(pipe)
         self.lora.remove(pipe)
 
-    def save(self, pipe: Any, folder: Path) -> Path:
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
         """Write `masker/` and `lora/`."""
-        self.lora.save(pipe, folder)
-        return super().save(pipe, folder)
+        self.lora.save(pipe, folder, card)
+        return super().save(pipe, folder, card)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -10,15 +10,18 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from ..data.images import first_line
 from ..errors import DataError
 from .config import TrainConfig
+
+_QUANTISED = 4096  # bitsandbytes keeps smaller tensors in 32 bits
 
 
 def build_optimizer(parameters: list[nn.Parameter], rate: float, config: TrainConfig) -> torch.optim.Optimizer:
     """Return AdamW, or its 8-bit form.
 
     Raises:
-        DataError: the 8-bit form is asked for and bitsandbytes is not installed.
+        DataError: the 8-bit form is asked for, and bitsandbytes is not installed or does not support the device.
     """
     options: dict[str, Any] = {
         "lr": rate,
@@ -33,7 +36,21 @@ def build_optimizer(parameters: list[nn.Parameter], rate: float, config: TrainCo
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise DataError("expected bitsandbytes for 8-bit Adam; pip install 'maskunet[8bit]', on a GPU") from error
+        raise DataError(
+            "expected bitsandbytes for use_8bit_adam, it is not installed; pip install 'maskunet[8bit]'"
+        ) from error
+    devices = {p.device for p in parameters}
+    try:
+        for device in devices:  # which devices it computes on differs by its version, and only a step tells
+            probe = nn.Parameter(torch.zeros(_QUANTISED, device=device))
+            probe.grad = torch.zeros_like(probe)
+            AdamW8bit([probe]).step()
+    except Exception as error:  # a name that is not defined, a kernel that is missing
+        raise DataError(
+            f"expected a device that the installed bitsandbytes supports, its 8-bit Adam fails on "
+            f"{', '.join(sorted(str(d) for d in devices))} ({first_line(error)}); train on a CUDA "
+            "GPU, upgrade bitsandbytes, or leave use_8bit_adam out"
+        ) from error
     return AdamW8bit(parameters, **options)  # type: ignore[no-any-return]
 
 

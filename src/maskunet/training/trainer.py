@@ -15,15 +15,11 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -34,13 +30,16 @@ from ..attachment import attachment_of
 from ..data import CachedLatents, PromptEmbeds
 from ..diffusion import diffusion_errors, snr_weights
 from ..errors import DataError
+from ..freezing import frozen
 from ..maskers import Masker
 from ..relaxation import derive_seed
+from .accelerator import build_accelerator, start_trackers
 from .base import Method
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .methods import TrainMasks
 from .optimizer import averaged, build_optimizer
+from .recipe import describe_run
 from .sampler import Batch, Sampler
 from .validation import Validation
 
@@ -55,11 +54,13 @@ class Run:
         method: what was trained, taken off the pipeline.
         folder: the run's folder.
         stats: the logged figures, one entry a log line.
+        card: what a masker's `save_pretrained` and `push_to_hub` are told for its model card.
     """
 
     method: Method
     folder: Path
     stats: list[dict[str, Any]]
+    card: dict[str, Any]
 
     @property
     def masker(self) -> Masker:
@@ -85,47 +86,6 @@ class _Objective(nn.Module):
         unet, scheduler = self._call
         rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
         return diffusion_errors(unet, scheduler, *rest, **batch.conditions)
-
-
-def _accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerator:
-    if config.mixed_precision == "no" and pipe.unet.dtype == torch.float16:
-        raise DataError(
-            "expected a pipeline in float32 or bfloat16 to train on, got float16, in which gradients underflow; load it "
-            "with dtype=torch.bfloat16 or torch.float32, or train with mixed_precision='fp16'"
-        )
-    if config.mixed_precision == "fp16" and pipe.unet.device.type == "cpu":
-        raise DataError("expected mixed_precision 'no' or 'bf16' on a CPU, got 'fp16'")
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to in (None, "none") else config.report_to,
-        project_dir=folder / "logs",
-        cpu=pipe.unet.device.type == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if accelerator.num_processes > 1:
-        pipe.to(accelerator.device)
-    return accelerator
-
-
-@contextlib.contextmanager
-def _frozen(pipe: Any) -> Iterator[None]:
-    """Freeze every part of the pipeline for the time of the run, and leave flags and modes as they were."""
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    parts = [m for n in names if (m := getattr(pipe, n, None)) is not None]
-    flags = [(p, p.requires_grad) for m in parts for p in m.parameters()]
-    modes = [(m, m.training) for m in parts]
-    for part in parts:
-        part.requires_grad_(False).eval()
-    try:
-        yield
-    finally:
-        for p, before in flags:
-            p.requires_grad_(before)
-            p.grad = None
-        for part, mode in modes:
-            part.train(mode)
 
 
 def _tau(config: TrainConfig, start: float, step: int) -> float:
@@ -170,7 +130,7 @@ def train(
     if not len(dataset):
         raise DataError("expected samples to train on, got an empty data set")
     folder = Path(output_dir)
-    accelerator = _accelerator(pipe, config, folder)
+    accelerator = build_accelerator(pipe, config, folder)
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     shape = {"num_samples": len(dataset), "num_processes": world}
     settings = {"config": asdict(config), "method": {"name": method.name} | method.settings, "data": shape}
@@ -182,7 +142,7 @@ def train(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     steps = scheduler.config.num_train_timesteps
     rng = torch.get_rng_state()
-    with _frozen(pipe), contextlib.ExitStack() as after:
+    with frozen(pipe), contextlib.ExitStack() as after:
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         sampler = Sampler(pipe, dataset, embeds, config, steps)
@@ -226,8 +186,7 @@ def train(
             checkpoints.stats(until=first)
         objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler))
         optimizer_ = accelerator.prepare_optimizer(optimizer)
-        if config.report_to not in (None, "none"):
-            accelerator.init_trackers("maskunet", {k: str(v) for k, v in asdict(config).items()})
+        start_trackers(accelerator, config, first)
 
         def save(step: int) -> None:
             accelerator.wait_for_everyone()
@@ -306,7 +265,11 @@ def train(
         if ema is not None:
             ema.copy_to(parameters)
         method.evaluate()
+        stats, card = checkpoints.stats(), dict[str, Any]()
+        if isinstance(method, TrainMasks):
+            shared = {"tau": start_tau, "held_out": validation is not None, "num_processes": world}
+            card = describe_run(pipe, method, dataset, config, stats, **shared)
         if main:
-            method.save(pipe, folder)
+            method.save(pipe, folder, card)
         accelerator.end_training()
-    return Run(method, folder, checkpoints.stats())
+    return Run(method, folder, stats, card)

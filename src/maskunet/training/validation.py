@@ -78,13 +78,9 @@ class Validation:
     @torch.no_grad()
     def density(self) -> float:
         """Return the mean density of the masks over all weights on the first batch."""
-        attachment = attachment_of(self.pipe)
-        assert attachment is not None
         with record(self.pipe, keep="density") as trace:
             self._errors(self.batches[0])
-        weights = {layer.name: layer.weights for layer in attachment.masker.network.layers}
-        kept = sum(float(trace.calls[-1].density[name].mean()) * n for name, n in weights.items())
-        return kept / sum(weights.values())
+        return trace.overall_density()[-1]
 
     def draw(self, step: int) -> None:
         """Draw the validation prompts, each from a fixed seed, to `validation/step-000250/0.png`."""

@@ -1,4 +1,4 @@
-"""What several commands share: options, and what they name; heavy imports wait until a command runs."""
+"""What the commands share: their options, opening a pipeline with its masker, reading prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from ..errors import DataError
 
 Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
 MaskerPath = Annotated[
@@ -57,11 +55,13 @@ def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str
 
 
 def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
-    """Return the prompts that were given, then those of a file.
+    """Return the prompts given and those of a file, a prompt a line.
 
     Raises:
-        DataError: an unreadable file, an empty prompt, or none.
+        DataError: none, an empty one, or a file that cannot be read.
     """
+    from ..errors import DataError
+
     prompts = list(given or [])
     if file is not None:
         try:

@@ -1,0 +1,169 @@
+"""Cost of one iteration of a search at SD 1.5 size, 512 pixels, guided, with ViT-H/14 and ViT-L/16 rewards.
+
+    python benchmarks/search_iteration.py               # FLOPs of every part, time of the U-Net part and the decoder
+    python benchmarks/search_iteration.py --no-time     # FLOPs only: no memory, seconds
+
+FLOPs are counted on the meta device; time is measured with random weights, all variants in turns in one run. Writes
+docs/results/search_iteration.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import maskunet as mu
+from machine import machine
+from maskunet.allocator import keep_freed_memory
+from maskunet.relaxation import threshold
+from maskunet.searching.live import LiveMasks
+from maskunet.searching.reuse import Reuse
+from maskunet.targets import describe
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+}
+
+
+def unet_side(device: str, *, reuse: bool, rows: int) -> Callable[[], None]:
+    """An iteration's U-Net part: forward with masks, backward to the logits."""
+    with torch.device(device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        latents, embeds = torch.randn(rows, 4, 64, 64), torch.randn(rows, 77, 768)
+        timestep = torch.tensor(500)
+    unet.requires_grad_(False)
+    network = describe(unet, "decoder-attention")
+    live = LiveMasks(network)
+    mu.attach(unet, live)
+    kept = Reuse(unet, network) if reuse else None
+    logits = {x.name: torch.ones(1, *x.shape, device=device, requires_grad=True) for x in network.layers}
+
+    def call() -> None:
+        live.masks = {name: threshold(x, 1.0) for name, x in logits.items()}
+        unet(latents, timestep, embeds, return_dict=False)[0].sum().backward()
+        for x in logits.values():
+            x.grad = None
+
+    if kept is not None:
+        with torch.no_grad():
+            live.masks = {}
+            unet(latents, timestep, embeds)  # the untouched part is computed here, once a step
+    return call
+
+
+def decoder_side(device: str, size: int) -> Callable[[], None]:
+    """Decoding for the reward, both ways."""
+    with torch.device(device):
+        vae = AutoencoderKL(**VAE)
+        latents = torch.randn(1, 4, size, size, requires_grad=True)
+    vae.requires_grad_(False)
+    return lambda: vae.decode(latents, return_dict=False)[0].sum().backward()
+
+
+def reward_side(device: str, layers: int, width: int, patch: int) -> Callable[[], None]:
+    """A reward's vision tower, both ways; its text side is computed once."""
+    with torch.device(device):
+        config = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            image_size=224,
+            patch_size=patch,
+        )
+        model: Any = CLIPVisionModel(config)
+        pictures: Tensor = torch.randn(1, 3, 224, 224, requires_grad=True)
+    model.requires_grad_(False)
+    return lambda: model(pictures).pooler_output.sum().backward()
+
+
+PARTS: dict[str, Callable[[str], Callable[[], None]]] = {
+    "unet, plain": lambda d: unet_side(d, reuse=False, rows=2),
+    "unet, reuse": lambda d: unet_side(d, reuse=True, rows=2),
+    "unet, reuse, conditional half": lambda d: unet_side(d, reuse=True, rows=1),
+    "decoder, 512 px": lambda d: decoder_side(d, 64),
+    "decoder, 256 px": lambda d: decoder_side(d, 32),
+    "reward, ViT-H/14": lambda d: reward_side(d, 32, 1280, 14),
+    "reward, ViT-L/16": lambda d: reward_side(d, 24, 1024, 16),
+}
+ITERATIONS = {
+    "plain": ("unet, plain", "decoder, 512 px"),
+    "reuse": ("unet, reuse", "decoder, 512 px"),
+    "reuse, 256 px": ("unet, reuse", "decoder, 256 px"),
+    "reuse, conditional half, 256 px": ("unet, reuse, conditional half", "decoder, 256 px"),
+}
+
+
+def flops(call: Callable[[], None]) -> float:
+    """TFLOP of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e12
+
+
+def totals(parts: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Whole iterations and their ratio to the plain one."""
+    rewards = sum(v for name, v in parts.items() if name.startswith("reward"))
+    whole = {name: sum(parts[p] for p in used) + rewards for name, used in ITERATIONS.items()}
+    unet = parts["unet, plain"]
+    return {
+        name: {
+            "whole": value,
+            "ratio": value / whole["plain"],
+            "unet_ratio": parts[ITERATIONS[name][0]] / unet,
+        }
+        for name, value in whole.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    counted = {name: flops(make("meta")) for name, make in PARTS.items()}
+    result: dict[str, Any] = {"machine": machine(), "tflop": {"parts": counted, "iterations": totals(counted)}}
+    if not args.no_time:
+        taken: dict[str, float] = {}
+        for name, make in PARTS.items():  # one part in memory at a time
+            call, seconds = make(args.device), []
+            for _ in range(args.repeats + 1):
+                start = time.perf_counter()
+                call()
+                if args.device != "cpu":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+            taken[name] = statistics.median(seconds[1:])
+            print(f"{name}: {taken[name]:.2f} s", flush=True)
+        result["seconds"] = {"parts": taken, "iterations": totals(taken), "repeats": args.repeats}
+    for name, parts in result["tflop"]["iterations"].items():
+        line = f"{name}: {parts['whole']:.2f} TFLOP, {parts['ratio']:.2f} x; U-Net part {parts['unet_ratio']:.2f} x"
+        if "seconds" in result:
+            found = result["seconds"]["iterations"][name]
+            line += f"; {found['whole']:.1f} s, {found['ratio']:.2f} x; U-Net part {found['unet_ratio']:.2f} x"
+        print(line)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "search_iteration.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The model card of a masker's folder: front matter as the hub reads it, how to use the masker, how it was made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from .maskers import Masker
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return a name if it can be a repository "user/name"; None for a folder here, which says nothing to others."""
+    if name is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) or Path(name).exists():
+        return None
+    return name
+
+
+def write_card(
+    masker: Masker,
+    *,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    recipe: Mapping[str, str] | None = None,
+) -> str:
+    """Return a masker's model card, Markdown with YAML front matter.
+
+    Args:
+        masker: the masker.
+        base_model: name of the model that it was made for; the front matter names hub ids only.
+        dataset: name of the data set that it was trained on; the same.
+        recipe: how it was made, a table's rows.
+    """
+    layers, model, data = masker.network.layers, hub_id(base_model), hub_id(dataset)
+    header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
+    if model:
+        header += [f"base_model: {model}", "base_model_relation: adapter"]
+    if data:
+        header += ["datasets:", f"- {data}"]
+    header += ["tags:", "- maskunet", "- text-to-image", "- diffusers", "---", ""]
+    # Of a folder its last part: the rest is this machine's business.
+    shown = model or (Path(base_model).name if base_model else None)
+    name = shown or "the model it was made for"
+    if model:
+        loading = ["from diffusers import DiffusionPipeline"], f'DiffusionPipeline.from_pretrained("{model}")'
+    else:
+        loading = ["from maskunet.pipelines import load_pipeline"], f"load_pipeline({json.dumps(name)})"
+    text = [
+        f"# {type(masker).__name__} for {shown or 'a diffusion U-Net'}",
+        "",
+        f"Masks {masker.network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
+        "sample; the weights themselves are untouched.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        *loading[0],
+        "import maskunet as mu",
+        "",
+        f"pipe = {loading[1]}",
+        'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
+        'image = pipe("a prompt").images[0]',
+        "```",
+        "",
+        "```bash",
+        f'maskunet generate --model {json.dumps(name)} --masker "this folder or repository" --prompt "a prompt"',
+        "```",
+        "",
+    ]
+    if recipe:
+        rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in recipe.items()]
+        text += ["## Recipe", "", "| | |", "|---|---|", *rows, ""]
+    settings = json.dumps(masker.settings, indent=2, default=str)
+    text += ["## Settings", "", "```json", settings, "```", ""]
+    return "\n".join([*header, *text])
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays within its cell of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,118 @@
+"""`maskunet search`: masks for given prompts, found at generation time by reward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .inputs import Device, Dtype, MaskerPath, Model, Seed, open_pipeline, read_prompts
+
+
+def search(
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be repeated.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. 'shapes' is bundled."
+        ),
+    ] = None,
+    model: Model = "shapes",
+    masker: MaskerPath = None,
+    output: Annotated[Path, typer.Option(help="Folder for pictures, masks and histories.")] = Path("found"),
+    preset: Annotated[str, typer.Option(help="paper, default or fast.")] = "default",
+    iterations: Annotated[int | None, typer.Option(min=0, help="Iterations a step; the preset's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Rate on the mask logits; the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the preset's.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Strength of guidance; the preset's.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Stop optimising after so many seconds a batch.")] = None,
+    target_reward: Annotated[float | None, typer.Option(help="Stop improving a step once this is reached.")] = None,
+    preview_decoder: Annotated[
+        str | None, typer.Option(help="Folder or hub id of an AutoencoderTiny that rewards are computed on.")
+    ] = None,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are searched at once.")] = 1,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
+    from ..errors import DataError
+    from ..rewards import parse_reward
+    from ..searching import SearchConfig
+    from ..searching import search as run
+    from .pictures import make_folder
+
+    prompts = read_prompts(prompt, prompts_file)
+    if not reward and model != "shapes":
+        raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
+    given: dict[str, Any] = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "time_limit_s": time_limit,
+        "target_reward": target_reward,
+        "gradient_checkpointing": gradient_checkpointing or None,
+        "seed": seed,
+    }
+    if model == "shapes" and guidance_scale is None:
+        given["guidance_scale"] = 4.0  # what the bundled model is made for
+    config = SearchConfig.preset(preset, **{k: v for k, v in given.items() if v is not None}).checked()
+    make_folder(output)
+    pipe = open_pipeline(model, masker, device, dtype, scheduler)
+    where = pipe.unet.device
+    judged = parse_reward(reward or ["shapes"]).to(where, pipe.unet.dtype)
+    decoder = _preview(preview_decoder, pipe) if preview_decoder else None
+    settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__, "rewards": judged.name}
+    for start in range(0, len(prompts), batch_size):
+        chunk = list(enumerate(prompts))[start : start + batch_size]
+        if all(_finished(output, i, p, seed + i, settings) for i, p in chunk):
+            continue
+        texts, seeds = [p for _, p in chunk], [seed + i for i, _ in chunk]
+        found = run(pipe, texts, judged, config, seeds=seeds, decoder=decoder)
+        found.save(output, first=start, **settings)
+        for (i, text), after in zip(chunk, found.rewards.tolist(), strict=True):
+            before = found.base_rewards
+            shown = "" if before is None else f"{float(before[i - start]):.4f} -> "
+            typer.echo(f"{i:05d}  reward {shown}{after:.4f}  {text}")
+    typer.echo(f"{len(prompts)} pictures in {output}; their masks in {output / 'masks'}")
+
+
+def _finished(output: Path, index: int, prompt: str, seed: int, settings: dict[str, Any]) -> bool:
+    """Whether an earlier call finished this very picture."""
+    path = output / f"{index:05d}.json"
+    if not path.is_file():
+        return False
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(record.get("prompt") == prompt and record.get("seed") == seed) and all(
+        record.get(k) == v for k, v in settings.items()
+    )
+
+
+def _preview(source: str, pipe: Any) -> Any:
+    from diffusers import AutoencoderTiny
+
+    from ..errors import CheckpointError
+
+    try:
+        decoder = AutoencoderTiny.from_pretrained(source, dtype=pipe.vae.dtype).to(pipe.vae.device)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"expected an AutoencoderTiny as --preview-decoder, could not read {source!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if decoder.config.latent_channels != pipe.vae.config.latent_channels:
+        raise CheckpointError(
+            f"expected a preview decoder for {pipe.vae.config.latent_channels} latent channels, {source!r} is for "
+            f"{decoder.config.latent_channels}"
+        )
+    return decoder

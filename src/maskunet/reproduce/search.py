@@ -1,0 +1,161 @@
+"""Search of masks against its rivals at equal compute, on the bundled model: reward, and the judge that no method sees.
+
+Every method gets the same prompts, starting seeds and reward and about the same compute. Compute is counted: all floating
+point operations of a run (U-Net, decoder, reward), over those of one guided U-Net call on one sample. Finished cells are
+kept, so the same call again goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import __version__, rewards, zoo
+from ..metrics.distances import frechet_distance
+from ..metrics.geneval import check
+from ..relaxation import derive_seed
+from ..rewards.base import Reward
+from ..searching import SearchConfig, StepwiseSampler, rivals
+from ..searching import search as search_masks
+from ..shapes.judge import judge
+from ..shapes.scenes import held_out_prompts
+from ..shapes.vocabulary import TASKS
+from .world import Sampling, Split, World, cell
+
+logger = logging.getLogger(__name__)
+
+Method = Callable[[Any, Sequence[str], Sequence[int], Reward], Tensor]
+
+
+@dataclass(frozen=True)
+class SearchStudy:
+    """Settings of the comparison.
+
+    Args:
+        seeds: sets of starting noises.
+        prompts: held-out prompts.
+        split: "val" to choose settings on, "test" to report.
+        num_inference_steps, guidance_scale: settings of generation, DDIM.
+        batch_size: prompts at once.
+        reference_pictures: real pictures that FID is measured to.
+    """
+
+    seeds: int = 3
+    prompts: int = 300
+    split: Split = "test"
+    num_inference_steps: int = 15
+    guidance_scale: float = 4.0
+    batch_size: int = 50
+    reference_pictures: int = 2400
+
+
+def masks(**changes: Any) -> Method:
+    """Return mask search with these settings as a method."""
+
+    def run(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, **options: Any) -> Tensor:
+        preset = changes.get("preset", "default")
+        own = {k: v for k, v in changes.items() if k not in ("preset", "candidates")}
+        config = SearchConfig.preset(preset, compare_base=False, **own, **options)
+        return search_masks(pipe, prompts, reward, config, seeds=seeds, progress=False).pictures
+
+    return run
+
+
+def _plain(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, **options: Any) -> Tensor:
+    return rivals.plain(pipe, prompts, seeds, **options)
+
+
+#: Methods by name; the numbers are set so that all but plain sampling cost about the same.
+METHODS: dict[str, Method] = {
+    "plain": _plain,
+    "best of 8": partial(rivals.best_of_n, count=8),
+    "particles, 8": partial(rivals.particles, count=8),
+    "random masks, 8": partial(rivals.random_masks, count=8),
+    "noise optimisation": partial(rivals.noise_optimisation, iterations=30),
+    "gradient guidance": partial(rivals.gradient_guidance, scale=0.1),
+    "masks, paper": masks(preset="paper"),
+    "masks, default": masks(),
+}
+
+
+def run_study(
+    work: Path,
+    study: SearchStudy | None = None,
+    methods: dict[str, Method] | None = None,
+    *,
+    say: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Run every cell that is missing and return the whole record.
+
+    Args:
+        work: folder of the finished cells; the same call again goes on there.
+        study: settings.
+        methods: by name; `METHODS` if None.
+        say: told of each cell as it is finished.
+    """
+    study, methods = study or SearchStudy(), METHODS if methods is None else methods
+    work = work / "-".join(f"{v}" for v in asdict(study).values())  # other settings, other cells
+    pipe, reward = zoo.load("shapes"), rewards.load("shapes")
+    world = World(pipe, Sampling(study.num_inference_steps, study.guidance_scale), study.reference_pictures)
+    options = {"num_inference_steps": study.num_inference_steps, "guidance_scale": study.guidance_scale}
+    prompts = held_out_prompts(study.prompts, study.split)
+    texts = [p.prompt for p in prompts]
+
+    def measured(method: Method, seed: int) -> dict[str, Any]:
+        seeds = [derive_seed("search", study.split, seed, i) % 2**31 for i in range(len(texts))]
+        start, made = time.monotonic(), []
+        for first in range(0, len(texts), study.batch_size):
+            rows = slice(first, first + study.batch_size)
+            made.append(method(pipe, texts[rows], seeds[rows], reward, **options))
+        seconds = time.monotonic() - start
+        pictures = torch.cat(made)
+        right: dict[str, list[bool]] = {task: [] for task in TASKS}
+        for prompt, found in zip(prompts, judge(pictures), strict=True):
+            right[prompt.task].append(check(found, prompt.metadata()) is None)
+        accuracy = {task: sum(r) / len(r) for task, r in right.items() if r}
+        with torch.no_grad():
+            scores = torch.cat(
+                [reward(p, texts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
+            )
+        features = world.features(pictures)
+        return {
+            "n": len(pictures),
+            "reward": float(scores.mean()),
+            "accuracy": accuracy | {"overall": sum(accuracy.values()) / len(accuracy)},
+            "fid": {s: frechet_distance(x, world.real[study.split][s]) for s, x in features.items()},
+            "seconds": seconds,
+            "forwards": forward_equivalents(pipe, method, reward, options),
+        }
+
+    cells: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for seed in range(study.seeds):
+        for name, method in methods.items():
+            path = work / "cells" / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
+            found = cell(path, partial(measured, method, seed))
+            cells[name].append(found)
+            overall = found["accuracy"]["overall"]
+            say(
+                f"{name}, seed {seed}: reward {found['reward']:.4f}, overall {overall:.3f}, FID {found['fid']['clip']:.2f}, "
+                f"{found['forwards']:.0f} forwards, {found['seconds']:.0f} s"
+            )
+    return {"study": asdict(study), "cells": cells, "version": __version__}
+
+
+def forward_equivalents(pipe: Any, method: Method, reward: Reward, options: dict[str, Any]) -> float:
+    """Return a method's operations on one prompt over those of one guided U-Net call."""
+    prompt = ["a red circle"]
+    sampler = StepwiseSampler(pipe, prompt, seeds=[0], **options)
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        sampler.predict()
+    with FlopCounterMode(display=False) as whole:
+        method(pipe, prompt, [0], reward, **options)
+    return whole.get_total_flops() / one.get_total_flops()

@@ -1,0 +1,233 @@
+"""Other ways to spend compute on a reward at generation time: what a search of masks must beat.
+
+Each takes a pipeline, prompts, seeds and a reward and returns pictures (B, 3, H, W) in [0, 1] on the CPU. The pipeline is
+left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attachment import attach, detach
+from ..freezing import frozen
+from ..maskers import RandomMasks
+from ..relaxation import derive_seed
+from ..rewards.base import Reward
+from .sampling import StepwiseSampler
+
+
+def plain(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Tensor:
+    """Sample as the pipeline does.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+        prompts: B captions.
+        seeds: a seed for each.
+        options: of `StepwiseSampler`: num_inference_steps, guidance_scale, ...
+    """
+    return _sampled(StepwiseSampler(pipe, prompts, seeds=seeds, **options))
+
+
+@torch.no_grad()
+def _sampled(sampler: StepwiseSampler) -> Tensor:
+    while not sampler.finished:
+        sampler.advance(sampler.predict())
+    return sampler.decode(sampler.latents).cpu()
+
+
+@torch.no_grad()
+def _chosen(make: Callable[[int], Tensor], count: int, prompts: Sequence[str], reward: Reward) -> Tensor:
+    """The best of `count` pictures of each prompt."""
+    best: Tensor | None = None
+    rewards = torch.full((len(prompts),), -float("inf"))
+    for j in range(count):
+        pictures = make(j)
+        found = reward(pictures, prompts).float().cpu()
+        better = found > rewards
+        best = pictures if best is None else torch.where(better[:, None, None, None], pictures, best)
+        rewards = torch.where(better, found, rewards)
+    assert best is not None
+    return best
+
+
+def candidates(seeds: Sequence[int], j: int) -> list[int]:
+    """Return the seeds of candidate j; candidate 0 has the given ones."""
+    return list(seeds) if j == 0 else [derive_seed(s, "candidate", j) % 2**31 for s in seeds]
+
+
+def best_of_n(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, count: int, **options: Any
+) -> Tensor:
+    """Sample `count` pictures from noises of their own and keep the one with the highest reward."""
+    return _chosen(lambda j: plain(pipe, prompts, candidates(seeds, j), **options), count, prompts, reward)
+
+
+def random_masks(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    count: int,
+    density: float = 0.98,
+    **options: Any,
+) -> Tensor:
+    """Sample under `count` random masks from the same noise, the first without, and keep the highest reward."""
+
+    def make(j: int) -> Tensor:
+        if j:
+            attach(pipe, RandomMasks.for_unet(pipe.unet, density=density, seed=derive_seed("random masks", j) % 2**31))
+        try:
+            return plain(pipe, prompts, seeds, **options)
+        finally:
+            detach(pipe)
+
+    return _chosen(make, count, prompts, reward)
+
+
+def particles(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    count: int,
+    scale: float = 10.0,
+    every: int = 3,
+    **options: Any,
+) -> Tensor:
+    """Steer `count` particles a prompt: resample them now and then by the reward of their predicted pictures.
+
+    Args:
+        pipe, prompts, seeds, reward: see the module.
+        count: particles a prompt.
+        scale: lambda; a particle's weight is exp(lambda (r - its reward at the last resampling)).
+        every: steps between resamplings.
+        options: of `StepwiseSampler`.
+
+    Reference: Singhal et al., "A General Framework for Inference-time Scaling and Steering of Diffusion Models", 2025.
+    """
+    rows = [p for p in prompts for _ in range(count)]
+    numbers = [candidates([s], j)[0] for s in seeds for j in range(count)]
+    sampler = StepwiseSampler(pipe, rows, seeds=numbers, **options)
+    generator = torch.Generator().manual_seed(derive_seed("particles", *seeds))
+    before = torch.zeros(len(prompts), count)
+    with torch.no_grad():
+        while not sampler.finished:
+            output = sampler.predict()
+            steps = len(sampler.timesteps)
+            if sampler.index % every == every - 1 and sampler.index < steps - 1:
+                found = reward(sampler.decode(sampler.pred_x0(output)), rows).float().cpu().view(-1, count)
+                weights = torch.softmax(scale * (found - before), 1)
+                chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
+                before = found.gather(1, chosen)
+                index = (chosen + torch.arange(len(prompts))[:, None] * count).view(-1).to(output.device)
+                output = output[index]
+                _reorder(sampler, index)
+            sampler.advance(output)
+        pictures = sampler.decode(sampler.latents).cpu()
+        rewards = reward(pictures, rows).float().cpu().view(-1, count)
+    best = rewards.argmax(1) + torch.arange(len(prompts)) * count
+    return pictures[best]
+
+
+def _reorder(sampler: StepwiseSampler, index: Tensor) -> None:
+    """Reorder the rows of the latents and of whatever history the scheduler holds."""
+    count = len(sampler.latents)
+    sampler.latents = sampler.latents[index]
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim == 4 and len(value) == count:
+            return value[index]
+        return [moved(v) for v in value] if isinstance(value, list) else value
+
+    for name, value in vars(sampler.scheduler).items():
+        if isinstance(value, Tensor | list):
+            setattr(sampler.scheduler, name, moved(value))
+
+
+def gradient_guidance(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, scale: float = 1.0, **options: Any
+) -> Tensor:
+    """Push the latents of every step along the gradient of the reward on the predicted picture.
+
+    Args:
+        pipe, prompts, seeds, reward: see the module.
+        scale: length of a push, as a share of the noise that the step still holds.
+        options: of `StepwiseSampler`.
+
+    Reference: Bansal et al., "Universal Guidance for Diffusion Models", 2023.
+    """
+    sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
+    with frozen(pipe):
+        while not sampler.finished:
+            latents = sampler.latents.detach().requires_grad_(True)
+            sampler.latents = latents
+            with torch.enable_grad():
+                output = sampler.predict()
+                found = reward(sampler.decode(sampler.pred_x0(output)), prompts)
+                (gradient,) = torch.autograd.grad(found.sum(), latents)
+            _, sigma = sampler.scales()
+            norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            push = gradient / norm * output.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            sampler.latents = latents.detach()
+            # A move of x_0 up the reward is a move of the noise against it.
+            sampler.advance(output.detach() - scale * sigma * push)
+        with torch.no_grad():
+            return sampler.decode(sampler.latents).cpu()
+
+
+def noise_optimisation(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    iterations: int,
+    learning_rate: float = 1.0,
+    regularisation: float = 0.01,
+    **options: Any,
+) -> Tensor:
+    """Improve the starting noise by the reward of the first step's predicted picture, then sample.
+
+    Args:
+        pipe, prompts, seeds, reward: see the module.
+        iterations: gradient steps.
+        learning_rate: of Nesterov's accelerated gradient, on gradients clipped to norm 0.1 a sample.
+        regularisation: weight of the log-likelihood of the noise's norm.
+        options: of `StepwiseSampler`.
+
+    Reference: Eyring et al., "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
+    NeurIPS 2024; for a model of several steps the first step's prediction stands for the picture.
+    """
+    sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
+    start = sampler.latents / float(sampler.scheduler.init_noise_sigma)
+    noise = start.clone().requires_grad_(True)
+    optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
+    best, rewards = start.clone(), torch.full((len(prompts),), -float("inf"), device=start.device)
+    size = start[0].numel()
+    with frozen(pipe):
+        for k in range(iterations + 1):
+            with torch.enable_grad():
+                sampler.latents = noise * sampler.scheduler.init_noise_sigma
+                found = reward(sampler.decode(sampler.pred_x0(sampler.predict())), prompts).float()
+                norm = noise.flatten(1).norm(dim=1)
+                likelihood = (size - 1) * norm.log() - norm.square() / 2
+                loss = -(found.sum() + regularisation * likelihood.sum() / size)
+            better = found.detach() > rewards
+            best = torch.where(better[:, None, None, None], noise.detach(), best)
+            rewards = torch.where(better, found.detach(), rewards)
+            if k == iterations:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            assert noise.grad is not None
+            norms = noise.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            noise.grad *= (0.1 / norms.clamp(min=1e-12)).clamp(max=1)
+            optimizer.step()
+        sampler.latents = best * sampler.scheduler.init_noise_sigma
+        return _sampled(sampler)

@@ -1,0 +1,72 @@
+"""`maskunet search` from prompts to pictures and masks that `generate` takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_search_then_generate(run: Run, tmp_path: Path) -> None:
+    words = ["search", "--prompt", "a red circle", "--prompt", "a blue star", "--steps", 2, "--iterations", 1]
+    code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
+    assert code == 0, err
+    assert out.count("reward") == 2
+    assert "2 pictures" in out
+    record = json.loads((tmp_path / "found" / "00001.json").read_text())
+    assert (record["prompt"], record["seed"], record["rewards"]) == ("a blue star", 1, "shapes")
+    assert record["config"]["guidance_scale"] == 4.0
+    assert len(record["history"]) == 4
+    with Image.open(tmp_path / "found" / "base" / "00001.png") as picture:
+        assert picture.size == (64, 64)
+    masks = [
+        "--masker",
+        "found/masks/00001",
+        "--prompt",
+        "a blue star",
+        "--seed",
+        1,
+        "--steps",
+        2,
+        "--guidance-scale",
+        4,
+    ]
+    code, out, err = run("generate", *masks, "--device", "cpu", "--output", "again")
+    assert code == 0, err
+    first, again = (np.asarray(Image.open(tmp_path / p), np.int16) for p in ("found/00001.png", "again/00000.png"))
+    assert abs(first - again).max() <= 3
+    (tmp_path / "found" / "00000.json").unlink()
+    code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
+    assert out.count("reward") == 1  # the finished one is not made again
+    assert (tmp_path / "found" / "00000.json").is_file()
+    code, out, _ = run("info", "found/masks/00001")
+    assert code == 0
+    assert "MaskSchedule" in out
+
+
+def test_preview_decoder(run: Run, tmp_path: Path) -> None:
+    tiny = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
+    AutoencoderTiny(latent_channels=8, **tiny, **blocks).save_pretrained(tmp_path / "tiny")
+    AutoencoderTiny(latent_channels=4, **tiny, **blocks).save_pretrained(tmp_path / "other")
+    words = ["search", "--prompt", "a red circle", "--steps", 1, "--iterations", 1, "--device", "cpu"]
+    code, _, err = run(*words, "--preview-decoder", "tiny")
+    assert code == 0, err
+    code, _, err = run(*words, "--preview-decoder", "other")
+    assert (code, "latent channels" in err) == (2, True)
+
+
+def test_errors(run: Run, model: Path) -> None:
+    code, _, err = run("search", "--prompt", "a", "--model", model, "--device", "cpu")
+    assert (code, "--reward" in err) == (2, True)
+    code, _, err = run("search", "--prompt", "a", "--reward", "best", "--device", "cpu")
+    assert code == 2
+    assert "image-reward" in err
+    code, _, err = run("search", "--prompt", "a", "--preset", "best")
+    assert (code, "preset" in err) == (2, True)

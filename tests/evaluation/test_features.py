@@ -1,0 +1,84 @@
+"""Inception's features through a network of the same interface, and one clear error for each way that they are missing."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import maskunet as mu
+from maskunet.evaluation.features import load_features
+
+
+class Network(nn.Module):
+    """The interface of torchmetrics' `NoTrainInceptionV3`; its features are means of the pixels it got."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
+        super().__init__()
+        assert (name, features_list, feature_extractor_weights_path) == ("inception-v3-compat", ["2048"], None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.uint8
+        return x.float().mean((2, 3)).repeat(1, 683)[:, :2048]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, network: Any) -> None:
+    for name in ("torchmetrics", "torchmetrics.image", "torchmetrics.image.fid"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["torchmetrics.image.fid"].NoTrainInceptionV3 = network  # type: ignore[attr-defined]
+
+
+def failing(error: Exception) -> Any:
+    def build(**options: Any) -> Any:
+        raise error
+
+    return build
+
+
+def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, Network)
+    pictures = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 3, 16, 16)
+    found = load_features("inception")(pictures)
+    assert (found.shape, found.dtype, found.device.type) == ((3, 2048), torch.float32, "cpu")
+    assert found[:, 0].tolist() == [0, 128, 255]
+    assert load_features("inception").texts(["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "kind", "message"),
+    [
+        (
+            failing(ModuleNotFoundError("No module named 'torch_fidelity'")),
+            mu.DataError,
+            r"pip install 'maskunet\[inc",
+        ),
+        (
+            failing(URLError("Name or service not known")),
+            mu.CheckpointError,
+            r"not known.*no network, put weights-ince",
+        ),
+        (
+            failing(RuntimeError("operator torchvision::nms does not exist\nmore")),
+            mu.DataError,
+            "source as torch.*exist$",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, network: Any, kind: type[Exception], message: str
+) -> None:
+    pretend(monkeypatch, network)
+    with pytest.raises(kind, match=message) as caught:
+        load_features("inception")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(mu.DataError, match=r"pip install 'maskunet\[inception\]'"):
+        load_features("inception")

@@ -1,0 +1,70 @@
+"""The rivals: what they choose, and that they leave the pipeline alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from maskunet.attachment import attachment_of
+from maskunet.rewards import FunctionReward
+from maskunet.searching import rivals
+
+PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
+OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0}
+
+
+def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+    return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
+
+
+REWARD = FunctionReward(redness)
+
+
+def rewards(pictures: Tensor) -> Tensor:
+    return redness(pictures, PROMPTS)
+
+
+def test_plain_is_the_pipeline(pipe: Any) -> None:
+    generators = [torch.Generator().manual_seed(s) for s in SEEDS]
+    expected = pipe(PROMPTS, generator=generators, output_type="pt", **OPTIONS).images
+    torch.testing.assert_close(rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [rivals.best_of_n, rivals.random_masks])
+def test_the_best_of_several_is_kept(pipe: Any, method: Callable[..., Tensor]) -> None:
+    found = [rewards(method(pipe, PROMPTS, SEEDS, REWARD, count=n, **OPTIONS)) for n in (1, 2, 4)]
+    torch.testing.assert_close(found[0], rewards(rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS)))
+    assert bool((found[1] >= found[0]).all())
+    assert bool((found[2] >= found[1]).all())
+    assert float(found[2].sum()) > float(found[0].sum())
+    assert attachment_of(pipe) is None
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_particles(pipe: Any, scheduler: str) -> None:
+    pipe.scheduler = getattr(diffusers, scheduler)(**({"skip_prk_steps": True} if scheduler[0] == "P" else {}))
+    one = rivals.particles(pipe, PROMPTS, SEEDS, REWARD, count=1, **OPTIONS)
+    torch.testing.assert_close(one, rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS), atol=1e-5, rtol=1e-5)
+    many = rivals.particles(pipe, PROMPTS, SEEDS, REWARD, count=4, scale=100.0, every=2, **OPTIONS)
+    assert float(rewards(many).sum()) > float(rewards(one).sum())
+    # With a huge weight all particles of a prompt are copies of its best at each resampling, each prompt for itself.
+    first = rivals.particles(pipe, PROMPTS[:1], SEEDS[:1], REWARD, count=4, scale=100.0, every=2, **OPTIONS)
+    assert first.shape == (1, 3, 16, 16)
+
+
+def test_gradients_raise_the_reward(pipe: Any) -> None:
+    base = rewards(rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS))
+    guided = rewards(rivals.gradient_guidance(pipe, PROMPTS, SEEDS, REWARD, scale=0.3, **OPTIONS))
+    assert bool((guided > base).all())
+    none = rivals.gradient_guidance(pipe, PROMPTS, SEEDS, REWARD, scale=0.0, **OPTIONS)
+    torch.testing.assert_close(rewards(none), base, atol=1e-5, rtol=1e-5)
+    noise = rewards(
+        rivals.noise_optimisation(pipe, PROMPTS, SEEDS, REWARD, iterations=5, learning_rate=20.0, **OPTIONS)
+    )
+    assert float((noise - base).sum()) > 0
+    assert all(p.grad is None for p in pipe.unet.parameters())
