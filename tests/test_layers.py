@@ -34,7 +34,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluation.generation",
         "evaluation.features",
         "evaluation.coco",
+        "evaluation.intervals",
+        "evaluation.blip_vqa",
     ),
+    ("evaluation.shards", "evaluation.detectors", "evaluation.mask2former", "evaluation.scores"),
     (
         "training.accelerator",
         "training.methods",
@@ -43,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluation.comparison",
         "evaluation.folder",
     ),
+    ("evaluation.geneval", "evaluation.t2i_compbench", "evaluation.benchmark"),
     (
         "training.validation",
         "training.recipe",
@@ -68,7 +72,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reproduce.plots",),
     ("reproduce",),
     ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.inputs"),
-    ("cli.demo", "cli.reproduce", "cli.evaluate", "cli.search"),
+    ("cli.demo", "cli.reproduce", "cli.benchmark", "cli.search"),
+    ("cli.evaluate",),
     ("cli.main", "cli"),
     ("__main__",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,26 @@ Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise o
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
 
 
+def local_device(name: str | None) -> Any:
+    """Return the device to run on; under torchrun, the process's own GPU.
+
+    Raises:
+        DataError: no such device here.
+    """
+    import torch
+
+    from ..pipelines import choose_device
+
+    where, local = choose_device(name), os.environ.get("LOCAL_RANK")
+    own = local is not None and where.type == "cuda" and where.index is None
+    return torch.device("cuda", int(local)) if own and local else where
+
+
 def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
     """Load a masker and a pipeline, and attach the one to the other."""
     from .. import attach, load, pipelines, zoo
 
-    where = pipelines.choose_device(device)
+    where = local_device(device)
     found = (
         None
         if masker is None

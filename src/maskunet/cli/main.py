@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MaskUNetError
+from .evaluate import evaluate
 from .inputs import (
     BatchSize,
     Device,
@@ -37,6 +38,7 @@ zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.",
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(reproduce_app, name="reproduce")
 app.command()(train)
+app.command()(evaluate)
 app.command()(search)
 
 
@@ -114,82 +116,6 @@ def generate(
         batch_size=batch_size,
     )
     typer.echo(f"{len(written)} pictures in {output}")
-
-
-@app.command()
-def evaluate(
-    output: Annotated[Path, typer.Option(help="Folder for metrics.json and metrics.md.")] = Path("evaluation"),
-    model: Annotated[
-        str | None, typer.Option(help="Pipeline to generate with, as elsewhere; or give --pictures.")
-    ] = None,
-    masker: MaskerPath = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="coco2014-30k or coco2017-5k: prompts, number and size as published.")
-    ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO's caption annotations, for --protocol.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of pictures: to measure, or to generate into (resumable).")
-    ] = None,
-    reference: Annotated[Path | None, typer.Option(help="Folder of real pictures, for FID, KID, ...")] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="clip:SOURCE, dinov2:SOURCE, inception or shapes (the bundled CLIP); may be repeated."),
-    ] = None,
-    resolution: Annotated[int | None, typer.Option(min=8, help="Pixels a side that both sets are brought to.")] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Use the first so many prompts.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
-    steps: Steps = 50,
-    guidance_scale: Guidance = 7.5,
-    seed: Seed = 0,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = None,
-    device: Device = None,
-) -> None:
-    """Measure a folder of pictures or a model: FID, KID, CMMD, precision and recall, CLIP score."""
-    from .. import pipelines, zoo
-    from ..errors import DataError
-    from ..evaluation.coco import PROTOCOLS, coco_captions
-    from .evaluate import run_evaluation
-
-    if model is None and pictures is None:
-        raise DataError("expected --model to generate with, or --pictures to measure")
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise DataError(f"expected a protocol ({', '.join(PROTOCOLS)}), got {protocol!r}")
-    preset = PROTOCOLS[protocol] if protocol else None
-    if preset and annotations is None:
-        raise DataError(f"expected --annotations with --protocol, COCO's {preset.annotations}")
-    prompts = None
-    if model is not None:
-        found = coco_captions(annotations, preset.count, seed) if preset and annotations else None
-        prompts = (found or read_prompts(None, prompts_file))[:limit]
-    names = [f"clip:{zoo.path('shapes-reward')}" if n == "shapes" else n for n in features or ["shapes"]]
-    if not features and model != "shapes":
-        raise DataError("expected --features (clip:SOURCE, dinov2:SOURCE, inception); only 'shapes' has its own")
-    where = pipelines.choose_device(device)
-    pipe = open_pipeline(model, masker, device, dtype, scheduler) if model else None
-    pipelines.silence_loading()
-    run_evaluation(
-        pipe=pipe,
-        prompts=prompts,
-        pictures=pictures or output / "pictures",
-        reference=reference,
-        features=names,
-        resolution=resolution or (preset.resolution if preset else 64 if model == "shapes" else 256),
-        settings={"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__} if pipe else {},
-        output=output,
-        device=where,
-        **(
-            {
-                "seed": seed,
-                "batch_size": batch_size,
-                "num_inference_steps": steps,
-                "guidance_scale": guidance_scale,
-            }
-            if pipe
-            else {}
-        ),
-    )
 
 
 @app.command()

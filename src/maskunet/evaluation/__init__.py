@@ -1,6 +1,21 @@
-"""Evaluation: generate at scale, judge, compare with the base model, report."""
+"""Evaluation: generate at scale, judge, run benchmarks, compare with the base model, report."""
 
+from .benchmark import Benchmark, run_benchmark
 from .comparison import Comparison, compare
-from .generation import generate
+from .generation import Make, generate, maker
+from .geneval import GenEval
+from .scores import Scores
+from .t2i_compbench import T2ICompBench
 
-__all__ = ["Comparison", "compare", "generate"]
+__all__ = [
+    "Benchmark",
+    "Comparison",
+    "GenEval",
+    "Make",
+    "Scores",
+    "T2ICompBench",
+    "compare",
+    "generate",
+    "maker",
+    "run_benchmark",
+]

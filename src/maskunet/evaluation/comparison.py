@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,24 +17,9 @@ from ..shapes.judge import judge
 from ..shapes.scenes import Prompt
 from ..shapes.vocabulary import TASKS
 from .generation import generate
-
-_RESAMPLES = 2000
-#: 97.5 % point of Student's t with n - 1 degrees of freedom, for n = 2 to 10 runs.
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+from .intervals import Estimate, bootstrap, student
 
 SIDES = ("base", "masked")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and the bounds of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -61,20 +45,20 @@ class Comparison:
 
         The interval is a bootstrap over prompts; the pictures of a prompt stay together.
         """
-        return _bootstrap(self.right[SIDES.index(side)].float().mean(0), self._groups(task))
+        return bootstrap(self.right[SIDES.index(side)].float().mean(0), self._groups(task))
 
     def gain(self, task: str | None = None) -> Estimate:
         """Return masked minus base accuracy, paired by prompt and noise."""
         difference = self.right[1].float().mean(0) - self.right[0].float().mean(0)
-        return _bootstrap(difference, self._groups(task))
+        return bootstrap(difference, self._groups(task))
 
     def distance(self, side: str) -> Estimate:
         """Return the FID of a side: mean over seeds, Student's interval."""
-        return _student(self.distances[SIDES.index(side)])
+        return student(self.distances[SIDES.index(side)])
 
     def distance_gain(self) -> Estimate:
         """Return masked minus base FID, paired by seed; below zero is better."""
-        return _student(self.distances[1] - self.distances[0])
+        return student(self.distances[1] - self.distances[0])
 
     def _groups(self, task: str | None) -> list[Tensor]:
         tasks = [task] if task else [t for t in TASKS if any(p.task == t for p in self.prompts)]
@@ -91,25 +75,6 @@ class Comparison:
             row = f"| FID (bundled features) | {self.distance('base')} | {self.distance('masked')} "
             lines.append(row + f"| {self.distance_gain()} |")
         return "\n".join(lines)
-
-
-def _bootstrap(values: Tensor, groups: Sequence[Tensor]) -> Estimate:
-    """Mean over groups of the mean within each, with a percentile interval from resampling inside the groups."""
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(_RESAMPLES)
-    for index in groups:
-        picks = torch.randint(len(index), (_RESAMPLES, len(index)), generator=generator)
-        total += values[index][picks].mean(1)
-    low, high = (total / len(groups)).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(sum(float(values[index].mean()) for index in groups) / len(groups), low, high)
-
-
-def _student(values: Tensor) -> Estimate:
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    half = _STUDENT.get(len(values), 1.96) * float(values.std()) / len(values) ** 0.5
-    return Estimate(mean, mean - half, mean + half)
 
 
 def compare(

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
 from .features import Features
-from .generation import generate
+from .generation import maker
+from .shards import Shot, make_missing
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -56,42 +57,20 @@ def generate_folder(
     Raises:
         DataError: the folder cannot be written, or holds pictures of other prompts or settings.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
-    missing: list[tuple[int, dict[str, Any]]] = []
-    for i in range(rank, len(prompts), world):
-        wanted = {"prompt": prompts[i], "seed": seed + i} | settings | options
-        beside = folder / f"{i:06d}.json"
-        if not beside.is_file() or not beside.with_suffix(".png").is_file():
-            missing.append((i, wanted))
-        elif (found := json.loads(beside.read_text())) != json.loads(json.dumps(wanted)):
-            changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            raise DataError(
-                f"expected {folder} to be empty or to hold pictures of these prompts and settings, {', '.join(changed)} "
-                f"differ in {beside.name}; choose another folder"
-            )
-    bar = tqdm(range(0, len(missing), batch_size), desc="generate", disable=not progress or rank > 0)
-    for start in bar:
-        chunk = missing[start : start + batch_size]
-        pictures = generate(
-            pipe,
-            [w["prompt"] for _, w in chunk],
-            seeds=[w["seed"] for _, w in chunk],
-            batch_size=batch_size,
-            progress=False,
-            **options,
-        )
-        for (i, wanted), picture in zip(chunk, pictures, strict=True):
-            path = folder / f"{i:06d}.png"
-            part = path.with_name(path.name + ".part")
-            pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            Image.fromarray(pixels).save(part, "PNG")
-            part.replace(path)
-            part.write_text(json.dumps(wanted))  # last, so that a picture without it is made again
-            part.replace(path.with_suffix(".json"))
-    return len(missing)
+    names = [folder / f"{i:06d}" for i in range(len(prompts))]
+    shots = [
+        Shot(name.with_suffix(".png"), name.with_suffix(".json"), prompt, seed + i)
+        for i, (name, prompt) in enumerate(zip(names, prompts, strict=True))
+    ]
+    return make_missing(
+        maker(pipe, **options),
+        shots,
+        settings=settings | options,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+        progress=progress,
+    )
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..attachment import disabled
 from ..errors import DataError
+
+#: Makes pictures (N, 3, H, W) in [0, 1] from N prompts, each from the noise of its own seed; the seam of all benchmarks.
+Make = Callable[[Sequence[str], Sequence[int]], Tensor]
 
 
 def generate(
@@ -69,3 +73,24 @@ def generate(
     finally:
         pipe.set_progress_bar_config(**{"disable": False} | bar_config)
     return torch.cat(pictures)
+
+
+def maker(pipe: Any, *, masks: bool = True, **options: Any) -> Make:
+    """Return a function that generates pictures from prompts and seeds.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+        masks: generate with the masks that are attached, if any; without them if false.
+        options: passed to `generate`.
+    """
+
+    def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        def run() -> Tensor:
+            return generate(pipe, prompts, seeds=seeds, batch_size=len(prompts), progress=False, **options)
+
+        if masks:
+            return run()
+        with disabled(pipe):
+            return run()
+
+    return make

@@ -1,0 +1,199 @@
+"""`maskunet evaluate --benchmark`: GenEval or T2I-CompBench on the base model, a masker, or both."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .. import __version__
+from ..errors import DataError
+from .inputs import local_device, open_pipeline
+
+if TYPE_CHECKING:
+    from ..evaluation import Benchmark, Make, Scores
+
+SIDES = {"base": ("base",), "masker": ("masker",), "both": ("base", "masker")}
+#: Prompts of the shapes world where none are given: as many a task as GenEval has, 553 over six.
+_BUNDLED_PROMPTS = 552
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a benchmark's own script generates: pictures a prompt, denoising steps, guidance."""
+
+    samples: int
+    steps: int
+    guidance_scale: float
+
+
+SETTINGS = {"geneval": Setting(4, 50, 9.0), "t2i-compbench": Setting(10, 30, 7.5)}
+
+
+def run_benchmark_command(
+    name: str,
+    *,
+    model: str | None,
+    masker: str | None,
+    prompts_file: Path | None,
+    pictures: Path | None,
+    sides: str | None,
+    samples: int | None,
+    sources: Mapping[str, str | None],
+    limit: int | None,
+    output: Path,
+    scheduler: str | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    seed: int,
+    batch_size: int,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    """Generate where there is a model, score, print a table and write `summary.json` and `summary.md`.
+
+    Raises:
+        DataError: options that do not fit each other, or prompts that cannot be used.
+    """
+    if name not in SETTINGS:
+        raise DataError(f"expected a benchmark ({', '.join(SETTINGS)}), got {name!r}")
+    if (model is None) == (pictures is None):
+        raise DataError(
+            "expected --model to generate with, or --pictures in the benchmark's layout to score, not both"
+        )
+    chosen = sides or ("both" if masker else "base")
+    if pictures is not None and (sides or masker or prompts_file or limit):
+        raise DataError(
+            "expected --pictures without --sides, --masker, --prompts-file and --limit; the folder says what it holds"
+        )
+    if chosen not in SIDES:
+        raise DataError(f"expected --sides {', '.join(SIDES)}, got {chosen!r}")
+    if "masker" in SIDES[chosen] and masker is None:
+        raise DataError(f"expected --masker with --sides {chosen}, got none")
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if pictures is not None and rank > 0:
+        return
+    setting, where = SETTINGS[name], local_device(device)
+    options = {"samples": samples or setting.samples, "seed": seed}
+    bundled = model == "shapes"
+    # Whoever scores reads its networks first: errors before hours of work.
+    found = (_geneval if name == "geneval" else _t2i_compbench)(
+        prompts_file,
+        limit,
+        sources,
+        bundled=bundled,
+        generate=model is not None,
+        score=rank == 0,
+        where=where,
+        **options,
+    )
+    record: dict[str, Any] = {"benchmark": name, "samples": options["samples"], "seed": seed}
+    if pictures is not None:
+        _save(_score(found, pictures, output), record | {"pictures": str(pictures)}, output)
+        return
+    from ..evaluation import maker, run_benchmark
+
+    drawing: dict[str, Any] = {
+        "num_inference_steps": steps or setting.steps,
+        "guidance_scale": setting.guidance_scale if guidance_scale is None else guidance_scale,
+    }
+    pipe = open_pipeline(str(model), masker if "masker" in SIDES[chosen] else None, device, dtype, scheduler)
+    makers: dict[str, Make] = {side: maker(pipe, masks=side == "masker", **drawing) for side in SIDES[chosen]}
+    shared = {"model": model, "scheduler": type(pipe.scheduler).__name__} | drawing
+    settings = {side: shared | {"masker": masker if side == "masker" else None} for side in makers}
+    scores = run_benchmark(
+        found, makers, output, settings=settings, batch_size=batch_size, rank=rank, world=world, say=typer.echo
+    )
+    if scores is not None:
+        _save(scores, record | {"settings": settings}, output)
+
+
+def _geneval(
+    file: Path | None,
+    limit: int | None,
+    sources: Mapping[str, str | None],
+    *,
+    bundled: bool,
+    generate: bool,
+    score: bool,
+    where: Any,
+    **options: Any,
+) -> Benchmark:
+    from ..evaluation import GenEval
+    from ..evaluation.detectors import Detector, JudgeDetector
+    from ..evaluation.geneval import read_metadata
+    from ..evaluation.mask2former import CLIP, MASK2FORMER, Mask2FormerDetector
+    from ..shapes.scenes import held_out_prompts
+
+    _refuse(sources, ("vqa",), "geneval")
+    if file is not None:
+        metadata = list(read_metadata(file))[:limit]
+    elif bundled:
+        metadata = [prompt.metadata() for prompt in held_out_prompts(limit or _BUNDLED_PROMPTS)]
+    elif generate:
+        raise DataError("expected --prompts-file with GenEval's evaluation_metadata.jsonl; only 'shapes' has its own")
+    else:
+        metadata = []
+    source = sources["detector"] or ("judge" if bundled else MASK2FORMER)
+    detector: Detector | None = None
+    if score and source == "judge":
+        _refuse(sources, ("clip",), "the judge")
+        detector = JudgeDetector()
+    elif score:
+        detector = Mask2FormerDetector.from_pretrained(source, clip=sources["clip"] or CLIP, device=where)
+    return GenEval(metadata, detector, **options)
+
+
+def _t2i_compbench(
+    file: Path | None,
+    limit: int | None,
+    sources: Mapping[str, str | None],
+    *,
+    bundled: bool,
+    generate: bool,
+    score: bool,
+    where: Any,
+    **options: Any,
+) -> Benchmark:
+    from ..evaluation import T2ICompBench
+    from ..evaluation.blip_vqa import BLIP_VQA, BlipVqa
+    from ..evaluation.t2i_compbench import read_prompts, spacy_phrases
+
+    _refuse(sources, ("detector", "clip"), "t2i-compbench")
+    if file is None and generate:
+        raise DataError("expected --prompts-file with T2I-CompBench's color_val.txt, or a folder of such files")
+    prompts = {} if file is None else {name: of_one[:limit] for name, of_one in read_prompts(file).items()}
+    if not score:
+        return T2ICompBench(prompts, **options)
+    phrases = spacy_phrases()
+    return T2ICompBench(prompts, BlipVqa.from_pretrained(sources["vqa"] or BLIP_VQA, device=where), phrases, **options)
+
+
+def _refuse(sources: Mapping[str, str | None], names: tuple[str, ...], what: str) -> None:
+    if given := [f"--{name}" for name in names if sources[name]]:
+        raise DataError(f"expected no {', '.join(given)} with {what}")
+
+
+def _score(benchmark: Benchmark, pictures: Path, output: Path) -> Scores:
+    from ..evaluation import Scores
+
+    found = benchmark.score(pictures, output)
+    return Scores.of({"pictures": found}, overall=benchmark.overall, digits=benchmark.digits)
+
+
+def _save(scores: Scores, record: dict[str, Any], output: Path) -> None:
+    import torch
+
+    from .pictures import make_folder, save_text
+
+    make_folder(output)
+    versions = {"maskunet": __version__, "torch": torch.__version__}
+    record |= {"scores": scores.to_dict(), "versions": versions}
+    save_text(json.dumps(record, indent=1) + "\n", output / "summary.json")
+    save_text(scores.to_markdown() + "\n", output / "summary.md")
+    typer.echo(scores.to_markdown())

@@ -1,0 +1,67 @@
+"""Figures with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_RESAMPLES = 2000
+#: 97.5 % point of the normal distribution.
+_Z = 1.959964
+#: 97.5 % point of Student's t with n - 1 degrees of freedom, for n = 2 to 10 runs.
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return format(self, ".3f")
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def bootstrap(values: Tensor, groups: Sequence[Tensor], weights: Tensor | None = None) -> Estimate:
+    """Return the mean over groups of the mean within each, with a percentile interval from resampling inside groups.
+
+    Args:
+        values: a value for each of N prompts, (N,).
+        groups: indices of the prompts of each group.
+        weights: weight of each prompt inside its group, (N,); equal ones if None.
+    """
+    w = torch.ones_like(values) if weights is None else weights.to(values)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(_RESAMPLES)
+    for index in groups:
+        picks = index[torch.randint(len(index), (_RESAMPLES, len(index)), generator=generator)]
+        total += (values[picks] * w[picks]).sum(1) / w[picks].sum(1)
+    low, high = (total / len(groups)).quantile(torch.tensor([0.025, 0.975])).tolist()
+    means = [float((values[i] * w[i]).sum() / w[i].sum()) for i in groups]
+    return Estimate(sum(means) / len(means), low, high)
+
+
+def wilson(share: float, count: int) -> Estimate:
+    """Return a share of `count` independent trials with Wilson's interval."""
+    centre, scale = share + _Z**2 / (2 * count), 1 + _Z**2 / count
+    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return Estimate(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def student(values: Tensor) -> Estimate:
+    """Return the mean over runs with Student's interval; without bounds for a single run."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = _STUDENT.get(len(values), 1.96) * float(values.std()) / len(values) ** 0.5
+    return Estimate(mean, mean - half, mean + half)

@@ -1,0 +1,93 @@
+"""`maskunet evaluate --benchmark`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maskunet.evaluation import blip_vqa, t2i_compbench
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
+    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--limit", 6, "--steps", 2, "--output", "out"]
+    words += ["--samples", 1, "--device", "cpu"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert "6 pictures made, out/base" in out
+    assert "| **overall** | 6 | 6 |" in out
+    code, out, err = run(*words, "--masker", "shapes")
+    assert code == 0, err
+    assert "0 pictures made, out/base" in out
+    assert "6 pictures made, out/masker" in out
+    assert "| masker - base |" in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["base"]["masker"] is None
+    assert summary["settings"]["masker"]["guidance_scale"] == 9.0
+    assert set(summary["scores"]["overall"]) == {"prompts", "pictures", "base", "masker", "masker - base"}
+    assert (tmp_path / "out" / "summary.md").read_text() in out
+    assert len((tmp_path / "out" / "masker" / "results.jsonl").read_text().splitlines()) == 6
+    code, out, err = run("evaluate", "--benchmark", "geneval", "--pictures", "out/masker", "--detector", "judge")
+    assert code == 0, err
+    assert "| pictures |" in out
+
+
+def test_geneval_on_another_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that does not score reads no detector, and makes its own share alone."""
+    entry = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a star"}
+    (tmp_path / "metadata.jsonl").write_text("\n".join([json.dumps(entry)] * 3))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--prompts-file", "metadata.jsonl"]
+    code, out, err = run(*words, "--samples", 1, "--steps", 1, "--device", "cpu", "--output", "out")
+    assert code == 0, err
+    assert out == "1 pictures made, out/base\n"
+    assert [f.parent.parent.name for f in (tmp_path / "out").rglob("*.png")] == ["00001"]
+
+
+def test_t2i_compbench(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Vqa:
+        @classmethod
+        def from_pretrained(cls, source: str, device: object) -> Callable[..., list[list[float]]]:
+            assert source == blip_vqa.BLIP_VQA
+            return lambda pictures, questions: [[0.25] * len(q) for q in questions]
+
+    monkeypatch.setattr(blip_vqa, "BlipVqa", Vqa)
+    monkeypatch.setattr(t2i_compbench, "spacy_phrases", lambda: lambda prompt: [prompt])
+    (tmp_path / "color_val.txt").write_text("a red star\na blue star\n")
+    words = ["evaluate", "--benchmark", "t2i-compbench", "--model", "shapes", "--prompts-file", "color_val.txt"]
+    words += ["--samples", 2, "--steps", 1, "--device", "cpu", "--output", "out"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert "| color | 2 | 4 | 0.2500 [0.2500, 0.2500] |" in out
+    assert (tmp_path / "out" / "base" / "color" / "samples" / "a blue star_000003.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--benchmark", "mmlu", "--model", "shapes"], "geneval, t2i-compbench"),
+        (["--benchmark", "geneval"], "--pictures to measure"),
+        (["--benchmark", "geneval", "--model", "shapes", "--pictures", "x"], "not both"),
+        (["--benchmark", "geneval", "--model", "shapes", "--sides", "search"], "base, masker, both"),
+        (["--benchmark", "geneval", "--model", "shapes", "--sides", "both"], "--masker with --sides both"),
+        (["--benchmark", "geneval", "--model", "shapes", "--features", "shapes"], "without --protocol"),
+        (["--benchmark", "geneval", "--model", "shapes", "--vqa", "x/y"], "no --vqa with geneval"),
+        (["--benchmark", "geneval", "--model", "shapes", "--clip", "x/y"], "no --clip with the judge"),
+        (["--benchmark", "geneval", "--model", "nowhere"], "evaluation_metadata.jsonl"),
+        (["--benchmark", "geneval", "--pictures", "x", "--limit", 2], "the folder says"),
+        (["--benchmark", "geneval", "--pictures", "x", "--detector", "judge"], "GenEval's folders"),
+        (["--benchmark", "geneval", "--pictures", "x", "--detector", "./x"], "expected a Mask2Former"),
+        (["--benchmark", "t2i-compbench", "--model", "shapes"], "color_val.txt"),
+        (["--model", "shapes", "--samples", 2], "expected --benchmark"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, words: list[object], message: str) -> None:
+    code, _, err = run("evaluate", "--device", "cpu", *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err

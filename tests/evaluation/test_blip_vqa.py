@@ -1,0 +1,73 @@
+"""BLIP-VQA on a tiny random checkpoint in the real format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessorPil
+
+import maskunet as mu
+from maskunet.evaluation.blip_vqa import BlipVqa, clean_question
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 44, 3), dtype=np.uint8))
+
+
+def test_equals_the_first_token_of_transformers_own_answer(blip_folder: Path) -> None:
+    """Preprocessing by transformers' processor, the answer by its `generate`; only [ENC] is put in by hand."""
+    vqa = BlipVqa.from_pretrained(blip_folder)
+    pictures = [noise(0), noise(1)]
+    questions = [["a red bench?", "a blue bowl?"], ["The Round, (Clock)?"]]
+    found = vqa(pictures, questions)
+    assert [len(f) for f in found] == [2, 1]
+    model = BlipForQuestionAnswering.from_pretrained(blip_folder).eval()
+    tokenizer = BertTokenizer.from_pretrained(blip_folder)
+    size = {"height": 32, "width": 32}
+    for picture, asked, answers in zip(pictures, questions, found, strict=True):
+        pixels = BlipImageProcessorPil(size=size)(picture, return_tensors="pt").pixel_values
+        for question, answer in zip(asked, answers, strict=True):
+            tokens = tokenizer(clean_question(question), return_tensors="pt")
+            tokens.input_ids[:, 0] = model.config.text_config.vocab_size - 1
+            options = {"max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
+            out = model.generate(
+                input_ids=tokens.input_ids,
+                pixel_values=pixels,
+                attention_mask=tokens.attention_mask,
+                do_sample=False,
+                **options,
+            )
+            p = out.scores[0][0].softmax(-1)
+            yes, no = (p[tokenizer.convert_tokens_to_ids(word)] for word in ("yes", "no"))
+            assert answer == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+    assert len({round(p, 5) for of_one in found for p in of_one}) == 3
+
+
+def test_questions_do_not_depend_on_their_batch(blip_folder: Path) -> None:
+    vqa = BlipVqa.from_pretrained(blip_folder)
+    questions = [["a cat?", "a very long question about a bench?"], [], ["a dog?"]]
+    whole = vqa([noise(i) for i in range(3)], questions)
+    vqa.chunk = 1
+    singly = [vqa([noise(i)], [questions[i]])[0] for i in range(3)]
+    assert whole[1] == []
+    for a, b in zip(whole, singly, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_questions_are_cleaned() -> None:
+    assert clean_question('A "Red" bench (old)!?') == "a red bench old?"
+    assert clean_question(" ".join(["a"] * 60)).count("a") == 50
+
+
+def test_unreadable_networks(tmp_path: Path, blip_folder: Path) -> None:
+    with pytest.raises(mu.CheckpointError, match="BLIP for questions"):
+        BlipVqa.from_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    model = BlipForQuestionAnswering.from_pretrained(blip_folder)
+    with pytest.raises(mu.CheckpointError, match="'yes' and 'no'"):
+        BlipVqa(model, BertTokenizer.from_pretrained(tmp_path))
+    assert torch.is_grad_enabled()

@@ -1,0 +1,158 @@
+"""GenEval's folders and results, on the shapes world and its judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+import maskunet as mu
+from maskunet.evaluation import GenEval, maker, run_benchmark
+from maskunet.evaluation.detectors import JudgeDetector
+from maskunet.evaluation.geneval import find_samples, read_metadata
+from maskunet.metrics.geneval import Detection
+from maskunet.shapes.drawing import draw
+from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
+
+PROMPTS = held_out_prompts(12)
+METADATA = [p.metadata() for p in PROMPTS]
+
+
+def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """What the prompts ask for, drawn; and so right."""
+    scenes = {scene.caption: scene for scene in held_out_scenes(12)}
+    return draw([scenes[p] for p in prompts])
+
+
+def blank(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    return torch.full((len(prompts), 3, 64, 64), 0.5)
+
+
+def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
+    benchmark = GenEval(METADATA, JudgeDetector(), samples=2)
+    said: list[str] = []
+    sides = {"base": blank, "masker": drawn}
+    found = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, say=said.append)
+    assert found is not None
+    assert found.estimate("base").value == 0
+    assert found.estimate("masker").value == 1
+    assert found.gain("masker", "base").value == 1
+    assert said[0] == f"24 pictures made, {tmp_path / 'base'}"
+    place = tmp_path / "masker" / "00003"
+    assert json.loads((place / "metadata.jsonl").read_text()) == METADATA[3]
+    assert sorted(f.name for f in (place / "samples").iterdir()) == ["0000.png", "0001.png"]
+    lines = [json.loads(line) for line in (tmp_path / "base" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    assert list(lines[0]) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+    assert lines[0]["filename"].endswith("base/00000/samples/0000.png")
+    assert json.loads(lines[2]["metadata"]) == METADATA[1]
+    assert lines[0]["reason"].endswith("found 0")
+    right = json.loads((tmp_path / "masker" / "results.jsonl").read_text().splitlines()[0])
+    assert right["correct"] is True
+    ((box,),) = json.loads(right["details"]).values()
+    assert len(box) == 5
+    again = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, say=said.append)
+    assert said[-1].startswith("0 pictures made")
+    assert again is not None
+    assert again.to_dict() == found.to_dict()
+
+
+def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    """Two processes and one make the same pictures; sides share their noise."""
+    mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=9.0), seed=0))
+    options: dict[str, Any] = {"num_inference_steps": 2}
+    sides = {"base": maker(pipe, masks=False, **options), "masker": maker(pipe, **options)}
+    letters = [m | {"prompt": "a b"} for m in METADATA[:3]]
+    benchmark = GenEval(letters, JudgeDetector(), samples=2, seed=3)
+    run = {"progress": False, "batch_size": 4}
+    assert run_benchmark(GenEval(letters, samples=2, seed=3), sides, tmp_path / "two", rank=1, world=2, **run) is None
+    assert run_benchmark(benchmark, sides, tmp_path / "two", rank=0, world=2, **run) is not None
+    run_benchmark(benchmark, sides, tmp_path / "one", **run)
+
+    def pictures(folder: Path) -> list[bytes]:
+        return [Image.open(s.file).tobytes() for s in find_samples(folder)]
+
+    assert pictures(tmp_path / "two" / "base") == pictures(tmp_path / "one" / "base")
+    base, masked = (pictures(tmp_path / "one" / side) for side in sides)
+    assert len(set(base)) == 6
+    worst = max(abs(a - b) for x, y in zip(base, masked, strict=True) for a, b in zip(x, y, strict=True))
+    assert worst <= 1
+
+
+def test_a_folder_made_elsewhere(tmp_path: Path) -> None:
+    """Its script numbers pictures with five digits, draws a grid, and may have stopped early."""
+    for i, (entry, picture) in enumerate(zip(METADATA, drawn([p.prompt for p in PROMPTS], []), strict=True)):
+        place = tmp_path / "made" / f"{i:05d}"
+        (place / "samples").mkdir(parents=True)
+        (place / "metadata.jsonl").write_text(json.dumps(entry))
+        image = Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
+        image.save(place / "grid.png")
+        for k in range(1 if i else 3):
+            image.save(place / "samples" / f"{k:05d}.png")
+    (tmp_path / "made" / "notes").mkdir()
+    scores = GenEval([], JudgeDetector()).score(tmp_path / "made", tmp_path / "out", progress=False)
+    assert [s.value for s in scores] == [1.0] * 14
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 14
+
+
+def test_a_detector_of_ones_own(tmp_path: Path) -> None:
+    class Two:
+        names, palette = {"dog"}, {"red"}
+
+        def __call__(self, picture: Image.Image) -> list[Detection]:
+            return [Detection("dog", None, 0.8, (0, 0, 4, 4))] * 2
+
+        def colours(self, picture: Image.Image, objects: Sequence[Detection]) -> list[str]:
+            return ["red"] * len(objects)
+
+    include = [{"class": "dog", "count": 2, "color": "red"}]
+    entries = [{"tag": t, "include": include, "prompt": "two red dogs"} for t in ("colors", "counting")]
+    found = run_benchmark(GenEval(entries, Two(), samples=1), {"base": blank}, tmp_path, progress=False)
+    assert found is not None
+    assert (found.estimate("base", "colors").value, found.estimate("base", "counting").value) == (1, 0)
+    with pytest.raises(mu.DataError, match=r"expected classes that Two knows \(dog\), the prompts ask for .*circle"):
+        GenEval(METADATA, Two())
+    with pytest.raises(mu.DataError, match=r"expected colours .* the prompts ask for brown"):
+        GenEval([{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "brown"}], "prompt": ""}], Two())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has none"),
+        ("{", "could not read"),
+        ('{"tag": "colors"}', "'tag' and 'prompt'"),
+        ('{"tag": "colors", "prompt": "a"}', "'include' or 'exclude'"),
+        ('{"tag": "colors", "prompt": "a", "include": [{"class": "dog"}]}', "line 1 .*'count'"),
+        (
+            '{"tag": "position", "prompt": "a", "include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}',
+            "earlier requirement",
+        ),
+    ],
+)
+def test_bad_metadata(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with pytest.raises(mu.DataError, match=message):
+        read_metadata(tmp_path / "metadata.jsonl")
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(mu.DataError, match="GenEval's folders"):
+        find_samples(tmp_path)
+    with pytest.raises(mu.DataError, match="expected a detector"):
+        GenEval(METADATA).score(tmp_path, tmp_path)
+    with pytest.raises(mu.DataError, match="at least one side"):
+        run_benchmark(GenEval(METADATA), {}, tmp_path)
+    GenEval(METADATA).shots(tmp_path)
+    with pytest.raises(mu.DataError, match="or to hold these prompts"):
+        GenEval(METADATA[1:]).shots(tmp_path)
+    (tmp_path / "00000" / "samples" / "0000.png").write_text("no picture")
+    with pytest.raises(mu.DataError, match="expected a picture"):
+        GenEval(METADATA, JudgeDetector()).score(tmp_path, tmp_path, progress=False)

@@ -1,0 +1,129 @@
+"""T2I-CompBench's folders, prompts and figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import maskunet as mu
+from maskunet.evaluation import T2ICompBench, run_benchmark
+from maskunet.evaluation.blip_vqa import BlipVqa
+from maskunet.evaluation.t2i_compbench import find_samples, read_prompts, spacy_phrases
+
+PROMPTS = {"color": ["a red bench and a blue bowl.", "a cat."], "shape": ["a round clock"]}
+
+
+def grey(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    return torch.stack([torch.full((3, 32, 32), (seed % 256) / 255) for seed in seeds])
+
+
+def phrases(prompt: str) -> list[str]:
+    return [part.strip(". ") for part in prompt.split(" and ")]
+
+
+def test_layout_and_figures(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def vqa(pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked.extend(list(q) for q in questions)
+        assert all(p.size == (32, 32) for p in pictures)
+        return [[0.33336 if "red" in q else 0.5 for q in of_one] for of_one in questions]
+
+    benchmark = T2ICompBench(PROMPTS, vqa, phrases, samples=2, batch_size=4)
+    found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
+    assert found is not None
+    folder = tmp_path / "base" / "color"
+    assert sorted(f.name for f in (folder / "samples").iterdir()) == [
+        "a cat._000002.png",
+        "a cat._000003.png",
+        "a red bench and a blue bowl._000000.png",
+        "a red bench and a blue bowl._000001.png",
+    ]
+    assert asked == [["a red bench?", "a blue bowl?"]] * 2 + [["a cat?"]] * 2 + [["a round clock?"]] * 2
+    answers = json.loads((folder / "annotation_blip" / "vqa_result.json").read_text())
+    # 0.33336 is rounded to 0.3334, and its product with 0.5 stays 0.1667.
+    assert answers == [{"question_id": i, "answer": a} for i, a in enumerate(["0.1667", "0.1667", "0.5000", "0.5000"])]
+    assert (folder / "annotation_blip" / "blip_vqa_score.txt").read_text().startswith("BLIP-VQA score:0.33335")
+    assert found.estimate("base", "color").value == pytest.approx(0.33335)
+    assert found.names == ["color", "shape"]
+    assert "overall" not in found.to_markdown()
+    seeds = [json.loads(f.read_text())["seed"] for f in tmp_path.glob("base/*/records/*.json")]
+    assert len(set(seeds)) == 6
+
+
+def test_with_a_network_and_a_folder_made_elsewhere(blip_folder: Path, tmp_path: Path) -> None:
+    """One category's folder, as the original's script leaves it: numbered by the hundred thousand, with a grid beside."""
+    place = tmp_path / "color"
+    (place / "samples").mkdir(parents=True)
+    for number in (100000, 9):
+        Image.new("RGB", (40, 32), "red").save(place / "samples" / f"a red bench_{number:06d}.png")
+    Image.new("RGB", (8, 8)).save(place / "a red bench-grid-00000.png")
+    vqa = BlipVqa.from_pretrained(blip_folder)
+    scores = T2ICompBench({}, vqa, phrases).score(place, tmp_path / "out", progress=False)
+    assert [(s.prompt, s.task) for s in scores] == [(0, "color")] * 2
+    ((expected,),) = vqa([Image.new("RGB", (40, 32), "red")], [["a red bench?"]])
+    assert scores[0].value == round(expected, 4)
+    assert (tmp_path / "out" / "color" / "annotation_blip" / "vqa_result.json").is_file()
+    assert [s.number for s in find_samples(tmp_path)] == [9, 100000]
+
+
+def test_no_more_than_eight_phrases_and_none_is_right(tmp_path: Path) -> None:
+    def vqa(pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        return [[0.5] * len(q) for q in questions]
+
+    prompts = {"color": ["many", "none"]}
+    benchmark = T2ICompBench(prompts, vqa, lambda p: ["x"] * 20 if p == "many" else [], samples=1)
+    found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
+    assert found is not None
+    assert found.values["base"].tolist() == [pytest.approx(0.0039), 1]
+
+
+def test_prompts_files(tmp_path: Path) -> None:
+    (tmp_path / "color_val.txt").write_text("a red bench\tmore\n\na cat\n")
+    (tmp_path / "shape_val.txt").write_text("a round clock\n")
+    (tmp_path / "spatial_val.txt").write_text("a cat above a dog\n")
+    assert read_prompts(tmp_path) == {"color": ["a red bench", "a cat"], "shape": ["a round clock"]}
+    assert read_prompts(tmp_path / "spatial_val.txt") == {"spatial": ["a cat above a dog"]}
+    (tmp_path / "bad.txt").write_text("a red/blue bench\n")
+    with pytest.raises(mu.DataError, match="no slash or underscore"):
+        read_prompts(tmp_path / "bad.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(mu.DataError, match="it has none"):
+        read_prompts(tmp_path / "empty.txt")
+    with pytest.raises(mu.DataError, match="could not read"):
+        read_prompts(tmp_path / "missing.txt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(mu.DataError, match=r"color_val\.txt"):
+        read_prompts(tmp_path / "folder")
+
+
+def test_splitter_is_spacys_or_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(mu.DataError, match=r"pip install 'maskunet\[t2i-compbench\]' && python -m spacy download"):
+        spacy_phrases()
+
+    def load(name: str) -> object:
+        assert name == "en_core_web_sm"
+        return lambda text: types.SimpleNamespace(noun_chunks=text.split(" and "))
+
+    monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(load=load))
+    assert spacy_phrases()("a red bench and a cat") == ["a red bench", "a cat"]
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(mu.DataError, match="a splitter of prompts"):
+        T2ICompBench(PROMPTS).score(tmp_path, tmp_path)
+    with pytest.raises(mu.DataError, match="T2I-CompBench's folders"):
+        find_samples(tmp_path)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "cat.png").write_text("")
+    with pytest.raises(mu.DataError, match="named <prompt>_<number>"):
+        find_samples(tmp_path)
