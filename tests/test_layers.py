@@ -69,7 +69,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipelines", "reproduce.report"),
     ("reproduce.world",),
     ("reproduce.table1", "reproduce.ablations", "reproduce.search"),
-    ("reproduce.plots",),
+    ("reproduce.plots", "reproduce.search_report"),
     ("reproduce",),
     ("cli.pictures", "cli.info", "cli.convert", "cli.train", "cli.inputs"),
     ("cli.demo", "cli.reproduce", "cli.benchmark", "cli.search"),

@@ -21,15 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__, rewards, zoo
 from ..metrics.distances import frechet_distance
-from ..metrics.geneval import check
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
 from ..searching import SearchConfig, StepwiseSampler, rivals
 from ..searching import search as search_masks
-from ..shapes.judge import judge
 from ..shapes.scenes import held_out_prompts
-from ..shapes.vocabulary import TASKS
-from .world import Sampling, Split, World, cell
+from .world import Sampling, Split, World, accuracy_by_task, cell
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +115,6 @@ def run_study(
             made.append(method(pipe, texts[rows], seeds[rows], reward, **options))
         seconds = time.monotonic() - start
         pictures = torch.cat(made)
-        right: dict[str, list[bool]] = {task: [] for task in TASKS}
-        for prompt, found in zip(prompts, judge(pictures), strict=True):
-            right[prompt.task].append(check(found, prompt.metadata()) is None)
-        accuracy = {task: sum(r) / len(r) for task, r in right.items() if r}
         with torch.no_grad():
             scores = torch.cat(
                 [reward(p, texts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
@@ -130,7 +123,7 @@ def run_study(
         return {
             "n": len(pictures),
             "reward": float(scores.mean()),
-            "accuracy": accuracy | {"overall": sum(accuracy.values()) / len(accuracy)},
+            "accuracy": accuracy_by_task(pictures, prompts),
             "fid": {s: frechet_distance(x, world.real[study.split][s]) for s, x in features.items()},
             "seconds": seconds,
             "forwards": forward_equivalents(pipe, method, reward, options),

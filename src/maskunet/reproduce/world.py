@@ -26,7 +26,7 @@ from ..metrics.geneval import check
 from ..relaxation import derive_seed
 from ..shapes.drawing import draw
 from ..shapes.judge import judge
-from ..shapes.scenes import held_out_prompts, held_out_scenes
+from ..shapes.scenes import Prompt, held_out_prompts, held_out_scenes
 from ..shapes.vocabulary import TASKS
 from ..training import Run, TrainConfig, build_method, train
 
@@ -111,14 +111,10 @@ class World:
                 for run in range(pictures)
             ]
         )
-        right: dict[str, list[bool]] = {task: [] for task in TASKS}
-        for prompt, found in zip(chosen * pictures, judge(made), strict=True):
-            right[prompt.task].append(check(found, prompt.metadata()) is None)
-        accuracy = {task: sum(r) / len(r) for task, r in right.items() if r}
         features = self.features(made)
         return {
             "n": len(made),
-            "accuracy": accuracy | {"overall": sum(accuracy.values()) / len(accuracy)},
+            "accuracy": accuracy_by_task(made, chosen * pictures),
             "fid": {space: frechet_distance(x, self.real[split][space]) for space, x in features.items()},
             "clip_score": self.clip_score(made, texts * pictures),
         }
@@ -139,6 +135,20 @@ class World:
             )
         calls = trace.overall_density()
         return sum(calls) / len(calls)
+
+
+def accuracy_by_task(pictures: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Return the share of right pictures by task, and "overall", the mean over tasks.
+
+    Args:
+        pictures: (B, 3, H, W) in [0, 1].
+        prompts: a prompt for each.
+    """
+    right: dict[str, list[bool]] = {task: [] for task in TASKS}
+    for prompt, found in zip(prompts, judge(pictures), strict=True):
+        right[prompt.task].append(check(found, prompt.metadata()) is None)
+    accuracy = {task: sum(r) / len(r) for task, r in right.items() if r}
+    return accuracy | {"overall": sum(accuracy.values()) / len(accuracy)}
 
 
 class ArtRuns:
