@@ -41,13 +41,13 @@ VAE = {
 }
 
 
-def unet_side(device: str, *, reuse: bool, rows: int) -> Callable[[], None]:
+def unet_side(device: str, *, reuse: bool, rows: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     """An iteration's U-Net part: forward with masks, backward to the logits."""
     with torch.device(device):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        latents, embeds = torch.randn(rows, 4, 64, 64), torch.randn(rows, 77, 768)
+        latents, embeds = torch.randn(rows, 4, 64, 64, dtype=dtype), torch.randn(rows, 77, 768, dtype=dtype)
         timestep = torch.tensor(500)
-    unet.requires_grad_(False)
+    unet.to(dtype).requires_grad_(False)
     network = describe(unet, "decoder-attention")
     live = LiveMasks(network)
     mu.attach(unet, live)
@@ -67,16 +67,18 @@ def unet_side(device: str, *, reuse: bool, rows: int) -> Callable[[], None]:
     return call
 
 
-def decoder_side(device: str, size: int) -> Callable[[], None]:
+def decoder_side(device: str, size: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     """Decoding for the reward, both ways."""
     with torch.device(device):
         vae = AutoencoderKL(**VAE)
-        latents = torch.randn(1, 4, size, size, requires_grad=True)
-    vae.requires_grad_(False)
+        latents = torch.randn(1, 4, size, size, dtype=dtype, requires_grad=True)
+    vae.to(dtype).requires_grad_(False)
     return lambda: vae.decode(latents, return_dict=False)[0].sum().backward()
 
 
-def reward_side(device: str, layers: int, width: int, patch: int) -> Callable[[], None]:
+def reward_side(
+    device: str, layers: int, width: int, patch: int, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     """A reward's vision tower, both ways; its text side is computed once."""
     with torch.device(device):
         config = CLIPVisionConfig(
@@ -88,19 +90,19 @@ def reward_side(device: str, layers: int, width: int, patch: int) -> Callable[[]
             patch_size=patch,
         )
         model: Any = CLIPVisionModel(config)
-        pictures: Tensor = torch.randn(1, 3, 224, 224, requires_grad=True)
-    model.requires_grad_(False)
+        pictures: Tensor = torch.randn(1, 3, 224, 224, dtype=dtype, requires_grad=True)
+    model.to(dtype).requires_grad_(False)
     return lambda: model(pictures).pooler_output.sum().backward()
 
 
-PARTS: dict[str, Callable[[str], Callable[[], None]]] = {
-    "unet, plain": lambda d: unet_side(d, reuse=False, rows=2),
-    "unet, reuse": lambda d: unet_side(d, reuse=True, rows=2),
-    "unet, reuse, conditional half": lambda d: unet_side(d, reuse=True, rows=1),
-    "decoder, 512 px": lambda d: decoder_side(d, 64),
-    "decoder, 256 px": lambda d: decoder_side(d, 32),
-    "reward, ViT-H/14": lambda d: reward_side(d, 32, 1280, 14),
-    "reward, ViT-L/16": lambda d: reward_side(d, 24, 1024, 16),
+PARTS: dict[str, Callable[..., Callable[[], None]]] = {
+    "unet, plain": lambda d, **o: unet_side(d, **o, reuse=False, rows=2),
+    "unet, reuse": lambda d, **o: unet_side(d, **o, reuse=True, rows=2),
+    "unet, reuse, conditional half": lambda d, **o: unet_side(d, **o, reuse=True, rows=1),
+    "decoder, 512 px": lambda d, **o: decoder_side(d, 64, **o),
+    "decoder, 256 px": lambda d, **o: decoder_side(d, 32, **o),
+    "reward, ViT-H/14": lambda d, **o: reward_side(d, 32, 1280, 14, **o),
+    "reward, ViT-L/16": lambda d, **o: reward_side(d, 24, 1024, 16, **o),
 }
 ITERATIONS = {
     "plain": ("unet, plain", "decoder, 512 px"),
@@ -115,6 +117,40 @@ def flops(call: Callable[[], None]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e12
+
+
+def saved(call: Callable[[], None]) -> float:
+    """GiB that a call keeps for its backward pass, weights left out."""
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if x.requires_grad or x.grad_fn is not None or x.is_leaf:
+            seen[storage._cdata] = storage.nbytes()
+        return x
+
+    weights = {p.untyped_storage()._cdata for p in _parameters(call)}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        call()
+    return sum(size for key, size in seen.items() if key not in weights) / 2**30
+
+
+def _parameters(call: Callable[[], None]) -> list[Tensor]:
+    """Parameters of the modules that a call closes over."""
+    cells = [c.cell_contents for c in call.__closure__ or ()]
+    return [p for x in cells if isinstance(x, torch.nn.Module) for p in x.parameters()]
+
+
+#: GiB that stay in memory in half precision: parameters in millions, two bytes each; logits and Adam in single.
+RESIDENT = {
+    "U-Net": 859.5e6 * 2,
+    "autoencoder": 83.7e6 * 2,
+    "text encoder": 123.1e6 * 2,
+    "HPSv2 (ViT-H/14 and its text tower)": 986.1e6 * 2,
+    "ImageReward (ViT-L/16, BERT)": 447e6 * 2,
+    "mask logits, their gradient, Adam's two moments": 49.03e6 * 4 * 4,
+    "best masks of the step, one byte": 49.03e6,
+}
 
 
 def totals(parts: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -142,6 +178,13 @@ def main() -> None:
     torch.manual_seed(0)
     counted = {name: flops(make("meta")) for name, make in PARTS.items()}
     result: dict[str, Any] = {"machine": machine(), "tflop": {"parts": counted, "iterations": totals(counted)}}
+    kept = {name: saved(make("meta", dtype=torch.float16)) for name, make in PARTS.items()}
+    resident = {name: size / 2**30 for name, size in RESIDENT.items()}
+    rewards = sum(v for name, v in kept.items() if name.startswith("reward"))
+    peaks = {name: sum(resident.values()) + sum(kept[p] for p in used) + rewards for name, used in ITERATIONS.items()}
+    result["gib_in_half_precision"] = {"saved": kept, "resident": resident, "peak": peaks}
+    for name, peak in peaks.items():
+        print(f"{name}: {peak:.1f} GiB planned at 512 px, batch 1, half precision, no checkpointing")
     if not args.no_time:
         taken: dict[str, float] = {}
         for name, make in PARTS.items():  # one part in memory at a time
