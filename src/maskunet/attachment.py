@@ -261,6 +261,16 @@ def detach(model: Any) -> None:
             torch.compiler.reset()
 
 
+def reattach(model: Any, attachment: Attachment | None) -> None:
+    """Put back what `attachment_of` gave before something else was attached; None detaches."""
+    if attachment_of(model) is attachment:
+        return
+    detach(model)
+    if attachment is not None:
+        attachment.install()
+        unet_of(model).__dict__[_ATTRIBUTE] = attachment
+
+
 @contextlib.contextmanager
 def disabled(model: Any) -> Iterator[None]:
     """Run the base model inside the context: masks are off, exactly as if detached. Contexts can be nested."""

@@ -30,7 +30,12 @@ def test_cells_compute_and_report(tmp_path: Path) -> None:
     with Image.open(written[0]) as picture:
         assert picture.width > 1000
 
+    other = {"masks": masks(iterations=0)}
+    again = run_study(tmp_path / "work", STUDY, other, say=said.append)
+    assert again["cells"]["masks"][0]["forwards"] < cells["masks"]["forwards"]
+
     def never(*args: object, **options: object) -> None:
         raise AssertionError("a finished cell was made again")
 
-    assert run_study(tmp_path / "work", STUDY, dict.fromkeys(methods, never))["cells"] == result["cells"]
+    never.__name__ = "_plain"
+    assert run_study(tmp_path / "work", STUDY, {"plain": never})["cells"]["plain"] == result["cells"]["plain"]

@@ -21,7 +21,9 @@ from maskunet.targets import describe
 
 PROMPTS = ["a b", "c d"]
 SEEDS = [4, 7]
-CONFIG = SearchConfig(num_inference_steps=3, iterations=3, guidance_scale=4.0, learning_rate=0.5)
+CONFIG = SearchConfig(
+    num_inference_steps=3, iterations=3, guidance_scale=4.0, learning_rate=0.5, initial_logit=1.0, halves="both"
+)
 
 
 def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -121,6 +123,36 @@ def test_found_masks_give_the_same_picture_again_and_serve_other_seeds(pipe: Any
     assert size < 3 * weights / 8 + 10_000  # one bit a weight, step and sample
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "changes"),
+    [("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}), ("HeunDiscreteScheduler", {})],
+)
+def test_steps_at_one_timestep_have_masks_of_their_own(pipe: Any, scheduler: str, changes: dict[str, Any]) -> None:
+    pipe.scheduler = getattr(diffusers, scheduler)(**changes)
+    found = searched(pipe, changed(learning_rate=2.0))
+    times = found.masks.timesteps
+    assert len(set(times)) < len(times)
+    mu.attach(pipe, found.masks)
+    for _ in range(2):  # the second run starts from the first step again
+        generators = [torch.Generator().manual_seed(s) for s in SEEDS]
+        again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
+        torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+
+
+def test_steps_that_end_early_leave_no_gradient(pipe: Any) -> None:
+    """A step that ends by its target has computed a gradient that it does not use; nor may the next."""
+    early = searched(pipe, changed(target_reward=-10.0))
+    none = searched(pipe, changed(target_reward=-10.0, iterations=1))
+    assert equal(early, none)
+    first = searched(pipe, changed(iterations=(1, 1, 1), patience=1))
+    assert bool(first.rewards.isfinite().all())
+
+
+def test_free_u_is_not_applied_twice(pipe: Any) -> None:
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    assert equal(searched(pipe), searched(pipe, changed(reuse=False)))
+
+
 def test_conditional_half_alone(pipe: Any) -> None:
     config = changed(halves="conditional")
     found = searched(pipe, config)
@@ -132,6 +164,8 @@ def test_conditional_half_alone(pipe: Any) -> None:
     again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
     torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
     assert found.masks.select(0).guided_half == "conditional"
+    with pytest.raises(mu.DataError, match="conditional half"):
+        searched(pipe)
     with pytest.raises(mu.TargetError, match="guided batch"):
         pipe(["a"], num_inference_steps=1, guidance_scale=1.0)
 
@@ -183,10 +217,29 @@ def test_on_top_of_a_trained_masker(pipe: Any) -> None:
     after = attachment_of(pipe)
     assert before is not None
     assert after is not None
-    assert (after.masker, after.seed) == (before.masker, before.seed)
+    assert after is before
+    with mu.disabled(pipe):  # what is disabled does not lie under the search
+        alone = searched(pipe)
     mu.detach(pipe)
+    assert equal(alone, searched(pipe))
     assert found.base is not None
     assert not torch.equal(found.base, searched(pipe).base)
+
+
+def test_masks_under_a_search_are_those_of_its_masker(pipe: Any) -> None:
+    """With no iterations the picture is the masker's own, noise and all, whatever the number of its sets."""
+    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=1.0), seed=0)
+    generator.requires_grad_(True)
+    for masker, seed in ((generator, 5), (searched(pipe).masks, None)):
+        mu.attach(pipe, masker, seed=seed)
+        found = searched(pipe, changed(iterations=0))
+        assert found.base is not None
+        torch.testing.assert_close(found.pictures, found.base, atol=1e-5, rtol=1e-5)
+        more = mu.search(pipe, PROMPTS * 2, redness, CONFIG, progress=False)
+        assert more.base_rewards is not None
+        assert float((more.rewards - more.base_rewards).mean()) > 0
+        assert all(p.grad is None and p.requires_grad for p in generator.parameters())
+        mu.detach(pipe)
 
 
 def test_nothing_is_left_behind_after_a_failure(pipe: Any) -> None:
@@ -293,3 +346,10 @@ def test_wrong_settings(pipe: Any) -> None:
             searched(pipe, changed(**wrong))
     with pytest.raises(mu.DataError, match="prompt"):
         mu.search(pipe, [], redness, CONFIG)
+    with pytest.raises(mu.DataError, match="list"):
+        mu.search(pipe, "a b", redness, CONFIG)
+    with pytest.raises(mu.DataError, match="multiples of 2"):
+        searched(pipe, changed(height=17))
+    pipe.scheduler = diffusers.KDPM2DiscreteScheduler()
+    with pytest.raises(mu.DataError, match="KDPM2"):
+        searched(pipe)

@@ -17,6 +17,7 @@ SCHEDULERS = [
     ("DDIMScheduler", {}),
     ("EulerDiscreteScheduler", {}),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
     ("EulerAncestralDiscreteScheduler", {}),
     ("DPMSolverMultistepScheduler", {}),
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}),
@@ -48,6 +49,7 @@ def generated(pipe: Any, **options: Any) -> torch.Tensor:
 def test_equals_the_pipeline(make_pipe: Callable[..., Any], name: str, changes: dict[str, Any], kind: str) -> None:
     pipe = make_pipe("sd1")
     pipe.scheduler = getattr(diffusers, name)(prediction_type=kind, **changes)
+    # Ours first: the pipeline's scheduler has not been set to these steps yet.
     for options in ({"guidance_scale": 5.0}, {"guidance_scale": 1.0}):
         torch.testing.assert_close(sampled(pipe, **options), generated(pipe, **options), atol=1e-5, rtol=1e-5)
 

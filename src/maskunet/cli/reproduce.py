@@ -11,7 +11,12 @@ import typer
 
 reproduce_app = typer.Typer(help="The paper's tables in kind, on the bundled model.", no_args_is_help=True)
 
-Output = Annotated[Path, typer.Option(help="Folder for the record (JSON), the table (Markdown) and the figures.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for record (JSON), table (Markdown), figures; docs/results, or runs/<name> for a share."
+    ),
+]
 Work = Annotated[Path | None, typer.Option(help="Folder of runs and finished cells; runs/<name> by default.")]
 Share = Annotated[float, typer.Option(min=0.001, max=1.0, help="Share of the whole, to try it out.")]
 
@@ -19,7 +24,8 @@ Share = Annotated[float, typer.Option(min=0.001, max=1.0, help="Share of the who
 def _report(
     name: str,
     title: str,
-    output: Path,
+    output: Path | None,
+    whole: bool,
     run: Callable[[], dict[str, Any]],
     table: Callable[[dict[str, Any]], str],
     plot: Callable[[dict[str, Any], Path], list[Path]],
@@ -27,6 +33,8 @@ def _report(
     """Run a study and write its record, table and figures."""
     from .pictures import make_folder, save_text
 
+    # A trial must not take the place of the whole.
+    output = output or (Path("docs/results") if whole else Path("runs") / name)
     make_folder(output)
     result = run()
     save_text(json.dumps(result, indent=1) + "\n", output / f"{name}.json")
@@ -37,7 +45,7 @@ def _report(
 
 
 @reproduce_app.command()
-def table1(output: Output = Path("docs/results"), work: Work = None, share: Share = 1.0) -> None:
+def table1(output: Output = None, work: Work = None, share: Share = 1.0) -> None:
     """Fine-tune on the art domain, evaluate zero-shot on the first world; the same command again goes on."""
     from ..reproduce.plots import plot_table1
     from ..reproduce.report import table1_markdown
@@ -49,6 +57,7 @@ def table1(output: Output = Path("docs/results"), work: Work = None, share: Shar
         "table1",
         "Table 1, in kind",
         output,
+        share == 1.0,
         lambda: reproduce_table1(folder, config, say=typer.echo),
         table1_markdown,
         plot_table1,
@@ -56,7 +65,7 @@ def table1(output: Output = Path("docs/results"), work: Work = None, share: Shar
 
 
 @reproduce_app.command()
-def ablations(output: Output = Path("docs/results"), work: Work = None, share: Share = 1.0) -> None:
+def ablations(output: Output = None, work: Work = None, share: Share = 1.0) -> None:
     """Masks without timestep, without sample, on more layers, and over training; the same command again goes on."""
     from ..reproduce.ablations import AblationConfig, reproduce_ablations, shortened
     from ..reproduce.plots import plot_ablations
@@ -68,6 +77,7 @@ def ablations(output: Output = Path("docs/results"), work: Work = None, share: S
         "ablations",
         "Ablations, in kind",
         output,
+        share == 1.0,
         lambda: reproduce_ablations(folder, config, say=typer.echo),
         ablations_markdown,
         plot_ablations,
@@ -76,7 +86,7 @@ def ablations(output: Output = Path("docs/results"), work: Work = None, share: S
 
 @reproduce_app.command()
 def search(
-    output: Output = Path("docs/results"),
+    output: Output = None,
     work: Work = None,
     prompts: Annotated[int, typer.Option(min=6, help="Held-out prompts.")] = 300,
     seeds: Annotated[int, typer.Option(min=1, help="Sets of starting noises.")] = 3,
@@ -90,6 +100,7 @@ def search(
         "search",
         "Search of masks and its rivals",
         output,
+        study == SearchStudy(),
         lambda: run_study(folder, study, say=typer.echo),
         search_markdown,
         plot_search,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..searching.config import SearchConfig
 from .inputs import Device, Dtype, MaskerPath, Model, Seed, open_pipeline, read_prompts
 
 
@@ -44,7 +46,6 @@ def search(
     """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
     from ..errors import DataError
     from ..rewards import parse_reward
-    from ..searching import SearchConfig
     from ..searching import search as run
     from .pictures import make_folder
 
@@ -70,10 +71,18 @@ def search(
     where = pipe.unet.device
     judged = parse_reward(reward or ["shapes"]).to(where, pipe.unet.dtype)
     decoder = _preview(preview_decoder, pipe) if preview_decoder else None
-    settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__, "rewards": judged.name}
+    settings = {
+        "model": model,
+        "masker": masker,
+        "scheduler": type(pipe.scheduler).__name__,
+        "rewards": judged.name,
+        "reward_sources": list(reward or ["shapes"]),
+        "preview_decoder": preview_decoder,
+        "dtype": str(pipe.unet.dtype),
+    }
     for start in range(0, len(prompts), batch_size):
         chunk = list(enumerate(prompts))[start : start + batch_size]
-        if all(_finished(output, i, p, seed + i, settings) for i, p in chunk):
+        if all(_finished(output, i, p, seed + i, config, settings) for i, p in chunk):
             continue
         texts, seeds = [p for _, p in chunk], [seed + i for i, _ in chunk]
         found = run(pipe, texts, judged, config, seeds=seeds, decoder=decoder)
@@ -85,8 +94,10 @@ def search(
     typer.echo(f"{len(prompts)} pictures in {output}; their masks in {output / 'masks'}")
 
 
-def _finished(output: Path, index: int, prompt: str, seed: int, settings: dict[str, Any]) -> bool:
-    """Whether an earlier call finished this very picture."""
+def _finished(
+    output: Path, index: int, prompt: str, seed: int, config: SearchConfig, settings: dict[str, Any]
+) -> bool:
+    """Whether an earlier call with the same settings finished this very picture."""
     path = output / f"{index:05d}.json"
     if not path.is_file():
         return False
@@ -94,9 +105,8 @@ def _finished(output: Path, index: int, prompt: str, seed: int, settings: dict[s
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return bool(record.get("prompt") == prompt and record.get("seed") == seed) and all(
-        record.get(k) == v for k, v in settings.items()
-    )
+    wanted = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
+    return all(record.get(k) == v for k, v in wanted.items())
 
 
 def _preview(source: str, pipe: Any) -> Any:

@@ -47,6 +47,7 @@ class MaskSchedule(Masker):
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
             self._packed[layer.name] = ones.expand(len(self.timesteps), -1).clone()
         self._unpacked: tuple[int, dict[str, Tensor]] = (-1, {})
+        self._call: tuple[Any, int] = (None, 0)  # timestep and index of the call under way
         self._names = {block.name: tuple(layer.name for layer in block.layers) for block in network.blocks}
         self._shapes = {layer.name: layer.shape for layer in network.layers}
 
@@ -82,23 +83,42 @@ class MaskSchedule(Masker):
         t = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
         return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - t))
 
+    def _index(self, block: str, timestep: Any) -> int:
+        """The index for a call; schedulers that call twice at one timestep (PNDM, Heun) take its two entries in turn."""
+        before, index = self._call
+        now = None if timestep is None else self.timesteps[self.nearest(timestep)]
+        if block == next(iter(self._names)):  # the call's first block
+            following = self.timesteps[index + 1] if index + 1 < len(self.timesteps) else None
+            index = index + 1 if now is not None and now == before == following else self.nearest(timestep)
+            self._call = (now, index)
+        return index
+
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers at the call's timestep."""
-        index, device = self.nearest(inputs.timestep), inputs.hidden_states.device
+        index, device = self._index(block, inputs.timestep), inputs.hidden_states.device
         if self._unpacked[0] != index:
             self._unpacked = (index, {})  # one timestep at a time is unpacked
         cache = self._unpacked[1]
         for name in self._names[block]:
             if name not in cache or cache[name].device != device:
-                cache[name] = self.get(index, name).to(device)
+                self._packed[name] = self._packed[name].to(device)  # the bits travel, an eighth of the masks
+                cache[name] = self.get(index, name)
         form = GivenMask if self.guided_half is None else _ConditionalMask
         return {name: form(cache[name]) for name in self._names[block]}
 
     def select(self, sample: int) -> MaskSchedule:
         """Return the schedule of one sample, to use it for other seeds or prompts."""
-        out = MaskSchedule(self.network, self.timesteps, guided_half=self.guided_half)
+        return self.split([sample])[0]
+
+    def split(self, samples: Sequence[int] | None = None) -> list[MaskSchedule]:
+        """Return a schedule for each of the given samples, all of them if None."""
+        chosen = range(self.samples) if samples is None else samples
+        out = [MaskSchedule(self.network, self.timesteps, guided_half=self.guided_half) for _ in chosen]
         for i in range(len(self.timesteps)):
-            out.set(i, {name: self.get(i, name)[sample : sample + 1] for name in self._packed})
+            for name in self._packed:
+                masks = self.get(i, name)
+                for schedule, sample in zip(out, chosen, strict=True):
+                    schedule.set(i, {name: masks[sample : sample + 1]})
         return out
 
     @classmethod

@@ -1,8 +1,8 @@
-"""Search of masks against its rivals at equal compute, on the bundled model: reward, and the judge that no method sees.
+"""Search of masks and its rivals on the bundled model: reward, compute, and the judge that no method sees.
 
-Every method gets the same prompts, starting seeds and reward and about the same compute. Compute is counted: all floating
-point operations of a run (U-Net, decoder, reward), over those of one guided U-Net call on one sample. Finished cells are
-kept, so the same call again goes on.
+Every method gets the same prompts, starting seeds and reward. Compute is counted and shown beside: all floating point
+operations of a run (U-Net, decoder, reward), over those of one guided U-Net call on one sample. Finished cells are kept, so
+the same call again goes on; a method whose settings have changed is measured anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,34 @@ class SearchStudy:
 
 def masks(**changes: Any) -> Method:
     """Return mask search with these settings as a method."""
+    own = {k: v for k, v in changes.items() if k != "preset"}
+    return partial(_masks, config=SearchConfig.preset(changes.get("preset", "default"), compare_base=False, **own))
 
-    def run(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, **options: Any) -> Tensor:
-        preset = changes.get("preset", "default")
-        own = {k: v for k, v in changes.items() if k not in ("preset", "candidates")}
-        config = SearchConfig.preset(preset, compare_base=False, **own, **options)
-        return search_masks(pipe, prompts, reward, config, seeds=seeds, progress=False).pictures
 
-    return run
+def _masks(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    config: SearchConfig,
+    **options: Any,
+) -> Tensor:
+    return search_masks(pipe, prompts, reward, replace(config, **options), seeds=seeds, progress=False).pictures
+
+
+def fingerprint(method: Method) -> str:
+    """Return a method's settings as a text, to tell a finished cell of other settings."""
+    if isinstance(method, partial):
+        return f"{method.func.__name__} {sorted(method.keywords.items())}"
+    return getattr(method, "__name__", repr(method))
 
 
 def _plain(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, **options: Any) -> Tensor:
     return rivals.plain(pipe, prompts, seeds, **options)
 
 
-#: Methods by name; the numbers are set so that all but plain sampling cost about the same.
+#: Methods by name.
 METHODS: dict[str, Method] = {
     "plain": _plain,
     "best of 8": partial(rivals.best_of_n, count=8),
@@ -133,7 +146,7 @@ def run_study(
     for seed in range(study.seeds):
         for name, method in methods.items():
             path = work / "cells" / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
-            found = cell(path, partial(measured, method, seed))
+            found = cell(path, partial(measured, method, seed), fingerprint(method))
             cells[name].append(found)
             overall = found["accuracy"]["overall"]
             say(

@@ -225,12 +225,20 @@ def load_base() -> Any:
     return pipe
 
 
-def cell(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a finished cell, or make it and keep it."""
+def cell(path: Path, make: Callable[[], dict[str, Any]], settings: str | None = None) -> dict[str, Any]:
+    """Return a finished cell, or make it and keep it.
+
+    Args:
+        path: its file.
+        make: makes it.
+        settings: what it was made with; a cell of other settings is made anew. None if the path says it all.
+    """
     if path.is_file():
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found.get("settings") == settings:
+            return found
     start = time.monotonic()
-    found = make()
+    found = make() | ({} if settings is None else {"settings": settings})
     found["minutes"] = round((time.monotonic() - start) / 60, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

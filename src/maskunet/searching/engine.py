@@ -13,6 +13,7 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,11 +68,11 @@ def search(
     Raises:
         DataError: no prompts, or a setting out of range.
         RewardError: the reward gives another shape, is not finite, or has no gradient.
-        TargetError: the targets match nothing, or a masker is attached to other layers.
+        TargetError: the targets match nothing.
     """
     config = (config or SearchConfig()).checked()
-    if not prompts:
-        raise DataError("expected at least one prompt, got none")
+    if isinstance(prompts, str) or not prompts:
+        raise DataError(f"expected a list of at least one prompt, got {prompts!r}")
     prompts = list(prompts)
     reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     numbers = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
@@ -84,11 +85,11 @@ def search(
         "width": config.width,
     }
     with prepared(pipe, config, decoder):
+        run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder)
         base = None
         if config.compare_base:
             with torch.no_grad():
                 base = _finish(StepwiseSampler(pipe, prompts, **options))
-        run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder)
         pictures = run.run(progress)
     with torch.no_grad():
         after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
@@ -141,9 +142,11 @@ class _Search:
             for name, shape in shapes.items()
         }
         attached = attachment_of(pipe)
+        attached = attached if attached is not None and attached.enabled else None
         names = [layer.name for layer in self.network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
-        self.live = LiveMasks(describe(pipe.unet, names), None if attached is None else attached.masker)
+        self.live = LiveMasks(describe(pipe.unet, names), attached)
+        self.grads: list[Tensor | None] = []
         half = "conditional" if config.halves == "conditional" and sampler.guided else None
         self.schedule = MaskSchedule(
             self.network, [float(t) for t in sampler.timesteps], samples=count, guided_half=half
@@ -168,7 +171,7 @@ class _Search:
                     bar.update()
                     shown = self.history[-1]
                     kept = shown["density"]
-                    bar.set_postfix(reward=f"{_mean(shown['reward']):.4f}", density=f"{_mean(kept):.4f}")
+                    bar.set_postfix(reward=_mean(shown["reward"]), density=_mean(kept))
             with torch.no_grad():
                 return self.sampler.decode(self.sampler.latents).cpu()
         finally:
@@ -202,7 +205,9 @@ class _Search:
         best, stale = _Best(len(self.sampler.prompts)), 0
         for k in range(iterations + 1):
             last = k == iterations
-            rewards, output, masks = self._evaluate(index, k, gradient=not last)
+            # The last iterate of "last" is taken whatever its reward.
+            judged = not last or config.keep == "best"
+            rewards, output, masks = self._evaluate(index, k, gradient=not last, judged=judged)
             better = best.offer(rewards, output, masks, take=config.keep == "last")
             stale = 0 if bool(better.any()) else stale + 1
             reached = config.target_reward is not None and bool((best.rewards >= config.target_reward).all())
@@ -229,19 +234,25 @@ class _Search:
         factor = 1 if size is None else min(self.sampler.height, self.sampler.width) // size
         return latents if factor < 2 else torch.nn.functional.avg_pool2d(latents, factor)
 
-    def _evaluate(self, index: int, k: int, *, gradient: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Rewards (B,), the guided output and the masks of the present logits; gradients go to the logits."""
+    def _evaluate(
+        self, index: int, k: int, *, gradient: bool, judged: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Rewards (B,), the guided output and the masks of the present logits; their gradients go to `grads`."""
         sampler = self.sampler
+        self.live.masks, self.grads = {}, []  # the former iterate's make room
         with torch.set_grad_enabled(gradient):
             self.live.masks = {name: self._draw(name, logits, index, k) for name, logits in self.logits.items()}
             if self.without is None:
                 output = sampler.predict()
             else:
                 output = sampler.guide(self.without, sampler.predict_half(conditional=True))
-            pictures = sampler.decode(self._preview(sampler.pred_x0(output)), self.decoder)
-            rewards = self.reward(pictures, sampler.prompts).float()
-            if gradient:
-                (rewards.sum() * -self.scale).backward()
+            rewards = torch.full((len(sampler.prompts),), float("nan"))
+            if judged:
+                pictures = sampler.decode(self._preview(sampler.pred_x0(output)), self.decoder)
+                rewards = self.reward(pictures, sampler.prompts).float()
+            if gradient:  # to the logits alone: whatever else the reward is made of keeps its own gradients
+                loss = rewards.sum() * -self.scale
+                self.grads = list(torch.autograd.grad(loss, list(self.logits.values()), allow_unused=True))
         masks = {name: mask.detach().bool() for name, mask in self.live.masks.items()}
         found = rewards.detach().cpu()
         kept = torch.stack([m.flatten(1).sum(1).float() for m in masks.values()]).sum(0) / self.network.weights
@@ -258,15 +269,16 @@ class _Search:
 
     def _improve(self) -> None:
         """Take a step on the logits by the gradients that `_evaluate` left."""
-        grads = [x.grad for x in self.logits.values() if x.grad is not None]
+        grads = [g for g in self.grads if g is not None]
         if not grads:
             raise RewardError("expected the reward to depend on the masks, no gradient reached them")
         if not all(bool(torch.isfinite(g).all()) for g in grads):
             if self.scale <= 1:
-                raise RewardError("expected finite gradients of the reward, got others")
+                raise RewardError(
+                    f"expected finite gradients of reward {self.reward.name!r}, got others; try float32, or bfloat16"
+                )
             self.scale /= 16
             logger.warning("gradients overflowed; scaled down to %g", self.scale)
-            self.optimizer.zero_grad(set_to_none=True)
             return
         for g in grads:
             g /= self.scale
@@ -275,6 +287,8 @@ class _Search:
             shrink = (self.config.max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1)
             for g in grads:
                 g *= shrink.view(-1, *[1] * (g.ndim - 1))
+        for logits, grad in zip(self.logits.values(), self.grads, strict=True):
+            logits.grad = grad
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -284,12 +298,13 @@ class _Search:
                 "step": index,
                 "timestep": float(self.sampler.timestep),
                 "iteration": k,
-                "reward": rewards.tolist(),
+                "reward": [r if math.isfinite(r) else None for r in rewards.tolist()],  # JSON has no NaN
                 "density": density.tolist(),
                 "seconds": time.monotonic() - self.started,
             }
         )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{sum(known) / len(known):.4f}" if known else "-"

@@ -5,56 +5,69 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..attachment import Attachment
 from ..maskers import BlockInput, Draw, LayerMask, Masker
-from ..maskers.base import GivenMask
 from ..targets import LayerSpec, Network
 
 
 class LiveMasks(Masker):
-    """Masks that the search sets before each call; a layer without one keeps every weight.
+    """Masks that the search sets before each call; a layer without one computes as it is.
 
     Args:
         network: the blocks and layers that are searched or lie under the search.
-        under: a trained masker to search on top of: a weight is kept where both keep it.
+        under: what was attached before: a weight is kept where its masker and the search both keep it. Its masks are
+            drawn as they would be alone, and no gradient flows through what it is conditioned on.
     """
 
-    def __init__(self, network: Network, under: Masker | None = None) -> None:
+    def __init__(self, network: Network, under: Attachment | None = None) -> None:
         super().__init__(network)
-        self.under = under
+        self._under = (under,)  # in a tuple: not a part of this module
         self.masks: dict[str, Tensor] = {}
         self._names = {block.name: [layer.name for layer in block.layers] for block in self.network.blocks}
-        self._shapes = {layer.name: layer.shape for layer in self.network.layers}
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers."""
+        (under,) = self._under
         below: Mapping[str, LayerMask] = {}
-        if self.under is not None and block in {b.name for b in self.under.network.blocks}:
-            below = self.under.block_masks(block, inputs)
-        found: dict[str, LayerMask] = {}
-        for name in self._names[block]:
-            if name not in self.masks:
-                ones = torch.ones(self._shapes[name], device=inputs.hidden_states.device)
-                found[name] = below[name] if name in below else GivenMask(ones)
-            else:
-                own = GivenMask(self.masks[name])
-                found[name] = _Both(own, below[name]) if name in below else own
-        return found
+        draw = None
+        if under is not None and block in {b.name for b in under.masker.network.blocks}:
+            under.timestep = inputs.timestep
+            draw = under.draw()
+            with torch.no_grad():
+                below = under.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
+        return {name: _Live(self.masks.get(name), below.get(name), draw) for name in self._names[block]}
 
 
-class _Both(LayerMask):
-    """The product of two masks."""
+class _Live(LayerMask):
+    """The searched mask, the mask below, their product, or none."""
 
-    def __init__(self, own: LayerMask, below: LayerMask) -> None:
-        self.own, self.below = own, below
+    def __init__(self, own: Tensor | None, below: LayerMask | None, draw: Draw | None) -> None:
+        self.own, self.below, self.draw = own, below, draw
 
     def logits(self) -> None:
         """Return None: a product has no logits."""
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the product; where the one has fewer rows than the other, they repeat."""
-        own, below = self.own.mask(layer, draw, batch), self.below.mask(layer, draw, batch)
-        if below.ndim > len(layer.shape) and below.shape[0] > own.shape[0]:
-            own = own.repeat(below.shape[0] // own.shape[0], *[1] * len(layer.shape))
+        """Return the mask; where the one has fewer rows than the other, they repeat."""
+        if self.below is None:
+            return torch.ones(()).expand(layer.shape) if self.own is None else self.own
+        with torch.no_grad():
+            below = self.below.mask(layer, self.draw or draw, batch)
+        if self.own is None:
+            return below
+        own, below = self.own, below if below.ndim > len(layer.shape) else below[None]
+        rows = max(len(own), len(below))
+        own, below = (m.repeat(rows // len(m), *[1] * len(layer.shape)) if len(m) < rows else m for m in (own, below))
         return own * below.to(own.dtype)
+
+    def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        """Compute the layer as it is where no mask is set."""
+        if self.own is not None or self.below is not None:
+            return super().apply(layer, module, x, mask)
+        if isinstance(module, nn.Linear):
+            return F.linear(x, module.weight, module.bias)
+        assert isinstance(module, nn.Conv2d)
+        return module._conv_forward(x, module.weight, module.bias)

@@ -8,31 +8,39 @@ from typing import Any
 
 import torch
 
-from ..attachment import attach, attachment_of, detach
+from ..attachment import attachment_of, reattach
+from ..errors import DataError
 from ..freezing import frozen
 from .config import SearchConfig
 
 
 @contextlib.contextmanager
 def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
-    """Freeze every part, switch checkpointing on, and leave the pipeline as it was."""
+    """Freeze every part, switch checkpointing on, and leave the pipeline as it was.
+
+    Raises:
+        DataError: what is attached cannot lie under a search.
+    """
     attached = attachment_of(pipe)
-    checkpointed = [
-        m for m in (pipe.unet, pipe.vae) if config.gradient_checkpointing and not m.is_gradient_checkpointing
-    ]
+    if attached is not None and getattr(attached.masker, "guided_half", None) is not None:
+        raise DataError(
+            "expected a masker that masks whole batches under a search, one of the conditional half alone is attached; "
+            "call maskunet.detach first"
+        )
+    others = [m for m in (decoder, attached and attached.masker) if isinstance(m, torch.nn.Module)]
+    parts = [m for m in (pipe.unet, pipe.vae, decoder) if hasattr(m, "is_gradient_checkpointing")]
+    checkpointed = [m for m in parts if config.gradient_checkpointing and not m.is_gradient_checkpointing]
+    checkpointed = [m for m in checkpointed if getattr(m, "_supports_gradient_checkpointing", False)]
     upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
     try:
-        with frozen(pipe, *([] if decoder is None else [decoder])):
+        with frozen(pipe, *others):
             for part in checkpointed:
                 part.enable_gradient_checkpointing()
             if upcast:  # SDXL's decoder overflows in half precision
                 pipe.vae.to(torch.float32)
             yield
     finally:
-        if attached is None:
-            detach(pipe)
-        elif attachment_of(pipe) is not attached:
-            attach(pipe, attached.masker, noise=attached.noise).reseed(attached.seed)
+        reattach(pipe, attached)
         if upcast:
             pipe.vae.to(torch.float16)
         for part in checkpointed:

@@ -27,7 +27,8 @@ class SearchResult:
         base: pictures of the same noise without the search, or None.
         rewards: of the pictures, (B,).
         base_rewards: of the base pictures, (B,), or None.
-        masks: the masks by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other seeds.
+        masks: the masks found, by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other
+            seeds. Masks of a masker that lay under the search are not among them.
         history: an entry an evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start.
         config: the settings.
         settings: prompts and seeds.
@@ -52,8 +53,9 @@ class SearchResult:
         """The base pictures as PIL images; empty without them."""
         return [] if self.base is None else _images(self.base)
 
-    def summary(self, index: int) -> dict[str, Any]:
-        """Return one picture's settings, rewards and history as JSON values."""
+    def summary(self, index: int, density: Tensor | None = None) -> dict[str, Any]:
+        """Return one picture's settings, rewards and history as JSON values; `density` (B) spares computing it."""
+        density = self.masks.density().mean(0) if density is None else density
         history = [h | {"reward": h["reward"][index], "density": h["density"][index]} for h in self.history]
         return {
             "maskunet": __version__,
@@ -62,7 +64,7 @@ class SearchResult:
             "config": asdict(self.config),
             "reward": float(self.rewards[index]),
             "base_reward": None if self.base_rewards is None else float(self.base_rewards[index]),
-            "density": float(self.masks.density()[:, index].mean()),
+            "density": float(density[index]),
             "history": history,
         }
 
@@ -89,11 +91,12 @@ class SearchResult:
                     part = where / f"{first + i:05d}.png.part"
                     image.save(part, "PNG")
                     part.replace(where / f"{first + i:05d}.png")
-            for i in range(len(self.pictures)):
+            density = self.masks.density().mean(0)
+            for i, schedule in enumerate(self.masks.split()):
                 name = f"{first + i:05d}"
-                save(self.masks.select(i), path / "masks" / name)
+                save(schedule, path / "masks" / name)
                 part = path / f"{name}.json.part"
-                part.write_text(json.dumps(settings | self.summary(i), indent=1) + "\n")
+                part.write_text(json.dumps(settings | self.summary(i, density), indent=1) + "\n")
                 part.replace(path / f"{name}.json")  # last: a picture with its settings is a finished one
         except OSError as error:
             raise CheckpointError(f"expected a folder that can be written, got {path}: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..hooks import Replacement
 from ..targets import Network
@@ -50,10 +50,10 @@ class Reuse:
     def __init__(self, unet: nn.Module, network: Network) -> None:
         self._kept: dict[str, Any] = {}
         self.computed = 0  # calls of a module that were computed
+        names = untouched(unet, network)
+        self._last = names[-1] if names else ""
         self._replacements = [
-            Replacement(module, self._keeping(name))
-            for name in untouched(unet, network)
-            if (module := _module(unet, name)) is not None
+            Replacement(module, self._keeping(name)) for name in names if (module := _module(unet, name)) is not None
         ]
 
     def _keeping(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -63,7 +63,9 @@ class Reuse:
                     self.computed += 1
                     with torch.no_grad():
                         self._kept[name] = original(*args, **kwargs)
-                return self._kept[name]
+                kept = self._kept[name]
+                # FreeU scales in place what enters a decoder block.
+                return kept.clone() if name == self._last and isinstance(kept, Tensor) else kept
 
             return forward
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attachment import attach, detach
+from ..attachment import attach, attachment_of, reattach
+from ..errors import DataError
 from ..freezing import frozen
 from ..maskers import RandomMasks
 from ..relaxation import derive_seed
@@ -77,6 +78,7 @@ def random_masks(
     **options: Any,
 ) -> Tensor:
     """Sample under `count` random masks from the same noise, the first without, and keep the highest reward."""
+    before = attachment_of(pipe)
 
     def make(j: int) -> Tensor:
         if j:
@@ -84,7 +86,7 @@ def random_masks(
         try:
             return plain(pipe, prompts, seeds, **options)
         finally:
-            detach(pipe)
+            reattach(pipe, before)
 
     return _chosen(make, count, prompts, reward)
 
@@ -107,13 +109,14 @@ def particles(
         count: particles a prompt.
         scale: lambda; a particle's weight is exp(lambda (r - its reward at the last resampling)).
         every: steps between resamplings.
-        options: of `StepwiseSampler`.
+        options: of `StepwiseSampler`. Under DDIM steps are noisy (eta 1) unless said otherwise: particles that were copied
+            would stay alike.
 
     Reference: Singhal et al., "A General Framework for Inference-time Scaling and Steering of Diffusion Models", 2025.
     """
     rows = [p for p in prompts for _ in range(count)]
     numbers = [candidates([s], j)[0] for s in seeds for j in range(count)]
-    sampler = StepwiseSampler(pipe, rows, seeds=numbers, **options)
+    sampler = StepwiseSampler(pipe, rows, seeds=numbers, **({"eta": 1.0} | options))
     generator = torch.Generator().manual_seed(derive_seed("particles", *seeds))
     before = torch.zeros(len(prompts), count)
     with torch.no_grad():
@@ -163,6 +166,8 @@ def gradient_guidance(
     Reference: Bansal et al., "Universal Guidance for Diffusion Models", 2023.
     """
     sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
+    if sampler.scheduler.config.prediction_type == "sample":
+        raise DataError("expected a scheduler that predicts noise or velocity for gradient guidance, got 'sample'")
     with frozen(pipe):
         while not sampler.finished:
             latents = sampler.latents.detach().requires_grad_(True)
@@ -172,11 +177,11 @@ def gradient_guidance(
                 found = reward(sampler.decode(sampler.pred_x0(output)), prompts)
                 (gradient,) = torch.autograd.grad(found.sum(), latents)
             _, sigma = sampler.scales()
-            norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-            push = gradient / norm * output.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            norm = gradient.float().flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            push = gradient.float() / norm * output.float().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             sampler.latents = latents.detach()
             # A move of x_0 up the reward is a move of the noise against it.
-            sampler.advance(output.detach() - scale * sigma * push)
+            sampler.advance(output.detach() - (scale * sigma * push).to(output.dtype))
         with torch.no_grad():
             return sampler.decode(sampler.latents).cpu()
 

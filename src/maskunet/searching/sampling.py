@@ -24,6 +24,22 @@ from ..errors import DataError
 
 logger = logging.getLogger(__name__)
 
+#: Schedulers whose steps the formulas above describe; each is tested against its pipeline.
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+_warned: set[str] = set()  # prompts that were said to be cut
+
 
 class StepwiseSampler:
     """The sampling loop of a Stable Diffusion pipeline (1.x, 2.x, XL).
@@ -38,10 +54,11 @@ class StepwiseSampler:
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
         negative_prompt: what to steer away from.
         height, width: size of the pictures in pixels; the model's own if None.
+        eta: share of fresh noise in DDIM's steps, in [0, 1]; other schedulers have no such setting.
 
     Raises:
-        DataError: no prompts, another number of seeds, no step, or a scheduler that predicts neither noise, velocity
-            nor the sample.
+        DataError: no prompts, another number of seeds, no step, a size that the autoencoder cannot give, a pipeline that
+            does more than text to image, or a scheduler that is not among `SCHEDULERS`.
     """
 
     def __init__(
@@ -55,12 +72,16 @@ class StepwiseSampler:
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        eta: float = 0.0,
     ) -> None:
+        if isinstance(prompts, str):
+            raise DataError(f"expected a list of prompts, got the text {prompts!r}; put it into a list")
         if not prompts or len(seeds) != len(prompts):
             raise DataError(f"expected prompts and a seed for each, got {len(prompts)} prompts and {len(seeds)} seeds")
         if num_inference_steps < 1:
             raise DataError(f"expected at least one denoising step, got {num_inference_steps}")
-        self.pipe, self.prompts, self.seeds = pipe, list(prompts), list(seeds)
+        _check_pipeline(pipe)
+        self.pipe, self.prompts, self.seeds = pipe, list(prompts), [int(s) for s in seeds]
         self.guidance_scale, self.guided = guidance_scale, guidance_scale > 1
         self.device, self.dtype = pipe._execution_device, pipe.unet.dtype
         self.scheduler = copy.deepcopy(pipe.scheduler)
@@ -74,6 +95,8 @@ class StepwiseSampler:
         size = pipe.unet.config.sample_size
         across = (size, size) if isinstance(size, int) else tuple(size)
         self.height, self.width = height or across[0] * factor, width or across[1] * factor
+        if self.height % factor or self.width % factor:
+            raise DataError(f"expected height and width in multiples of {factor}, got {self.height} and {self.width}")
         # The pipeline's own generators go on from here: ancestral schedulers draw from them at every step.
         self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
         with torch.no_grad():
@@ -82,8 +105,12 @@ class StepwiseSampler:
             self.latents: Tensor = pipe.prepare_latents(
                 len(prompts), channels, self.height, self.width, self.prompt_embeds.dtype, self.device, self.generators
             )
+            # The pipeline scales noise by its own scheduler, which may have been set to another number of steps.
+            theirs, ours = (float(s.init_noise_sigma) for s in (pipe.scheduler, self.scheduler))
+            if theirs != ours:
+                self.latents = self.latents / theirs * ours
         # The pipeline passes what its scheduler's `step` takes.
-        self._options = pipe.prepare_extra_step_kwargs(self.generators, 0.0)
+        self._options = pipe.prepare_extra_step_kwargs(self.generators, eta)
 
     def _encode(self, negative_prompt: str | None) -> tuple[Tensor, dict[str, Any]]:
         """Embeddings (B or 2 B, L, D), unconditional rows first, and SDXL's added conditions."""
@@ -192,9 +219,26 @@ class StepwiseSampler:
             decoder: another decoder with the same latents, as `AutoencoderTiny`; the pipeline's own if None.
         """
         vae = self.pipe.vae if decoder is None else decoder
+        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is not None and std is not None:
+            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
+            latents = latents * std + mean * vae.config.scaling_factor
         z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        pictures = vae.decode(z.to(vae.dtype), return_dict=False)[0]
+        with torch.autocast(z.device.type, enabled=False):  # in the decoder's own precision, as the pipeline does
+            pictures = vae.decode(z.to(vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+
+def _check_pipeline(pipe: Any) -> None:
+    kind = type(pipe.scheduler).__name__
+    if kind not in SCHEDULERS:
+        raise DataError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {kind}; set pipe.scheduler to one")
+    unet, vae = pipe.unet.config, pipe.vae.config
+    if unet.in_channels != vae.latent_channels or getattr(unet, "time_cond_proj_dim", None) is not None:
+        raise DataError(
+            f"expected a text-to-image U-Net of {vae.latent_channels} input channels without guidance embedding, got "
+            f"{unet.in_channels} channels; inpainting, image-to-image and distilled (LCM) models are not supported"
+        )
 
 
 def _warn_if_cut(pipe: Any, prompts: Sequence[str]) -> None:
@@ -202,9 +246,10 @@ def _warn_if_cut(pipe: Any, prompts: Sequence[str]) -> None:
     tokenizer = getattr(pipe, "tokenizer", None)
     if tokenizer is None:
         return
-    for prompt in prompts:
+    for prompt in set(prompts) - _warned:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > tokenizer.model_max_length:
+            _warned.add(prompt)
             cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1], skip_special_tokens=True)
             logger.warning(
                 "the prompt has %d tokens, the text encoder takes %d; cut off: %r",

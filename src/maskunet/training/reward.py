@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
+from ..errors import DataError
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
 from ..searching.sampling import StepwiseSampler
@@ -32,9 +34,17 @@ class RewardObjective:
         reward: what to climb.
         config: the run's settings.
         method: what trains; it is told the seeds of the guided batch.
+
+    Raises:
+        DataError: an autoencoder that overflows in its precision.
     """
 
     def __init__(self, pipe: Any, reward: Reward, config: TrainConfig, method: Method) -> None:
+        if pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
+            raise DataError(
+                "expected an autoencoder in float32 or bfloat16, this one overflows in float16; call "
+                "pipe.vae.to(torch.float32) first"
+            )
         self.pipe, self.reward, self.config, self.method = pipe, reward, config, method
         self.base: Tensor | None = None
 
@@ -76,10 +86,10 @@ class RewardObjective:
 
     @torch.no_grad()
     def rewards(self, captions: Sequence[str]) -> Tensor:
-        """Return the rewards (B,) of finished pictures, the i-th from the noise of seed i, 16 at a time."""
-        found = []
-        for first in range(0, len(captions), 16):
-            chunk = list(captions[first : first + 16])
+        """Return the rewards (B,) of finished pictures, the i-th from the noise of seed i."""
+        found, size = [], self.config.reward_batch_size
+        for first in range(0, len(captions), size):
+            chunk = list(captions[first : first + size])
             sampler = self._sampler(chunk, range(first, first + len(chunk)))
             while not sampler.finished:
                 sampler.advance(sampler.predict())
@@ -87,7 +97,7 @@ class RewardObjective:
         return torch.cat(found)
 
     def compare(self, captions: Sequence[str]) -> dict[str, float]:
-        """Return the mean reward and its paired gain over the first call's, with a 95 % interval.
+        """Return the mean reward and its paired gain over the first call's, with Student's 95 % interval.
 
         The first call is made before what trains is put on.
         """
@@ -95,5 +105,5 @@ class RewardObjective:
         if self.base is None:
             self.base = found
         gain = found - self.base
-        half = 1.96 * float(gain.std(correction=0)) / len(gain) ** 0.5
+        half = float(t.ppf(0.975, len(gain) - 1)) * float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
         return {"reward": float(found.mean()), "reward_gain": float(gain.mean()), "reward_gain_ci95": half}

@@ -26,7 +26,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attachment import attachment_of
+from ..attachment import attachment_of, disabled
 from ..data import CachedLatents, PromptEmbeds
 from ..diffusion import diffusion_errors, snr_weights
 from ..errors import DataError
@@ -79,19 +79,22 @@ class Run:
 class _Objective(nn.Module):
     """Errors and rewards of a batch. It holds what trains and nothing else: DDP averages just those gradients."""
 
-    def __init__(self, unet: nn.Module, trained: nn.Module, scheduler: Any, rewards: RewardObjective | None) -> None:
+    def __init__(
+        self, unet: nn.Module, trained: nn.Module, scheduler: Any, method: Method, rewards: RewardObjective | None
+    ) -> None:
         super().__init__()
         self.trained = trained
-        self._call = (unet, scheduler, rewards)  # in a tuple, so that a frozen U-Net is not registered
+        self._call = (unet, scheduler, method, rewards)  # in a tuple, so that a frozen U-Net is not registered
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        unet, scheduler, rewards = self._call
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        unet, scheduler, method, rewards = self._call
         rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
         errors = diffusion_errors(unet, scheduler, *rest, **batch.conditions)
+        kept = method.regulariser()  # of this call: the samples of a reward are further calls
         if rewards is None:
-            return errors, None
+            return errors, kept, None
         count = rewards.config.reward_batch_size
-        return errors, rewards(batch.captions[:count], batch.seeds[:count])
+        return errors, kept, rewards(batch.captions[:count], batch.seeds[:count])
 
 
 def _tau(config: TrainConfig, start: float, step: int) -> float:
@@ -142,7 +145,9 @@ def train(
     folder = Path(output_dir)
     accelerator = build_accelerator(pipe, config, folder)
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
-    shape = {"num_samples": len(dataset), "num_processes": world}
+    shape: dict[str, Any] = {"num_samples": len(dataset), "num_processes": world}
+    if reward is not None:
+        shape |= {"reward": reward.name, "sampler": type(pipe.scheduler).__name__}
     settings = {"config": asdict(config), "method": {"name": method.name} | method.settings, "data": shape}
     checkpoints = Checkpoints(folder, settings, writes=main)
     if main:
@@ -152,7 +157,7 @@ def train(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     steps = scheduler.config.num_train_timesteps
     rng = torch.get_rng_state()
-    with frozen(pipe), contextlib.ExitStack() as after:
+    with frozen(pipe, *(reward.models if reward else ())), contextlib.ExitStack() as after:
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         sampler = Sampler(pipe, dataset, embeds, config, steps)
@@ -161,7 +166,8 @@ def train(
         rewards = None if reward is None else RewardObjective(pipe, reward, config, method)
         rewarded = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
         if rewards and rewarded:
-            rewards.compare(rewarded)
+            with disabled(pipe):
+                rewards.compare(rewarded)
         if config.gradient_checkpointing:
             pipe.unet.enable_gradient_checkpointing()
             after.callback(pipe.unet.disable_gradient_checkpointing)
@@ -198,7 +204,7 @@ def train(
             first = state["step"]
         if main:
             checkpoints.stats(until=first)
-        objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler, rewards))
+        objective = accelerator.prepare_model(_Objective(pipe.unet, trained, scheduler, method, rewards))
         optimizer_ = accelerator.prepare_optimizer(optimizer)
         start_trackers(accelerator, config, first)
 
@@ -234,14 +240,13 @@ def train(
                 batch = sampler(range(place, place + micro), seed=config.seed, dropout=config.caption_dropout)
                 method.begin(batch.seeds)
                 with accelerator.accumulate(objective):
-                    errors, climbed = objective(batch)
+                    errors, kept, climbed = objective(batch)
                     weights = snr_weights(scheduler, batch.timesteps, config.snr_gamma) if config.snr_gamma else 1.0
                     loss = (errors * weights).mean()
                     if climbed is not None:
                         entry["reward"] = float(climbed.detach().mean())
                         loss = config.diffusion_weight * loss - config.reward_weight * climbed.mean()
                     total += loss.detach() / accumulation
-                    kept = method.regulariser()
                     if config.target_density is not None and kept is not None:
                         entry["expected_density"] = float(kept.detach())
                         loss = loss + config.density_weight * (kept - config.target_density).square()
