@@ -83,5 +83,16 @@ def error_bars(axis: Any, names: list[str], groups: list[list[float]], *, half_w
         colour, mean = COLOURS[row % len(COLOURS)], sum(values) / len(values)
         axis.plot(values, [row + 0.18] * len(values), ".", color=colour, markersize=4, alpha=0.7)
         axis.errorbar(mean, row, xerr=half, fmt=MARKERS[row % len(MARKERS)], color=colour, capsize=3, markersize=5)
+    axis.locator_params(axis="x", nbins=5)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def log_ticks(axis: Any) -> None:
+    """Make the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..plotting import COLOURS, MARKERS, error_bars, new_figure, save_figure
+from ..plotting import COLOURS, MARKERS, error_bars, log_ticks, new_figure, save_figure
 from .ablations import REFERENCE
 from .report import half_width
 
@@ -27,8 +27,8 @@ def plot_table1(result: dict[str, Any], folder: Path) -> list[Path]:
             axis.plot(x, y, color=COLOURS[i], marker=MARKERS[i], label=name, linewidth=1)
         axis.set_xlabel("gain on held-out art (diffusion loss)")
         axis.set_ylabel(label)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].legend()
+    log_ticks(axes[0, 0])
+    axes[0, 1].legend()  # curves fall here: the upper right is free
     n = config["validation_prompts"]
     figure.suptitle(f"What each method learns, and what it costs: every rate tried (validation, n = {n}, seed 0)")
     written = save_figure(figure, folder / "table1_rates")
