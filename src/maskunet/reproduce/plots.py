@@ -28,7 +28,7 @@ def plot_table1(result: dict[str, Any], folder: Path) -> list[Path]:
         axis.set_xlabel("gain on held-out art (diffusion loss)")
         axis.set_ylabel(label)
     log_ticks(axes[0, 0])
-    axes[0, 1].legend()  # curves fall here: the upper right is free
+    axes[0, 1].legend()  # where curves fall a corner is free
     n = config["validation_prompts"]
     figure.suptitle(f"What each method learns, and what it costs: every rate tried (validation, n = {n}, seed 0)")
     written = save_figure(figure, folder / "table1_rates")
