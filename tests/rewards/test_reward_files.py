@@ -144,13 +144,17 @@ def test_aesthetic_is_the_head_on_unit_features(clip_folder: Path, tmp_path: Pat
 
 
 class Mischief:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("/tmp/should-not-be-here"),))
+        return (Path.touch, (self.target,))
 
 
 def test_pickles_are_not_executed_and_other_files_are_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": Mischief()}, tmp_path / "evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Mischief(), protocol=2))
+    mischief = Mischief(tmp_path / "should-not-be-here")
+    torch.save({"state_dict": mischief}, tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(mischief, protocol=2))
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -159,7 +163,7 @@ def test_pickles_are_not_executed_and_other_files_are_refused(tmp_path: Path) ->
     for name in ("evil.pt", "plain.pt", "text.pt", "empty.pt", "text.safetensors", "list.pt", "numbers.pt"):
         with pytest.raises(CheckpointError, match="expected"):
             files.read_state_dict(tmp_path / name)
-    assert not Path("/tmp/should-not-be-here").exists()
+    assert not mischief.target.exists()
 
 
 def test_missing_files_are_named(tmp_path: Path, clip_folder: Path) -> None:
