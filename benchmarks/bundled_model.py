@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def clip_features(batch: int = 250):
-    clip = zoo.load_reward_model()
+    clip = zoo.load_clip()
 
     @torch.inference_mode()
     def features(pictures: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def test_shards_and_resumed_runs_give_the_pictures_of_one_run(pipe: StableDiffus
 
 
 def test_bundled_features_tell_worlds_and_captions_apart(tmp_path: Path) -> None:
-    features = load_features(f"clip:{zoo.path('shapes-reward')}")
+    features = load_features(f"clip:{zoo.path('shapes-clip')}")
     mine = write(tmp_path / "mine", [training_scene(i, 5) for i in range(120)])
     same = write(tmp_path / "same", [training_scene(i, 6) for i in range(120)])
     art = write(tmp_path / "art", [training_scene(i, 5) for i in range(120)], "art")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import maskunet as mu
@@ -15,7 +16,7 @@ from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
 from maskunet.zoo.autoencoder import psnr
-from maskunet.zoo.reward import swapped
+from maskunet.zoo.clip import swapped
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,12 @@ def test_plain_diffusers_loads_the_same_model(bundled: StableDiffusionPipeline) 
 
 
 def test_weights_are_small() -> None:
-    files = [p for name in ("shapes", "shapes-reward") for p in zoo.path(name).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 30e6
+    files = [p for name in zoo.NAMES for p in zoo.path(name).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 34e6
+    tensors = [
+        t for p in files if p.suffix == ".safetensors" and "masker" not in p.name for t in load_file(p).values()
+    ]
+    assert sum(2 * t.numel() for t in tensors) <= 30e6  # in half precision; the text encoder is stored in single
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt", ".md"}
 
 
@@ -68,11 +73,11 @@ def test_bundled_masker_masks_and_comes_off(bundled: StableDiffusionPipeline) ->
     assert torch.equal(base, generate(bundled, ["a blue star"], **options))
 
 
-def test_reward_model_prefers_the_caption_that_is_true() -> None:
+def test_clip_prefers_the_caption_that_is_true() -> None:
     import random
 
     scenes = [training_scene(i, seed=77) for i in range(100)]
-    clip, tokenizer = zoo.load_reward_model(), CLIPTokenizer.from_pretrained(zoo.path("shapes-reward"))
+    clip, tokenizer = zoo.load_clip(), CLIPTokenizer.from_pretrained(zoo.path("shapes-clip"))
 
     @torch.inference_mode()
     def text(captions: list[str]) -> torch.Tensor:

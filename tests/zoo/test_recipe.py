@@ -14,8 +14,9 @@ from transformers import CLIPModel
 
 import maskunet as mu
 from maskunet.shapes.scenes import training_scene
+from maskunet.zoo.clip import swapped
 from maskunet.zoo.recipe import Recipe, train_shapes
-from maskunet.zoo.reward import swapped
+from maskunet.zoo.reward import GROUP, Matches, grouped_scenes
 from maskunet.zoo.stage import StageConfig, run_stage
 from maskunet.zoo.tokenizer import MAX_LENGTH, build_tokenizer, world_words
 
@@ -41,6 +42,23 @@ def test_swapped_captions_say_something_else_in_known_words() -> None:
         wrong = swapped(caption, random.Random(i))
         assert wrong != caption
         assert set(wrong.split()) <= words
+
+
+def test_captions_that_a_picture_shows_as_well_are_known() -> None:
+    scenes = grouped_scenes(60, 1)
+    assert len(scenes) == 60 * GROUP
+    found = Matches(scenes)(torch.arange(len(scenes)))
+    assert not found.diagonal().any()
+    pairs = {(i, j) for i, j in found.nonzero().tolist()}
+    assert pairs
+    # No near miss is called right.
+    assert all(i // GROUP != j // GROUP for i, j in pairs)
+    for i, j in pairs:
+        assert sorted(o.shape for o in scenes[i].objects) == sorted(o.shape for o in scenes[j].objects)
+    said = {}
+    for index, scene in enumerate(scenes):
+        said.setdefault(scene.caption, []).append(index)
+    assert all((i, j) in pairs for same in said.values() for i in same for j in same if i != j)
 
 
 def _toy(folder: Path, config: StageConfig, stop_at: int | None = None) -> nn.ModuleDict:
@@ -104,11 +122,12 @@ def test_recipe_leaves_a_standard_pipeline(trained: Path) -> None:
     assert pipe.vae.config.scaling_factor != 0.18215
 
 
-def test_recipe_leaves_a_standard_clip(trained: Path) -> None:
-    clip = CLIPModel.from_pretrained(trained / "out" / "shapes-reward")
+@pytest.mark.parametrize(("name", "width"), [("shapes-clip", 128), ("shapes-reward", 128), ("shapes-referee", 64)])
+def test_recipe_leaves_standard_clips(trained: Path, name: str, width: int) -> None:
+    clip = CLIPModel.from_pretrained(trained / "out" / name)
     out = clip.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
-    assert out.shape == (2, 128)
-    config = json.loads((trained / "out" / "shapes-reward" / "preprocessor_config.json").read_text())
+    assert out.shape == (2, width)
+    config = json.loads((trained / "out" / name / "preprocessor_config.json").read_text())
     assert config["image_mean"] == [0.5, 0.5, 0.5]
 
 

@@ -186,7 +186,7 @@ def evaluate(
     if model is not None:
         found = coco_captions(annotations, preset.count, seed) if preset and annotations else None
         prompts = (found or read_prompts(None, prompts_file))[:limit]
-    names = [f"clip:{zoo.path('shapes-reward')}" if n == "shapes" else n for n in features or ["shapes"]]
+    names = [f"clip:{zoo.path('shapes-clip')}" if n == "shapes" else n for n in features or ["shapes"]]
     if not features and model != "shapes":
         raise DataError("expected --features (clip:SOURCE, dinov2:SOURCE, inception); only 'shapes' has its own")
     where = local_device(device)

@@ -148,15 +148,24 @@ def convert(
 
 @zoo_app.command("train")
 def zoo_train(
-    output: Annotated[Path, typer.Option(help="Folder that receives shapes/ and shapes-reward/.")] = Path("runs/zoo"),
+    output: Annotated[Path, typer.Option(help="Folder that receives the models' folders.")] = Path("runs/zoo"),
     work: Annotated[Path | None, typer.Option(help="Folder of the runs under way; <output>/work by default.")] = None,
     share: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Share of the recipe, to try it out.")] = 1.0,
+    rewards_only: Annotated[
+        bool, typer.Option("--rewards-only", help="Only the reward and its referee, for the pipeline as it is.")
+    ] = False,
 ) -> None:
-    """Train the bundled model from nothing; the same command again resumes. Within two hours on two CPU cores."""
-    from ..zoo.recipe import Recipe, train_shapes
+    """Train the bundled model from nothing; the same command again resumes. About three hours on two CPU cores."""
+    from ..zoo.recipe import Recipe, train_rewards, train_shapes
 
     recipe = Recipe() if share == 1.0 else Recipe().shortened(share)
-    typer.echo(f"pipeline in {train_shapes(output, work or output / 'work', recipe)}")
+    folder = work or output / "work"
+    if rewards_only:
+        typer.echo(
+            f"reward in {train_rewards(open_pipeline('shapes', None, 'cpu', None, None), output, folder, recipe)}"
+        )
+    else:
+        typer.echo(f"pipeline in {train_shapes(output, folder, recipe)}")
 
 
 @zoo_app.command("sample")

@@ -85,6 +85,25 @@ def ablations(output: Output = None, work: Work = None, share: Share = 1.0) -> N
 
 
 @reproduce_app.command()
+def amortised(output: Output = None, work: Work = None, share: Share = 1.0) -> None:
+    """Masks and LoRA trained by the reward, on prompts held out from training; the same command again goes on."""
+    from ..reproduce.amortised import AmortisedConfig, reproduce_amortised, shortened
+    from ..reproduce.amortised_report import amortised_markdown, plot_amortised
+
+    config = AmortisedConfig() if share == 1.0 else shortened(AmortisedConfig(), share)
+    folder = work or Path("runs/amortised")
+    _report(
+        "amortised",
+        "The search, amortised",
+        output,
+        share == 1.0,
+        lambda: reproduce_amortised(folder, config, say=typer.echo),
+        amortised_markdown,
+        plot_amortised,
+    )
+
+
+@reproduce_app.command()
 def search(
     output: Output = None,
     work: Work = None,

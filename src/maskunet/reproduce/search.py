@@ -7,6 +7,7 @@ the same call again goes on; a method whose settings have changed is measured an
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def run_study(
     """
     study, methods = study or SearchStudy(), METHODS if methods is None else methods
     work = work / "-".join(f"{v}" for v in asdict(study).values())  # other settings, other cells
-    pipe, reward = zoo.load("shapes"), rewards.load("shapes")
+    pipe, reward, referee = zoo.load("shapes"), rewards.load("shapes"), rewards.load("shapes-referee")
     world = World(pipe, Sampling(study.num_inference_steps, study.guidance_scale), study.reference_pictures)
     options = {"num_inference_steps": study.num_inference_steps, "guidance_scale": study.guidance_scale}
     prompts = held_out_prompts(study.prompts, study.split)
@@ -128,32 +129,42 @@ def run_study(
             made.append(method(pipe, texts[rows], seeds[rows], reward, **options))
         seconds = time.monotonic() - start
         pictures = torch.cat(made)
-        with torch.no_grad():
-            scores = torch.cat(
-                [reward(p, texts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
-            )
         features = world.features(pictures)
         return {
             "n": len(pictures),
-            "reward": float(scores.mean()),
+            "reward": mean_reward(reward, pictures, texts),
+            "referee": mean_reward(referee, pictures, texts),
             "accuracy": accuracy_by_task(pictures, prompts),
             "fid": {s: frechet_distance(x, world.real[study.split][s]) for s, x in features.items()},
             "seconds": seconds,
             "forwards": forward_equivalents(pipe, method, reward, options),
         }
 
+    weights = reward_digest()
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for seed in range(study.seeds):
         for name, method in methods.items():
             path = work / "cells" / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
-            found = cell(path, partial(measured, method, seed), fingerprint(method))
+            found = cell(path, partial(measured, method, seed), f"{fingerprint(method)} {weights}")
             cells[name].append(found)
-            overall = found["accuracy"]["overall"]
             say(
-                f"{name}, seed {seed}: reward {found['reward']:.4f}, overall {overall:.3f}, FID {found['fid']['clip']:.2f}, "
+                f"{name}, seed {seed}: reward {found['reward']:.4f}, referee {found['referee']:.4f}, "
+                f"overall {found['accuracy']['overall']:.3f}, FID {found['fid']['clip']:.2f}, "
                 f"{found['forwards']:.0f} forwards, {found['seconds']:.0f} s"
             )
     return {"study": asdict(study), "cells": cells, "version": __version__}
+
+
+def reward_digest() -> str:
+    """Return what tells a cell of another reward: the start of a hash of the bundled one's weights."""
+    return hashlib.sha256((zoo.path("shapes-reward") / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+@torch.no_grad()
+def mean_reward(reward: Reward, pictures: Tensor, prompts: Sequence[str]) -> float:
+    """Return the mean reward of pictures (N, 3, H, W)."""
+    scores = [reward(p, prompts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
+    return float(torch.cat(scores).mean())
 
 
 def forward_equivalents(pipe: Any, method: Method, reward: Reward, options: dict[str, Any]) -> float:

@@ -15,11 +15,11 @@ def search_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{study['prompts']} {study['split']} prompts x {study['seeds']} seeds, {study['num_inference_steps']} DDIM steps, "
         f"guidance {study['guidance_scale']:g}. Forwards: all operations (U-Net, decoder, reward) over those of one guided "
-        "U-Net call. Brackets: Student's 95 % interval over seeds; differences are paired. FID is measured in the "
-        "autoencoder's space: the other feature space is that of the reward itself.",
+        "U-Net call. Brackets: Student's 95 % interval over seeds; differences are paired. The referee is a second "
+        "reward, trained apart from the one that methods see.",
         "",
-        "| method | reward | overall | minus plain | FID, VAE | forwards | seconds a picture |",
-        "|---|---|---|---|---|---|---|",
+        "| method | reward | referee | overall | minus plain | FID, CLIP | FID, VAE | forwards | seconds a picture |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, made in cells.items():
         overall = [c["accuracy"]["overall"] for c in made]
@@ -27,8 +27,10 @@ def search_markdown(result: dict[str, Any]) -> str:
         row = [
             name,
             student([c["reward"] for c in made]),
+            student([c["referee"] for c in made]),
             student(overall),
             "" if name == "plain" else student(gains),
+            student([c["fid"]["clip"] for c in made]),
             student([c["fid"]["vae"] for c in made]),
             f"{made[0]['forwards']:.0f}",
             f"{sum(c['seconds'] / c['n'] for c in made) / len(made):.2f}",

@@ -60,7 +60,7 @@ class World:
 
     def __init__(self, pipe: Any, sampling: Sampling, reference_pictures: int) -> None:
         self.pipe, self.sampling = pipe, sampling
-        self.clip = zoo.load_reward_model()
+        self.clip = zoo.load_clip()
         splits: tuple[Split, ...] = ("val", "test")
         self.real = {split: self.features(draw(held_out_scenes(reference_pictures, split))) for split in splits}
 

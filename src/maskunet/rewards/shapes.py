@@ -21,6 +21,7 @@ class ShapesReward(ClipReward):
         cls,
         source: Source | None = None,
         *,
+        bundled: str = "shapes-reward",
         tokenizer: Any = None,
         preprocess: Preprocess | str = "original",
         dtype: torch.dtype = torch.float32,
@@ -29,7 +30,8 @@ class ShapesReward(ClipReward):
         """Load it.
 
         Args:
-            source: folder of another such CLIP; the bundled one if None.
+            source: folder of another such CLIP; a bundled one if None.
+            bundled: which one: "shapes-reward", or "shapes-referee", which was trained apart.
             tokenizer: a tokenizer, or where it is; the model's own if None.
             preprocess: "original" (64 pixels, [-1, 1]), "shared" (the authors' one crop) or one's own.
             dtype: of the network.
@@ -38,8 +40,8 @@ class ShapesReward(ClipReward):
         Raises:
             CheckpointError: its weights are missing.
         """
-        folder = zoo.path("shapes-reward") if source is None else source
+        folder = zoo.path(bundled) if source is None else source
         model = load_clip(folder, "shapes")
         found = load_tokenizer(CLIPTokenizer, folder if tokenizer is None else tokenizer)
         chosen = choose(preprocess, read_preprocess(folder, model.config.vision_config.image_size))
-        return cls("shapes", model, found, chosen).to(device, dtype)
+        return cls(bundled.removesuffix("-reward"), model, found, chosen).to(device, dtype)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .scenes import SIZE, Scene
-from .vocabulary import HUES, SHAPES
+from .vocabulary import COLOURS, HUES, SHAPES
 
 STYLES = ("plain", "art")
 _EXTENT = 1.5
@@ -119,6 +119,28 @@ def _distances(scenes: Sequence[Scene], slots: int) -> Tensor:
     index = torch.tensor([(n, k) for n, k, _ in flat])
     out[index[:, 0], index[:, 1]] = sampled
     return out
+
+
+def patch_labels(scenes: Sequence[Scene], patch: int = 8) -> Tensor:
+    """Return which shape and which colour each patch of a picture shows.
+
+    Args:
+        scenes: N scenes.
+        patch: side of a patch in pixels.
+
+    Returns:
+        Indices (N, 2, P) into `SHAPES` and `COLOURS`, patches row by row; 8 in both where less than a seventh is covered.
+    """
+    slots = max(len(s.objects) for s in scenes)
+    covered = F.avg_pool2d((0.5 - _distances(scenes, slots)).clamp(0, 1), patch).flatten(2)
+    share, index = covered.max(1)
+    none = len(SHAPES)
+    names = torch.full((len(scenes), 2, slots), none)
+    for n, scene in enumerate(scenes):
+        for k, o in enumerate(scene.objects):
+            names[n, :, k] = torch.tensor([SHAPES.index(o.shape), COLOURS.index(o.colour)])
+    labels = names.gather(2, index[:, None].expand(-1, 2, -1))
+    return labels.masked_fill((share < 1 / 7)[:, None], none)
 
 
 def _smooth_noise(count: int, cells: int, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,36 +93,57 @@ def _pick_pair(rng: random.Random, split: Split) -> tuple[str, str]:
 def _request(rng: random.Random, task: str, split: Split, *, plain: bool) -> tuple[str, list[dict[str, Any]]]:
     """Return a caption without its wording, and what it asks for (a list of GenEval requirements)."""
     if task == "single_object":
-        shape = rng.choice(SHAPES)
-        return _article(shape), [{"class": shape, "count": 1}]
+        needs: list[dict[str, Any]] = [{"class": rng.choice(SHAPES), "count": 1}]
+        return _words(needs), needs
     if task == "colors":
         shape = rng.choice(SHAPES)
         colour = _pick_colour(rng, shape, split)
-        return _article(f"{colour} {shape}"), [{"class": shape, "count": 1, "color": colour}]
+        needs = [{"class": shape, "count": 1, "color": colour}]
+        return _words(needs), needs
     if task == "counting":
         pairs = [(n, s) for n in (2, 3, 4) for s in SHAPES if count_split(n, s) == split]
         count, shape = rng.choice(pairs)
         need: dict[str, Any] = {"class": shape, "count": count}
-        words = f"{COUNT_WORDS[count]} {plural(shape)}"
         if not plain and rng.random() < 0.4:
             need["color"] = _pick_colour(rng, shape, "train")
-            words = f"{COUNT_WORDS[count]} {need['color']} {plural(shape)}"
-        return words, [need]
+        return _words([need]), [need]
     first, second = _pick_pair(rng, split)
-    needs: list[dict[str, Any]] = [{"class": first, "count": 1}, {"class": second, "count": 1}]
+    needs = [{"class": first, "count": 1}, {"class": second, "count": 1}]
     coloured = task == "color_attr" or (not plain and task == "position" and rng.random() < 0.4)
-    names = [first, second]
     if coloured:
         for i, other in ((0, None), (1, 0)):
             taken = None if other is None else needs[other]["color"]
-            needs[i]["color"] = _pick_colour(rng, names[i], "train", taken)
-        names = [f"{n['color']} {n['class']}" for n in needs]
+            needs[i]["color"] = _pick_colour(rng, needs[i]["class"], "train", taken)
     if task == "position":
         relation = rng.choice(RELATIONS)
-        shown = f"to the {relation}" if not plain and relation.endswith("of") and rng.random() < 0.3 else relation
+        loose = not plain and relation.endswith("of") and rng.random() < 0.3
         # GenEval's scorer matches requirements in order, so the object referred to comes first.
-        return f"{_article(names[0])} {shown} {_article(names[1])}", [needs[1], needs[0] | {"position": [relation, 0]}]
-    return f"{_article(names[0])} and {_article(names[1])}", needs
+        needs = [needs[1], needs[0] | {"position": [relation, 0]}]
+        return _words(needs, loose=loose), needs
+    return _words(needs), needs
+
+
+def _words(needs: Sequence[Mapping[str, Any]], *, loose: bool = False) -> str:
+    """Return a caption without its wording; `loose` says "to the left of" instead of "left of"."""
+    names = [f"{n['color']} {n['class']}" if "color" in n else n["class"] for n in needs]
+    if len(needs) == 1:
+        count = needs[0]["count"]
+        return _article(names[0]) if count == 1 else f"{COUNT_WORDS[count]} {plural(names[0])}"
+    if "position" in needs[1]:
+        relation = needs[1]["position"][0]
+        return f"{_article(names[1])} {'to the ' if loose else ''}{relation} {_article(names[0])}"
+    return f"{_article(names[0])} and {_article(names[1])}"
+
+
+def requested(needs: Sequence[Mapping[str, Any]], shape: str) -> Mapping[str, Any]:
+    """Return what is asked for of a shape."""
+    return next(need for need in needs if need["class"] == shape)
+
+
+def phrase(needs: Sequence[Mapping[str, Any]], rng: random.Random) -> str:
+    """Return a caption for what is asked for, in one of the training captions' wordings."""
+    loose = "position" in needs[-1] and needs[-1]["position"][0].endswith("of") and rng.random() < 0.3
+    return rng.choice(_WORDINGS).format(_words(needs, loose=loose))
 
 
 def _place(rng: random.Random, count: int, relation: str | None) -> list[tuple[float, float, float]]:
@@ -145,7 +167,8 @@ def _place(rng: random.Random, count: int, relation: str | None) -> list[tuple[f
         return [(x, y, r) for (x, y), r in zip(centres, radii, strict=True)]
 
 
-def _fill(rng: random.Random, needs: list[dict[str, Any]]) -> tuple[Shape, ...]:
+def arrange(needs: Sequence[Mapping[str, Any]], rng: random.Random) -> tuple[Shape, ...]:
+    """Draw objects that meet what is asked for: their layout, and whatever the caption leaves open."""
     relation = next((n["position"][0] for n in needs if "position" in n), None)
     wanted = [n for n in needs for _ in range(n["count"])]
     shared: dict[str, str] = {}
@@ -190,7 +213,9 @@ def training_scene(index: int, seed: int = 0) -> Scene:
     rng = random.Random(f"shapes/train/{seed}/{index}")
     task = rng.choices(list(TRAINING_SHARES), list(TRAINING_SHARES.values()))[0]
     words, needs = _request(rng, task, "train", plain=False)
-    return Scene(_fill(rng, needs), rng.choice(_WORDINGS).format(words), task, tuple(needs), seed=rng.getrandbits(48))
+    return Scene(
+        arrange(needs, rng), rng.choice(_WORDINGS).format(words), task, tuple(needs), seed=rng.getrandbits(48)
+    )
 
 
 def held_out_prompts(count: int, split: Split = "test", seed: int = 0) -> list[Prompt]:
@@ -214,6 +239,6 @@ def held_out_scenes(count: int, split: Split = "test", seed: int = 0) -> list[Sc
     """Return the scenes that `held_out_prompts` ask for, drawn correctly: the judge's exam and the FID reference."""
     rng = random.Random(f"shapes/{split}/scenes/{seed}")
     return [
-        Scene(_fill(rng, list(p.include)), p.prompt, p.task, p.include, rng.getrandbits(48), p.exclude)
+        Scene(arrange(p.include, rng), p.prompt, p.task, p.include, rng.getrandbits(48), p.exclude)
         for p in held_out_prompts(count, split, seed)
     ]

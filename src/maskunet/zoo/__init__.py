@@ -1,4 +1,4 @@
-"""The models that come with the package: a small Stable Diffusion, a masker for it, and a reward.
+"""The models that come with the package: a small Stable Diffusion, a masker for it, a CLIP and two rewards.
 
 `path("shapes")` is a folder in the standard diffusers format, so `StableDiffusionPipeline.from_pretrained` reads it
 like any other checkpoint.
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 NAMES = {
     "shapes": "text-to-image pipeline",
     "shapes-masker": "masker for the pipeline",
-    "shapes-reward": "CLIP of the shapes world",
+    "shapes-clip": "CLIP of the shapes world, for features of pictures",
+    "shapes-reward": "reward of the shapes world",
+    "shapes-referee": "a second reward, trained apart, that nothing is optimised for",
 }
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -62,9 +64,9 @@ def load(
     return pipe.to(device)  # type: ignore[no-any-return]
 
 
-def load_reward_model(*, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CLIPModel:
+def load_clip(*, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CLIPModel:
     """Load the small CLIP of the shapes world, whose picture features measure distances between sets of pictures."""
     from transformers import CLIPModel
 
-    model = CLIPModel.from_pretrained(path("shapes-reward"), dtype=dtype, local_files_only=True)
+    model = CLIPModel.from_pretrained(path("shapes-clip"), dtype=dtype, local_files_only=True)
     return model.to(device).eval()  # type: ignore[no-any-return]

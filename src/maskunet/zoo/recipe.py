@@ -1,4 +1,4 @@
-"""The whole recipe of the bundled model, in one call: autoencoder, denoiser, reward, export.
+"""The whole recipe of the bundled model, in one call: autoencoder, denoiser, CLIP, rewards, export.
 
 Each stage resumes where it was stopped. On two CPU cores, shared with other work, the stages took about 14, 85 and
 10 minutes.
@@ -14,12 +14,13 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel
 
 from ..errors import CheckpointError
 from .autoencoder import train_autoencoder
+from .clip import new_image_processor, train_clip
 from .denoiser import new_scheduler, train_denoiser
-from .reward import new_image_processor, train_reward
+from .reward import train_reward
 from .stage import StageConfig
 from .tokenizer import build_tokenizer
 
@@ -28,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 _AUTOENCODER = StageConfig(4000, 16, 2e-3, warmup=100)
 _DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
-_REWARD = StageConfig(1000, 96, 1e-3, warmup=100)
+_CLIP = StageConfig(1000, 96, 1e-3, warmup=100)
+_FIRST_REWARD = StageConfig(1600, 96, 1e-3, warmup=100, decay=0.4, seed=3)
+_REWARD = StageConfig(1200, 84, 7e-4, warmup=100, decay=0.6, seed=3)
+_REFEREE = StageConfig(1500, 84, 1e-3, warmup=100, decay=0.6, seed=4)
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,26 @@ class Recipe:
     """Settings of every stage.
 
     Args:
-        autoencoder, denoiser, reward: how each stage trains.
+        autoencoder, denoiser, clip, first_reward, reward, referee: how each stage trains.
         latent_channels: channels of the latents.
-        autoencoder_pool, denoiser_pool, reward_pool: how many pictures each stage draws.
+        autoencoder_pool, denoiser_pool, clip_pool: how many pictures each stage draws.
+        reward_groups, referee_groups: how many scenes the rewards draw, each with its near misses.
+        referee_width: of the referee's towers.
     """
 
     autoencoder: StageConfig = _AUTOENCODER
     denoiser: StageConfig = _DENOISER
+    clip: StageConfig = _CLIP
+    first_reward: StageConfig = _FIRST_REWARD
     reward: StageConfig = _REWARD
+    referee: StageConfig = _REFEREE
     latent_channels: int = 8
     autoencoder_pool: int = 15_000
     denoiser_pool: int = 60_000
-    reward_pool: int = 12_000
+    clip_pool: int = 12_000
+    reward_groups: int = 6_000
+    referee_groups: int = 3_000
+    referee_width: int = 64
 
     def shortened(self, share: float) -> Recipe:
         """Return the recipe with a share of every stage's steps and pictures, to try it out."""
@@ -62,10 +74,15 @@ class Recipe:
             self,
             autoencoder=cut(self.autoencoder),
             denoiser=cut(self.denoiser),
+            clip=cut(self.clip),
+            first_reward=cut(self.first_reward),
             reward=cut(self.reward),
+            referee=cut(self.referee),
             autoencoder_pool=fewer(self.autoencoder_pool),
             denoiser_pool=fewer(self.denoiser_pool),
-            reward_pool=fewer(self.reward_pool),
+            clip_pool=fewer(self.clip_pool),
+            reward_groups=fewer(self.reward_groups),
+            referee_groups=fewer(self.referee_groups),
         )
 
 
@@ -102,7 +119,8 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     """Run the recipe.
 
     Args:
-        output: folder that receives `shapes/` and `shapes-reward/`, in half precision but for the text encoder.
+        output: folder that receives `shapes/`, `shapes-clip/`, `shapes-reward/` and `shapes-referee/`, in half precision but
+            for the text encoder.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
         progress: show progress bars with the time left.
@@ -114,17 +132,7 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
         CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
     """
     recipe = recipe or Recipe()
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"expected folders that can be written, got {output} and {work}: {error}") from error
-    for name, mark in (("shapes", "model_index.json"), ("shapes-reward", "config.json")):
-        there = output / name
-        if there.exists() and not (there / mark).is_file() and (there.is_file() or any(there.iterdir())):
-            raise CheckpointError(
-                f"expected {there} to be free or an earlier model's folder, it holds something else; choose another output"
-            )
+    _make_folders(output, work, ("shapes", "shapes-clip", "shapes-reward", "shapes-referee"))
     tokenizer = build_tokenizer()
     vae = train_autoencoder(
         recipe.autoencoder,
@@ -136,20 +144,81 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     unet, text_encoder = train_denoiser(
         vae, tokenizer, recipe.denoiser, work, pool=recipe.denoiser_pool, progress=progress
     )
-    clip = train_reward(vae, tokenizer, recipe.reward, work, pool=recipe.reward_pool, progress=progress)
+    clip = train_clip(vae, tokenizer, recipe.clip, work, pool=recipe.clip_pool, progress=progress)
     pipe = new_pipeline(vae, unet, text_encoder, tokenizer)
     # The text encoder stays in single precision: diffusers loads in float32 what is not asked for otherwise, transformers
     # in the file's own precision, and both must agree.
-    _halve(pipe.unet, pipe.vae, clip)
+    _halve(pipe.unet, pipe.vae)
     _export(output / "shapes", lambda part: pipe.save_pretrained(part, safe_serialization=True))
+    _export_clip(output / "shapes-clip", clip, tokenizer)
+    # Rewards learn to read what the stored weights predict, so that they can be trained again without the rest.
+    stored = StableDiffusionPipeline.from_pretrained(output / "shapes", local_files_only=True)
+    train_rewards(stored, output, work, recipe, clip=clip, progress=progress)
+    return output / "shapes"
 
-    def save_reward(part: Path) -> None:
+
+def train_rewards(
+    pipe: StableDiffusionPipeline,
+    output: Path,
+    work: Path,
+    recipe: Recipe | None = None,
+    *,
+    clip: CLIPModel,
+    progress: bool = True,
+) -> Path:
+    """Train the reward and its referee for a pipeline of the shapes world.
+
+    Args:
+        pipe: the pipeline, in single precision.
+        output: folder that receives `shapes-reward/` and `shapes-referee/`, in half precision.
+        work: folder of the runs under way; the same call again resumes them.
+        recipe: settings of the stages.
+        clip: the world's CLIP, whose vision tower the reward starts from; the referee starts from nothing.
+        progress: show progress bars with the time left.
+
+    Returns:
+        The reward's folder.
+
+    Raises:
+        CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
+    """
+    recipe = recipe or Recipe()
+    _make_folders(output, work, ("shapes-reward", "shapes-referee"))
+    options: dict[str, Any] = {"groups": recipe.reward_groups, "progress": progress}
+    first = train_reward(
+        pipe, pipe.tokenizer, recipe.first_reward, work, name="first_reward", start=clip.float(), **options
+    )
+    reward = train_reward(pipe, pipe.tokenizer, recipe.reward, work, start=first, harder=True, **options)
+    _export_clip(output / "shapes-reward", reward, pipe.tokenizer)
+    options |= {"name": "referee", "width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True}
+    referee = train_reward(pipe, pipe.tokenizer, recipe.referee, work, **options)
+    _export_clip(output / "shapes-referee", referee, pipe.tokenizer)
+    return output / "shapes-reward"
+
+
+def _make_folders(output: Path, work: Path, names: tuple[str, ...]) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"expected folders that can be written, got {output} and {work}: {error}") from error
+    for name in names:
+        there, mark = output / name, "model_index.json" if name == "shapes" else "config.json"
+        if there.exists() and not (there / mark).is_file() and (there.is_file() or any(there.iterdir())):
+            raise CheckpointError(
+                f"expected {there} to be free or an earlier model's folder, it holds something else; choose another output"
+            )
+
+
+def _export_clip(folder: Path, clip: CLIPModel, tokenizer: Any) -> None:
+    _halve(clip)
+
+    def save(part: Path) -> None:
         clip.save_pretrained(part)
         tokenizer.save_pretrained(part)
         new_image_processor().save_pretrained(part)
 
-    _export(output / "shapes-reward", save_reward)
-    return output / "shapes"
+    _export(folder, save)
 
 
 def _halve(*modules: nn.Module) -> None:

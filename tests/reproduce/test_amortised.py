@@ -1,0 +1,52 @@
+"""Masks and LoRA trained by the reward, at a scale that shows the machinery and no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from maskunet.reproduce import amortised, world
+from maskunet.reproduce.amortised import AmortisedConfig, reproduce_amortised
+from maskunet.reproduce.amortised_report import amortised_markdown, plot_amortised
+
+CONFIG = AmortisedConfig(
+    seeds=2,
+    steps=2,
+    rates={"mask": (1e-3, 1e-2), "lora": (1e-3,)},
+    train_samples=8,
+    train_batch_size=2,
+    reward_batch_size=2,
+    prompts=6,
+    reference_pictures=64,
+    num_inference_steps=2,
+)
+
+
+def test_both_train_and_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "DENSITY_PROMPTS", 2)
+    said: list[str] = []
+    result = reproduce_amortised(tmp_path / "work", CONFIG, say=said.append)
+    assert len(said) == 2 + 3 + 4
+    assert {name: len(made) for name, made in result["cells"].items()} == {"base": 1, "mask": 2, "lora": 2}
+    assert set(result["validation"]["mask"]) == {"0.001", "0.01"}
+    assert result["chosen"]["lora"] == 1e-3
+    base = result["cells"]["base"][0]
+    for name in ("mask", "lora"):
+        assert all(cell["reward"] != base["reward"] for cell in result["cells"][name])
+    assert result["cells"]["lora"][0]["density"] is None
+    assert 0 < result["cells"]["mask"][0]["density"] <= 1
+    text = amortised_markdown(result)
+    assert "| mask | " in text
+    assert "| lora | 0.001 |" in text
+    for path in plot_amortised(result, tmp_path):
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert picture.width > 1000
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("a finished cell was made again")
+
+    monkeypatch.setattr(amortised, "train", never)
+    assert reproduce_amortised(tmp_path / "work", CONFIG)["cells"] == result["cells"]
