@@ -161,9 +161,10 @@ def zoo_train(
     recipe = Recipe() if share == 1.0 else Recipe().shortened(share)
     folder = work or output / "work"
     if rewards_only:
-        typer.echo(
-            f"reward in {train_rewards(open_pipeline('shapes', None, 'cpu', None, None), output, folder, recipe)}"
-        )
+        from .. import zoo
+
+        pipe, clip = open_pipeline("shapes", None, "cpu", None, None), zoo.load_clip()
+        typer.echo(f"reward in {train_rewards(pipe, output, folder, recipe, clip=clip)}")
     else:
         typer.echo(f"pipeline in {train_shapes(output, folder, recipe)}")
 
