@@ -1,6 +1,6 @@
 """SynGen on the bundled model's validation prompts: plain, SynGen, the masker, and both, by the judge.
 
-    python benchmarks/syngen.py                       # writes docs/results/syngen.json; a minute or two a cell of 240 prompts
+    python benchmarks/syngen.py                  # an hour or less on two cores; writes docs/results/syngen.json
     python benchmarks/syngen.py --scales 5 20 --resolutions 4 8
 
 Sides with "entities" also keep shapes without a colour apart. All sides start from the same noise, so differences to the
@@ -107,6 +107,12 @@ def main() -> None:
     print(table.to_markdown())
     study = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "output")}
     result = {"study": study, "split": "val", "scores": table.to_dict(), "seconds": seconds}
+    result["minus masker"] = {
+        side: {task: vars(table.gain(side, "masker", task)) for task in table.names}
+        | {"overall": vars(table.gain(side, "masker"))}
+        for side in table.values
+        if side.endswith(" + masker")
+    }
     result["machine"] = machine() | {"device": str(torch.device(args.device))}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,9 +4,9 @@ Before each of the first denoising steps (half of them) the latents :math:`z_t` 
 
 .. math:: z_t \leftarrow z_t - \eta \nabla_{z_t} L(A(z_t, t, c)),
 
-where A are the maps of a call of the U-Net on the prompt alone (no unconditional half), averaged over the heads of all layers
-of one resolution, and L is `binding.binding_loss`. Weights, masks included, are constants: no gradient flows through what a
-masker is conditioned on.
+where A are the maps of a call of the U-Net on the prompt alone (no unconditional half), averaged over the heads of all
+layers of one resolution, and L is `binding.binding_loss`. Weights, masks included, are constants: no gradient flows through
+what a masker is conditioned on.
 
 Beyond the original: prompts are guided in batches, each by its own loss; of schedulers that do not keep latents scaled
 (Euler), the scaled latents take the step, so that :math:`\eta` means the same for all.
