@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -182,8 +183,24 @@ def test_the_step_is_one_of_the_scaled_latents(pipe: Any) -> None:
 
 def test_xl_and_velocity(sdxl_pipe: Any, pipe: Any, sd2_pipe: Any) -> None:
     for one, resolution in ((sdxl_pipe, 4), (sd2_pipe, None)):
-        changed = made(one, resolution=resolution)
+        changed = made(one, resolution=resolution, scale=2e4)
         assert not close(changed[0], made(one, resolution=resolution, scale=0.0)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(pipe: Any, dtype: torch.dtype) -> None:
+    """The gradient is about that of single precision, small as it is."""
+    pipe, gradients = copy.deepcopy(pipe), []
+    for precision in (torch.float32, dtype):
+        pipe.to(precision)
+        sampler = StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
+        sampler.latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(precision)
+        with frozen(pipe):
+            guide = Guide(sampler, [locate(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
+            gradients.append(guide.gradient()[1][0])
+    one, other = gradients
+    assert float((one - other).norm() / one.norm()) < 0.1
+    assert made(pipe).dtype == torch.float32
 
 
 def test_gradient_checkpointing_gives_the_same(pipe: Any) -> None:
