@@ -27,6 +27,7 @@ _PUBLIC = {
     "search": "searching",
     "SearchConfig": "searching",
     "SearchResult": "searching",
+    "syngen": "guidance",
     "train": "training",
     "TrainConfig": "training",
     "MaskUNetError": "errors",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .attachment import attach, detach, disabled, record
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
+    from .guidance import syngen
     from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskSchedule, MaskTable, RandomMasks
     from .searching import SearchConfig, SearchResult, search
     from .training import TrainConfig, train

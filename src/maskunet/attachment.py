@@ -36,6 +36,7 @@ class Attachment:
         self.unet = unet
         self.masker = masker
         self.enabled = True
+        self.constant = False  # no gradient flows through what the masks depend on
         self.trace: Trace | None = None
         self.timestep: Any = None
         self.noise = noise
@@ -114,7 +115,9 @@ class Attachment:
         if _device_of(self.masker) not in (None, device):
             self.masker.to(device)
         draw, batch = self.draw(), inputs.hidden_states.shape[0]
-        for name, mask in self.masker.block_masks(block, inputs).items():
+        with torch.no_grad() if self.constant else contextlib.nullcontext():
+            masks = self.masker.block_masks(block, inputs)
+        for name, mask in masks.items():
             self._masks[name] = (mask, draw, batch)
             if self.keep_probabilities is not None and (logits := mask.logits()) is not None:
                 self.keep_probabilities[name] = keep_probability(logits).mean()

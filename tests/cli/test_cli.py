@@ -45,6 +45,21 @@ def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Pa
         assert image.size == (36, 16)
 
 
+def test_generate_with_syngen(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["generate", "--syngen", "--steps", 2, "--guidance-scale", 4, "--device", "cpu", "--batch-size", 1]
+    captions = ["--prompt", "a red circle and a blue star", "--prompt", "a ring"]
+    code, _, err = run(*words, *captions, "--compare-base", "--syngen-scale", 50)
+    assert code == 0, err
+    assert json.loads((tmp_path / "pictures" / "00001.json").read_text())["syngen_scale"] == 50
+    for name, differs in (("00000", True), ("00001", False)):
+        picture = np.asarray(Image.open(tmp_path / "pictures" / f"{name}.png"), np.int16)
+        assert (abs(picture[:, :64] - picture[:, -64:]).max() > 2) == differs
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    code, _, err = run(*words, "--model", model, "--prompt", "a b")
+    assert code == 2
+    assert "maskunet[syngen]" in err
+
+
 def test_generate_repeats(run: Run, model: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         assert (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,7 +84,13 @@ def generate(
     model: Model = "shapes",
     masker: MaskerPath = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
-    compare_base: Annotated[bool, typer.Option(help="Also make each picture without masks, side by side.")] = False,
+    compare_base: Annotated[
+        bool, typer.Option(help="Also make each picture without masks and SynGen, side by side.")
+    ] = False,
+    syngen: Annotated[
+        bool, typer.Option(help="Bind modifiers to their nouns by attention (SynGen); needs spaCy but for 'shapes'.")
+    ] = False,
+    syngen_scale: Annotated[float, typer.Option(min=0.0, help="Length of SynGen's gradient steps.")] = 20.0,
     negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
     steps: Steps = 25,
@@ -99,10 +105,23 @@ def generate(
     from .pictures import write_pictures
 
     prompts = read_prompts(prompt, prompts_file)
-    if compare_base and masker is None:
-        raise DataError("expected --masker with --compare-base; without one there is nothing to compare")
+    if compare_base and masker is None and not syngen:
+        raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
-    settings = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
+    settings: dict[str, Any] = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
+    make = None
+    if syngen:
+        from ..guidance import shapes_phrases, syngen_maker
+
+        make = syngen_maker(
+            pipe,
+            phrases=shapes_phrases if model == "shapes" else None,
+            scale=syngen_scale,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+        )
+        settings["syngen_scale"] = syngen_scale
     written = write_pictures(
         pipe,
         prompts,
@@ -110,6 +129,7 @@ def generate(
         compare_base=compare_base,
         settings=settings,
         seed=seed,
+        make=make,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..attachment import disabled
 from ..errors import DataError
-from ..evaluation import generate
+from ..evaluation import Make, generate
 from ..metrics.geneval import check
 from ..shapes.judge import judge
 from ..shapes.scenes import held_out_prompts
@@ -70,15 +70,31 @@ def write_pictures(
     compare_base: bool,
     settings: dict[str, Any],
     seed: int,
+    make: Make | None = None,
     **options: Any,
 ) -> list[Path]:
     """Generate pictures and write each as `00000.png` with `00000.json`; with `compare_base`, base left, masked right.
+
+    Args:
+        pipe: the pipeline.
+        prompts: what to draw.
+        folder: where to write.
+        compare_base: also draw each without masks.
+        settings: goes into the JSON files.
+        seed: the first picture's.
+        make: makes the pictures in the place of `generate`, a batch at a time.
+        options: of `generate`.
 
     Returns:
         The pictures' files.
     """
     make_folder(folder)
-    pictures = generate(pipe, prompts, seeds=seed, **options)
+    if make is None:
+        pictures = generate(pipe, prompts, seeds=seed, **options)
+    else:
+        numbers, size = range(seed, seed + len(prompts)), options["batch_size"]
+        chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
+        pictures = torch.cat([make(prompts[rows], numbers[rows]) for rows in chunks])
     if compare_base:
         with disabled(pipe):
             base = generate(pipe, prompts, seeds=seed, **options)

@@ -31,17 +31,25 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
     parts = [m for m in (pipe.unet, pipe.vae, decoder) if hasattr(m, "is_gradient_checkpointing")]
     checkpointed = [m for m in parts if config.gradient_checkpointing and not m.is_gradient_checkpointing]
     checkpointed = [m for m in checkpointed if getattr(m, "_supports_gradient_checkpointing", False)]
-    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
     try:
-        with frozen(pipe, *others):
+        with frozen(pipe, *others), upcast_decoder(pipe):
             for part in checkpointed:
                 part.enable_gradient_checkpointing()
-            if upcast:  # SDXL's decoder overflows in half precision
-                pipe.vae.to(torch.float32)
             yield
     finally:
         reattach(pipe, attached)
-        if upcast:
-            pipe.vae.to(torch.float16)
         for part in checkpointed:
             part.disable_gradient_checkpointing()
+
+
+@contextlib.contextmanager
+def upcast_decoder(pipe: Any) -> Iterator[None]:
+    """Run an autoencoder that overflows in half precision, as SDXL's, in single precision inside the context."""
+    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
+    try:
+        if upcast:
+            pipe.vae.to(torch.float32)
+        yield
+    finally:
+        if upcast:
+            pipe.vae.to(torch.float16)

@@ -1,0 +1,165 @@
+"""Nouns and their modifiers, and the tokens that stand for them."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import maskunet as mu
+from maskunet.guidance import shapes_phrases, syntax_phrases, words
+from maskunet.guidance.tokens import BoundWords, locate
+from maskunet.shapes.scenes import training_scene
+
+
+@dataclass(eq=False)
+class Token:
+    """A word of a parsed prompt, with what the parser asks of spaCy's tokens."""
+
+    i: int
+    idx: int
+    text: str
+    pos_: str
+    dep_: str
+    children: list[Token] = field(default_factory=list)
+
+
+def parse(prompt: str, written: str) -> list[Token]:
+    """Build a parse from the part of speech, relation and head of each word; a head of -1 is the root's."""
+    spans, rows = words(prompt), [row.split() for row in written.split(", ")]
+    tokens = [
+        Token(i, start, prompt[start:end], row[0], row[1])
+        for i, ((start, end), row) in enumerate(zip(spans, rows, strict=True))
+    ]
+    for token, (_, _, head) in zip(tokens, rows, strict=True):
+        if int(head) >= 0:
+            tokens[int(head)].children.append(token)
+    return tokens
+
+
+#: Of each prompt: parts of speech, relations and heads as spaCy writes them, and the phrases.
+PARSES: dict[str, tuple[str, list[Any]]] = {
+    "a red dog and a small blue cat": (
+        "DET det 2, ADJ amod 2, NOUN ROOT -1, CCONJ cc 2, DET det 7, ADJ amod 7, ADJ amod 7, NOUN conj 2",
+        [(2, [1]), (7, [5, 6])],
+    ),
+    "a bowl on a red and blue table": (
+        "DET det 1, NOUN ROOT -1, ADP prep 1, DET det 7, ADJ amod 7, CCONJ cc 4, ADJ conj 4, NOUN pobj 2",
+        [(7, [4, 6])],
+    ),
+    # A participle is a modifier, and so is a noun's first part.
+    "a horned metal-framed lion statue": (
+        "DET det 6, VERB amod 6, NOUN npadvmod 4, PUNCT punct 4, VERB amod 6, NOUN compound 6, NOUN ROOT -1",
+        [(6, [1, 2, 4, 5])],
+    ),
+    "a cat and a dog that is red": (
+        "DET det 1, NOUN ROOT -1, CCONJ cc 1, DET det 4, NOUN conj 1, PRON nsubj 6, AUX relcl 4, ADJ acomp 6",
+        [(4, [7])],
+    ),
+    "the big dog is red and small": (
+        "DET det 2, ADJ amod 2, NOUN nsubj 3, AUX ROOT -1, ADJ acomp 3, CCONJ cc 4, ADJ conj 4",
+        [(2, [1, 4, 6])],
+    ),
+    "a dog": ("DET det 1, NOUN ROOT -1", []),
+}
+
+
+@pytest.mark.parametrize("prompt", PARSES)
+def test_syntax(monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
+    rows, expected = PARSES[prompt]
+
+    def load(name: str) -> object:
+        assert name == "en_core_web_sm"
+        return lambda text: parse(text, rows)
+
+    monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(load=load))
+    assert syntax_phrases()(prompt) == expected
+
+
+def test_entities_are_nouns_without_modifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "a bowl on a red and blue table"
+    nlp = types.SimpleNamespace(load=lambda name: lambda text: parse(text, PARSES[prompt][0]))
+    monkeypatch.setitem(sys.modules, "spacy", nlp)
+    assert syntax_phrases("any", entities=True)(prompt) == [(1, []), (7, [4, 6])]
+
+
+def test_missing_spacy_or_model_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(
+        mu.DataError, match=r"pip install 'maskunet\[syngen\]' && python -m spacy download en_core_web_sm"
+    ):
+        syntax_phrases()
+
+    def load(name: str) -> object:
+        raise OSError("no model")
+
+    monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(load=load))
+    with pytest.raises(mu.DataError, match="spacy download en_core_web_trf"):
+        syntax_phrases("en_core_web_trf")
+
+
+def test_the_real_spacy() -> None:
+    pytest.importorskip("spacy")
+    try:
+        find = syntax_phrases()
+    except mu.DataError:
+        pytest.skip("spaCy's model is not installed")
+    assert find("a pink sunflower and a yellow flamingo") == [(2, [1]), (6, [5])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red circle to the left of a blue star", [(2, [1]), (9, [8])]),
+        ("three red circles", [(2, [1])]),
+        ("A Red Circle, above a cross", [(2, [1])]),
+        ("a circle and a square", []),
+        ("red", []),
+    ],
+)
+def test_captions_of_the_shapes_world(prompt: str, expected: list[Any]) -> None:
+    assert shapes_phrases(prompt) == expected
+
+
+def test_captions_say_what_their_scenes_ask_for() -> None:
+    for index in range(200):
+        scene = training_scene(index)
+        found = shapes_phrases(scene.caption, entities=True)
+        given = [scene.caption[a:b] for a, b in words(scene.caption)]
+        said = sorted((given[noun].rstrip("es"), [given[m] for m in modifiers]) for noun, modifiers in found)
+        asked = sorted((n["class"].rstrip("es"), [n["color"]] if "color" in n else []) for n in scene.include)
+        assert said == asked, scene.caption
+
+
+def test_tokens_are_found_by_place(shapes_pipe: Any) -> None:
+    prompt = "a Red star, a metal star"
+    found = locate(shapes_pipe.tokenizer, prompt, [(2, [1, 1, 2]), (6, [5])])
+    ids = shapes_pipe.tokenizer(prompt).input_ids
+    pieces = [t.removesuffix("</w>") for t in shapes_pipe.tokenizer.convert_ids_to_tokens(ids)]
+    assert found.content == tuple(range(1, len(ids) - 1))
+
+    def text(word: tuple[int, ...]) -> str:
+        return "".join(pieces[t] for t in word)
+
+    first, second = found.bound
+    assert [text(first.noun), *map(text, first.modifiers)] == ["star", "red"]
+    assert [text(second.noun), *map(text, second.modifiers)] == ["star", "metal"]
+    assert first.noun != second.noun
+    assert len(second.modifiers[0]) > 1  # the bundled tokenizer spells it
+
+
+def test_words_past_the_limit_are_left_out(pipe: Any) -> None:
+    prompt = " ".join("abcdefghijklmnopqrst")  # 20 words; 14 fit
+    assert locate(pipe.tokenizer, prompt, [(2, [1, 18])]).bound == (BoundWords((3,), ((2,),)),)
+    assert locate(pipe.tokenizer, prompt, [(2, [1]), (18, [1])]).bound == (BoundWords((3,), ((2,),)),)
+    assert locate(pipe.tokenizer, prompt, []).bound == ()
+    for phrases in ([(18, [17])], [(2, [18])]):
+        with pytest.raises(mu.DataError, match="none is left"):
+            locate(pipe.tokenizer, prompt, phrases)
+    with pytest.raises(mu.DataError, match="numbers of words from 0 to 19, got 20"):
+        locate(pipe.tokenizer, prompt, [(20, [1])])
+    with pytest.raises(mu.DataError, match="fast tokenizer"):
+        locate(types.SimpleNamespace(), prompt, [])
