@@ -59,7 +59,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("searching.result",),
     ("searching.engine", "searching.rivals"),
     ("searching",),
-    ("training.trainer",),
+    ("training.trainer", "evaluation.searched"),
     ("training",),
     ("evaluation", "evaluation.report", "zoo.stage", "zoo.tokenizer"),
     ("zoo.autoencoder", "zoo.denoiser"),

@@ -22,7 +22,8 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
         DataError: what is attached cannot lie under a search.
     """
     attached = attachment_of(pipe)
-    if attached is not None and getattr(attached.masker, "guided_half", None) is not None:
+    lies_under = attached is not None and attached.enabled
+    if attached is not None and lies_under and getattr(attached.masker, "guided_half", None) is not None:
         raise DataError(
             "expected a masker that masks whole batches under a search, one of the conditional half alone is attached; "
             "call maskunet.detach first"
