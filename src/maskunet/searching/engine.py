@@ -288,7 +288,8 @@ class _Search:
             for g in grads:
                 g *= shrink.view(-1, *[1] * (g.ndim - 1))
         for logits, grad in zip(self.logits.values(), self.grads, strict=True):
-            logits.grad = grad
+            # Batched products give transposed gradients, and the fused AdamW reads memory as it lies.
+            logits.grad = None if grad is None else grad.contiguous()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
