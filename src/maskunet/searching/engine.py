@@ -67,7 +67,8 @@ def search(
     Raises:
         DataError: no prompts, or a setting out of range.
         RewardError: the reward gives another shape, is not finite, or has no gradient.
-        TargetError: the targets match nothing.
+        TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
+            prompts.
     """
     config = (config or SearchConfig()).checked()
     if isinstance(prompts, str) or not prompts:
@@ -119,6 +120,8 @@ class _Search:
         )
         attached = attachment_of(pipe)
         attached = attached if attached is not None and attached.enabled else None
+        if attached is not None:
+            attached.masker.check_prompts(count)
         names = [layer.name for layer in self.network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
         self.live = LiveMasks(describe(pipe.unet, names), attached)
