@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ class Attachment:
         self.trace: Trace | None = None
         self.timestep: Any = None
         self.noise = noise
+        self.pipe: weakref.ref[Any] | None = None
         #: Mean P(keep) by layer of the latest call, with its gradient; a dict to fill, or None to leave it out.
         self.keep_probabilities: dict[str, Tensor] | None = None
         self.reseed(seed)
@@ -104,6 +106,8 @@ class Attachment:
         if not self.enabled:
             return
         self.timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        if self.masker.sample_counts:
+            self.masker.check_batch(kwargs["sample"] if "sample" in kwargs else args[0], self.pipe)
         if self.masker.training:  # counted only where it matters: a counter would make compiled graphs stale
             self.calls += 1
         if self.trace is not None:
@@ -247,6 +251,7 @@ def attach(
         refuse_fused(unet, block)
     detach(model)
     attachment = Attachment(unet, masker, seed, noise)
+    attachment.pipe = None if model is unet else weakref.ref(model)
     attachment.install()
     unet.__dict__[_ATTRIBUTE] = attachment
     if _compiled(model, unet):

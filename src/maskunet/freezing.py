@@ -18,15 +18,19 @@ def frozen(pipe: Any, *others: Any) -> Iterator[None]:
         others: further modules to freeze.
     """
     parts = [m for n in PARTS if (m := getattr(pipe, n, None)) is not None] + list(others)
-    flags = [(p, p.requires_grad, p.grad) for m in parts for p in m.parameters()]
-    modes = [(module, module.training) for m in parts for module in m.modules()]
+    modules = [module for m in parts for module in m.modules()]
+    # By name, since offload puts other parameters into a layer's place.
+    named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
+    flags = [(module, name, p.requires_grad, p.grad) for module, name, p in named]
+    modes = [(module, module.training) for module in modules]
     for part in parts:
         part.requires_grad_(False).eval()
     try:
         yield
     finally:
-        for p, before, grad in flags:
-            p.requires_grad_(before)
-            p.grad = grad
+        for module, name, before, grad in flags:
+            if (p := module._parameters.get(name)) is not None:
+                p.requires_grad_(before)
+                p.grad = grad
         for module, mode in modes:
             module.training = mode

@@ -36,6 +36,33 @@ def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
     assert "| pictures |" in out
 
 
+def test_sides_by_search(run: Run, tmp_path: Path) -> None:
+    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--limit", 2, "--steps", 1, "--output", "out"]
+    words += ["--samples", 1, "--device", "cpu", "--preset", "fast"]
+    code, out, err = run(*words, "--masker", "shapes", "--sides", "both,search,search+masker")
+    assert code == 0, err
+    for side in ("base", "masker", "search", "search+masker"):
+        assert f"2 pictures made, out/{side}\n" in out
+    assert "| masker - base | search - base | search+masker - base |" in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    settings = summary["settings"]["search"]
+    assert (settings["masker"], settings["reward_sources"], settings["search"]["iterations"]) == (
+        None,
+        ["shapes"],
+        [2, 2, 2, 0],
+    )
+    assert settings["search"]["guidance_scale"] == settings["guidance_scale"] == 9.0
+    assert summary["settings"]["search+masker"] == settings | {"masker": "shapes"}
+    assert "search" not in summary["settings"]["masker"]
+    code, out, err = run(*words, "--sides", "base,search")  # without the masker those pictures are the same
+    assert code == 0, err
+    assert "0 pictures made, out/search\n" in out
+    code, _, err = run(*words, "--sides", "search", "--reward", "shapes:2")
+    assert (code, "reward_sources, rewards differ" in err) == (2, True)
+    code, _, err = run(*words, "--sides", "search", "--preset", "paper")
+    assert (code, "search differ" in err) == (2, True)
+
+
 def test_geneval_on_another_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not score reads no detector, and makes its own share alone."""
     entry = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a star"}
@@ -73,7 +100,19 @@ def test_t2i_compbench(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--benchmark", "mmlu", "--model", "shapes"], "geneval, t2i-compbench"),
         (["--benchmark", "geneval"], "--pictures to measure"),
         (["--benchmark", "geneval", "--model", "shapes", "--pictures", "x"], "not both"),
-        (["--benchmark", "geneval", "--model", "shapes", "--sides", "search"], "base, masker, both"),
+        (["--benchmark", "geneval", "--model", "shapes", "--sides", "best"], "base, masker, search, search+masker"),
+        (["--benchmark", "geneval", "--model", "shapes", "--sides", "base,base"], "each once"),
+        (
+            ["--benchmark", "geneval", "--model", "shapes", "--sides", "search+masker"],
+            "--masker with --sides search+m",
+        ),
+        (["--benchmark", "geneval", "--model", "nowhere", "--sides", "search"], "expected --reward"),
+        (["--benchmark", "geneval", "--model", "shapes", "--reward", "shapes"], "with --sides search"),
+        (
+            ["--benchmark", "geneval", "--model", "shapes", "--sides", "search", "--preset", "best"],
+            "expected a preset",
+        ),
+        (["--model", "shapes", "--reward", "shapes"], "expected --benchmark"),
         (["--benchmark", "geneval", "--model", "shapes", "--sides", "both"], "--masker with --sides both"),
         (["--benchmark", "geneval", "--model", "shapes", "--features", "shapes"], "without --protocol"),
         (["--benchmark", "geneval", "--model", "shapes", "--vqa", "x/y"], "no --vqa with geneval"),

@@ -75,9 +75,10 @@ def test_reuse_changes_no_bit(pipe: Any, gumbel: bool) -> None:
     assert float(with_reuse.masks.density().min()) < 1
 
 
-def test_a_sample_does_not_depend_on_its_batch(pipe: Any) -> None:
-    both = searched(pipe)
-    alone = mu.search(pipe, PROMPTS[1:], redness, CONFIG, seeds=SEEDS[1:], progress=False)
+@pytest.mark.parametrize("halves", ["both", "conditional"])
+def test_a_sample_does_not_depend_on_its_batch(pipe: Any, halves: str) -> None:
+    both = searched(pipe, changed(halves=halves))
+    alone = mu.search(pipe, PROMPTS[1:], redness, changed(halves=halves), seeds=SEEDS[1:], progress=False)
     torch.testing.assert_close(alone.pictures[0], both.pictures[1], atol=1e-3, rtol=1e-3)
     mine, theirs = alone.masks, both.masks.select(1)
     same = torch.stack(

@@ -13,7 +13,7 @@ from torch import Tensor
 import maskunet as mu
 from maskunet.data import CachedLatents
 from maskunet.rewards import FunctionReward
-from maskunet.training import TrainConfig, build_method
+from maskunet.training import TrainConfig, build_method, trainer
 from maskunet.training.reward import RewardObjective
 
 SHARED: dict[str, Any] = {
@@ -103,6 +103,34 @@ def test_stopped_and_resumed_equals_uninterrupted(pipe: Any, data: CachedLatents
     first, second = whole.masker.state_dict(), again.masker.state_dict()
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert whole.stats == again.stats
+
+
+def test_a_loss_of_no_weight_is_not_computed(
+    pipe: Any, data: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else changes: weights and figures are those of a run that computes it, bit for bit."""
+    calls, errors, forward = [], trainer.diffusion_errors, trainer._Objective.forward
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        calls.append(len(args))
+        return errors(*args, **options)
+
+    def computes(self: Any, batch: Any) -> Any:
+        unet, scheduler, _, _ = self._call
+        found = errors(unet, scheduler, batch.latents, batch.embeds, batch.noise, batch.timesteps, **batch.conditions)
+        return found, *forward(self, batch)[1:]
+
+    monkeypatch.setattr(trainer, "diffusion_errors", counted)
+    without = trained(pipe, data, tmp_path / "without", diffusion_weight=0.0)
+    assert not calls
+    trained(pipe, data, tmp_path / "density", diffusion_weight=0.0, target_density=0.9, max_train_steps=1)
+    assert len(calls) == 1  # its regulariser is of that call
+    monkeypatch.setattr(trainer._Objective, "forward", computes)
+    with_it = trained(pipe, data, tmp_path / "with", diffusion_weight=0.0)
+    first, second = without.masker.state_dict(), with_it.masker.state_dict()
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert without.stats == with_it.stats
+    assert without.stats[0]["loss"] == pytest.approx(-10 * without.stats[0]["reward"])
 
 
 def test_half_precision(pipe: Any, data: CachedLatents, tmp_path: Path) -> None:

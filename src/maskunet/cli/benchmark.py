@@ -1,4 +1,4 @@
-"""`maskunet evaluate --benchmark`: GenEval or T2I-CompBench on the base model, a masker, or both."""
+"""`maskunet evaluate --benchmark`: GenEval or T2I-CompBench on the base model, a masker, a search, or several of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import typer
 
 from .. import __version__
 from ..errors import DataError
-from .inputs import local_device, open_pipeline
+from ..searching.config import SearchConfig
+from .inputs import local_device, open_pipeline, open_rewards, reward_sources
 
 if TYPE_CHECKING:
     from ..evaluation import Benchmark, Make, Scores
 
-SIDES = {"base": ("base",), "masker": ("masker",), "both": ("base", "masker")}
+#: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's.
+SIDES = ("base", "masker", "search", "search+masker")
 #: Prompts of the shapes world where none are given: as many a task as GenEval has, 553 over six.
 _BUNDLED_PROMPTS = 552
 
@@ -43,6 +45,9 @@ def run_benchmark_command(
     prompts_file: Path | None,
     pictures: Path | None,
     sides: str | None,
+    rewards: list[str] | None,
+    preset: str | None,
+    search_batch_size: int,
     samples: int | None,
     sources: Mapping[str, str | None],
     limit: int | None,
@@ -66,19 +71,24 @@ def run_benchmark_command(
         raise DataError(
             "expected --model to generate with, or --pictures in the benchmark's layout to score, not both"
         )
-    chosen = sides or ("both" if masker else "base")
     if pictures is not None and (sides or masker or prompts_file or limit):
         raise DataError(
             "expected --pictures without --sides, --masker, --prompts-file and --limit; the folder says what it holds"
         )
-    if chosen not in SIDES:
-        raise DataError(f"expected --sides {', '.join(SIDES)}, got {chosen!r}")
-    if "masker" in SIDES[chosen] and masker is None:
-        raise DataError(f"expected --masker with --sides {chosen}, got none")
+    chosen = read_sides(sides, masker)
+    searched = any("search" in side for side in chosen)
+    if not searched and (rewards or preset):
+        raise DataError("expected --reward and --preset with --sides search or search+masker, got neither of them")
+    sources_of_reward = reward_sources(rewards, str(model)) if searched else []
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if pictures is not None and rank > 0:
         return
     setting, where = SETTINGS[name], local_device(device)
+    drawing: dict[str, Any] = {
+        "num_inference_steps": steps or setting.steps,
+        "guidance_scale": setting.guidance_scale if guidance_scale is None else guidance_scale,
+    }
+    config = SearchConfig.preset(preset or "default", **drawing).checked()
     options = {"samples": samples or setting.samples, "seed": seed}
     bundled = model == "shapes"
     # Whoever scores reads its networks first: errors before hours of work.
@@ -96,21 +106,45 @@ def run_benchmark_command(
     if pictures is not None:
         _save(_score(found, pictures, output), record | {"pictures": str(pictures)}, output)
         return
-    from ..evaluation import maker, run_benchmark
+    from ..evaluation import maker, run_benchmark, search_maker
+    from ..evaluation.searched import search_settings
 
-    drawing: dict[str, Any] = {
-        "num_inference_steps": steps or setting.steps,
-        "guidance_scale": setting.guidance_scale if guidance_scale is None else guidance_scale,
-    }
-    pipe = open_pipeline(str(model), masker if "masker" in SIDES[chosen] else None, device, dtype, scheduler)
-    makers: dict[str, Make] = {side: maker(pipe, masks=side == "masker", **drawing) for side in SIDES[chosen]}
+    needed = masker if any("masker" in side for side in chosen) else None
+    pipe = open_pipeline(str(model), needed, device, dtype, scheduler)
+    reward = open_rewards(sources_of_reward, pipe) if searched else None
     shared = {"model": model, "scheduler": type(pipe.scheduler).__name__} | drawing
-    settings = {side: shared | {"masker": masker if side == "masker" else None} for side in makers}
+    by_search = {"search": search_settings(config), "reward_sources": sources_of_reward, "dtype": str(pipe.unet.dtype)}
+    makers: dict[str, Make] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, int] = {}
+    for side in chosen:
+        masks = "masker" in side
+        settings[side] = shared | {"masker": masker if masks else None}
+        if reward is not None and "search" in side:
+            makers[side], sizes[side] = search_maker(pipe, reward, config, masks=masks), search_batch_size
+            settings[side] |= by_search | {"rewards": reward.name}
+        else:
+            makers[side], sizes[side] = maker(pipe, masks=masks, **drawing), batch_size
     scores = run_benchmark(
-        found, makers, output, settings=settings, batch_size=batch_size, rank=rank, world=world, say=typer.echo
+        found, makers, output, settings=settings, batch_size=sizes, rank=rank, world=world, say=typer.echo
     )
     if scores is not None:
         _save(scores, record | {"settings": settings}, output)
+
+
+def read_sides(text: str | None, masker: str | None) -> tuple[str, ...]:
+    """Return the sides that a comma list names; "both" stands for base and masker, the default where there is a masker.
+
+    Raises:
+        DataError: an unknown side, one twice, or masks without a masker.
+    """
+    text = text or ("both" if masker else "base")
+    names = [name.strip() for name in text.replace("both", "base,masker").split(",")]
+    if len(set(names)) < len(names) or not set(names) <= set(SIDES):
+        raise DataError(f"expected --sides as a comma list of {', '.join(SIDES)}, or both, each once, got {text!r}")
+    if masker is None and any("masker" in name for name in names):
+        raise DataError(f"expected --masker with --sides {text}, got none")
+    return tuple(names)
 
 
 def _geneval(

@@ -13,7 +13,18 @@ import typer
 from .. import __version__
 from ..errors import DataError
 from .benchmark import run_benchmark_command
-from .inputs import BatchSize, Device, Dtype, MaskerPath, Seed, local_device, open_pipeline, read_prompts
+from .inputs import (
+    BatchSize,
+    Device,
+    Dtype,
+    MaskerPath,
+    Preset,
+    Rewards,
+    Seed,
+    local_device,
+    open_pipeline,
+    read_prompts,
+)
 
 _SHOWN = ("fid", "kid", "cmmd", "precision", "recall", "clip_score")
 
@@ -101,8 +112,15 @@ def evaluate(
         ),
     ] = None,
     sides: Annotated[
-        str | None, typer.Option(help="Of a benchmark: base, masker or both; both by default where there is a masker.")
+        str | None,
+        typer.Option(
+            help="Of a benchmark: a comma list of base, masker, search and search+masker; base,masker (or both) by default "
+            "where there is a masker."
+        ),
     ] = None,
+    reward: Rewards = None,
+    preset: Preset = None,
+    search_batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts that are searched at once; 1.")] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of a benchmark: pictures a prompt; GenEval's 4 or T2I-CompBench's 10.")
     ] = None,
@@ -162,6 +180,9 @@ def evaluate(
             prompts_file=prompts_file,
             pictures=pictures,
             sides=sides,
+            rewards=reward,
+            preset=preset,
+            search_batch_size=search_batch_size or 1,
             samples=samples,
             sources={"detector": detector, "clip": clip, "vqa": vqa},
             limit=limit,
@@ -175,16 +196,19 @@ def evaluate(
             device=device,
         )
         return
-    if sides or samples or detector or clip or vqa:
-        raise DataError("expected --benchmark with --sides, --samples, --detector, --clip or --vqa, got none")
+    if sides or reward or preset or search_batch_size or samples or detector or clip or vqa:
+        raise DataError(
+            "expected --benchmark with --sides, --reward, --preset, --search-batch-size, --samples, --detector, --clip or "
+            "--vqa, got none"
+        )
     if protocol is not None and protocol not in PROTOCOLS:
         raise DataError(f"expected a protocol ({', '.join(PROTOCOLS)}), got {protocol!r}")
-    preset = PROTOCOLS[protocol] if protocol else None
-    if preset and annotations is None:
-        raise DataError(f"expected --annotations with --protocol, COCO's {preset.annotations}")
+    published = PROTOCOLS[protocol] if protocol else None
+    if published and annotations is None:
+        raise DataError(f"expected --annotations with --protocol, COCO's {published.annotations}")
     prompts = None
     if model is not None:
-        found = coco_captions(annotations, preset.count, seed) if preset and annotations else None
+        found = coco_captions(annotations, published.count, seed) if published and annotations else None
         prompts = (found or read_prompts(None, prompts_file))[:limit]
     names = [f"clip:{zoo.path('shapes-clip')}" if n == "shapes" else n for n in features or ["shapes"]]
     if not features and model != "shapes":
@@ -198,7 +222,7 @@ def evaluate(
         pictures=pictures or output / "pictures",
         reference=reference,
         features=names,
-        resolution=resolution or (preset.resolution if preset else 64 if model == "shapes" else 256),
+        resolution=resolution or (published.resolution if published else 64 if model == "shapes" else 256),
         settings={"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__} if pipe else {},
         output=output,
         device=where,

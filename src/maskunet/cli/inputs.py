@@ -16,6 +16,11 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fi
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. 'shapes' is bundled."),
+]
+Preset = Annotated[str | None, typer.Option(help="Of the search: paper, default or fast.")]
 Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
 
@@ -52,6 +57,31 @@ def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str
     if found is not None:
         attach(pipe, found)
     return pipe
+
+
+def reward_sources(given: list[str] | None, model: str) -> list[str]:
+    """Return the descriptions of rewards that were given, or the bundled one's with the bundled model.
+
+    Raises:
+        DataError: none given, and the model has none of its own.
+    """
+    from ..errors import DataError
+
+    if not given and model != "shapes":
+        raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
+    return list(given or ["shapes"])
+
+
+def open_rewards(sources: list[str], pipe: Any) -> Any:
+    """Load the weighted sum of rewards, on the pipeline's device and in its precision.
+
+    Raises:
+        RewardError: an unknown name, or a weight that is no number.
+        CheckpointError: its weights cannot be read.
+    """
+    from ..rewards import parse_reward
+
+    return parse_reward(sources).to(pipe.unet.device, pipe.unet.dtype)
 
 
 def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:

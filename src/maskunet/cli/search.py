@@ -10,22 +10,29 @@ from typing import Annotated, Any
 import typer
 
 from ..searching.config import SearchConfig
-from .inputs import Device, Dtype, MaskerPath, Model, Seed, open_pipeline, read_prompts
+from .inputs import (
+    Device,
+    Dtype,
+    MaskerPath,
+    Model,
+    Preset,
+    Rewards,
+    Seed,
+    open_pipeline,
+    open_rewards,
+    read_prompts,
+    reward_sources,
+)
 
 
 def search(
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be repeated.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. 'shapes' is bundled."
-        ),
-    ] = None,
+    reward: Rewards = None,
     model: Model = "shapes",
     masker: MaskerPath = None,
     output: Annotated[Path, typer.Option(help="Folder for pictures, masks and histories.")] = Path("found"),
-    preset: Annotated[str, typer.Option(help="paper, default or fast.")] = "default",
+    preset: Preset = "default",
     iterations: Annotated[int | None, typer.Option(min=0, help="Iterations a step; the preset's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Rate on the mask logits; the preset's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the preset's.")] = None,
@@ -44,14 +51,11 @@ def search(
     device: Device = None,
 ) -> None:
     """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
-    from ..errors import DataError
-    from ..rewards import parse_reward
     from ..searching import search as run
     from .pictures import make_folder
 
     prompts = read_prompts(prompt, prompts_file)
-    if not reward and model != "shapes":
-        raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
+    sources = reward_sources(reward, model)
     given: dict[str, Any] = {
         "iterations": iterations,
         "learning_rate": learning_rate,
@@ -65,18 +69,17 @@ def search(
     }
     if model == "shapes" and guidance_scale is None:
         given["guidance_scale"] = 4.0  # what the bundled model is made for
-    config = SearchConfig.preset(preset, **{k: v for k, v in given.items() if v is not None}).checked()
+    config = SearchConfig.preset(preset or "default", **{k: v for k, v in given.items() if v is not None}).checked()
     make_folder(output)
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
-    where = pipe.unet.device
-    judged = parse_reward(reward or ["shapes"]).to(where, pipe.unet.dtype)
+    judged = open_rewards(sources, pipe)
     decoder = _preview(preview_decoder, pipe) if preview_decoder else None
     settings = {
         "model": model,
         "masker": masker,
         "scheduler": type(pipe.scheduler).__name__,
         "rewards": judged.name,
-        "reward_sources": list(reward or ["shapes"]),
+        "reward_sources": sources,
         "preview_decoder": preview_decoder,
         "dtype": str(pipe.unet.dtype),
     }

@@ -5,6 +5,7 @@ from .comparison import Comparison, compare
 from .generation import Make, generate, maker
 from .geneval import GenEval
 from .scores import Scores
+from .searched import search_maker
 from .t2i_compbench import T2ICompBench
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "generate",
     "maker",
     "run_benchmark",
+    "search_maker",
 ]

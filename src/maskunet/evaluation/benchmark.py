@@ -46,7 +46,7 @@ def run_benchmark(
     output: Path,
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_size: int = 8,
+    batch_size: int | Mapping[str, int] = 8,
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
@@ -59,7 +59,7 @@ def run_benchmark(
         sides: makes pictures, by the side's name.
         output: receives a folder for each side, in the benchmark's layout, with its results.
         settings: what makes each side's pictures, kept with them; a folder of other settings is refused.
-        batch_size: pictures a call.
+        batch_size: pictures a call, one number or one for each side.
         rank, world: this process makes its share of the pictures; the first one scores them all.
         progress: show progress bars.
         say: told what was made.
@@ -78,7 +78,7 @@ def run_benchmark(
             make,
             shots[side],
             settings=(settings or {}).get(side, {}),
-            batch_size=batch_size,
+            batch_size=batch_size if isinstance(batch_size, int) else batch_size[side],
             rank=rank,
             world=world,
             progress=progress,

@@ -99,7 +99,8 @@ def _require_same(shot: Shot, wanted: Mapping[str, Any]) -> None:
         found = json.loads(shot.record.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"expected a picture's record in {shot.record}, could not read it: {error}") from error
-    if found != json.loads(json.dumps(wanted)):
+    wanted = json.loads(json.dumps(wanted))  # a tuple is kept as a list
+    if found != wanted:
         changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise DataError(
             f"expected {shot.file.parent} to be empty or to hold pictures of these prompts and settings, "

@@ -8,7 +8,7 @@ the mask when the layer runs. Trainer, search, analysis and generation differ on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -160,6 +160,10 @@ class Masker(nn.Module, ABC):
 
     #: Constructor arguments beside the network that `save_pretrained` keeps.
     settings_names: ClassVar[tuple[str, ...]] = ("tau",)
+    #: Sets of masks that are held, where their number is fixed: row r of a batch takes set r mod M.
+    sample_counts: frozenset[int] = frozenset()
+    #: "conditional" where only the second half of a guided batch is masked.
+    guided_half: str | None = None
 
     def __init__(self, network: Network, tau: float = 1.0) -> None:
         super().__init__()
@@ -190,6 +194,46 @@ class Masker(nn.Module, ABC):
         Returns:
             One `LayerMask` for each layer of the block, by layer name.
         """
+
+    def check_prompts(self, count: int) -> None:
+        """Check that a number of prompts can be shared out among the sets of masks.
+
+        Raises:
+            TargetError: it is no multiple of theirs.
+        """
+        for sets in sorted(self.sample_counts):
+            if count % sets:
+                raise TargetError(
+                    f"expected a multiple of {sets} prompts for {sets} sets of masks, one for each, got {count}; pass as "
+                    "many, or attach a single set for all (of a MaskSchedule: select or merge)"
+                )
+
+    def check_batch(self, latents: Tensor, pipe: Callable[[], Any] | None = None) -> None:
+        """Check a batch of the U-Net in the same way.
+
+        A guided batch holds every prompt twice. It is told by its latents, which are the same in both halves.
+
+        Args:
+            latents: the U-Net's input (rows, C, h, w).
+            pipe: gives the pipeline, which may know that its batches are not guided.
+
+        Raises:
+            TargetError: its prompts are no multiple of the sets of masks.
+        """
+        rows = latents.shape[0]
+        if self.guided_half is not None:
+            if rows % 2 == 0:  # another is refused by the masks themselves
+                self.check_prompts(rows // 2)
+        elif any(rows % sets or (rows % 2 == 0 and rows // 2 % sets) for sets in self.sample_counts):
+            self._look_closer(latents, pipe)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _look_closer(self, latents: Tensor, pipe: Callable[[], Any] | None) -> None:
+        # Latents are compared here alone, since on a GPU that waits for them.
+        says = None if pipe is None else getattr(pipe(), "do_classifier_free_guidance", None)
+        half = latents.shape[0] // 2
+        guided = says is not False and len(latents) == 2 * half and torch.equal(latents[:half], latents[half:])
+        self.check_prompts(half if guided else len(latents))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what `save_pretrained` writes; the state dict unless a subclass has a smaller form."""

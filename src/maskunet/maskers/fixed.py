@@ -46,6 +46,7 @@ class FixedMasks(Masker):
         # The widths of the blocks do not matter to masks that are given.
         super().__init__(Network(tuple(BlockSpec(b, 0, 0, 0, tuple(layers)) for b, layers in blocks.items())))
         self.samples = samples
+        self.sample_counts = frozenset(count for count in samples.values() if count is not None)
         for name, mask in masks.items():
             self.register_buffer(_key(name), mask.detach().to(torch.bool), persistent=False)
         self._names = {block: tuple(layer.name for layer in layers) for block, layers in blocks.items()}

@@ -42,6 +42,7 @@ class MaskSchedule(Masker):
         if not timesteps or samples < 1:
             raise ValueError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
         self.timesteps, self.samples, self.guided_half = [float(t) for t in timesteps], samples, guided_half
+        self.sample_counts = frozenset({samples})
         self._packed: dict[str, Tensor] = {}
         for layer in network.layers:
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))

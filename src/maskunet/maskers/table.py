@@ -31,6 +31,7 @@ class MaskTable(Masker):
         if samples is not None and samples < 1:
             raise ValueError(f"expected samples >= 1 or None, got {samples}")
         self.initial_logit, self.samples = initial_logit, samples
+        self.sample_counts = frozenset(() if samples is None else (samples,))
         lead = () if samples is None else (samples,)
         self.logits = nn.ParameterDict(
             {

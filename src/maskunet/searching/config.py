@@ -40,8 +40,10 @@ class SearchConfig:
         carry_over: start a step from the logits of the one before, instead of anew.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: bound of each sample's gradient norm; None for none.
-        patience: leave a step after so many iterations in which no sample of the batch got better; None for never.
-        target_reward: leave a step once every sample of the batch has reached this reward; None for never.
+        patience: a sample is done with a step after so many iterations in which it did not get better; None for never.
+        target_reward: a sample is done with a step once it has reached this reward; None for never. What is done keeps its
+            masks, as if it were alone, and is left out of the batch (with a masker under the search, only of the
+            optimiser); a step ends when all samples are done.
         time_limit_s: stop optimising after so many seconds and sample on; None for no limit.
         reuse: compute once a step what no mask touches; the masks are the same bit for bit.
         gradient_checkpointing: trade time for memory in the U-Net and the decoder.

@@ -5,14 +5,14 @@ At each denoising step the logits S of every target layer, one set a sample, are
 .. math:: S \leftarrow \mathrm{Adam}(S, \nabla_S R(D(\hat x_0(m(S)))), c))
 
 where m(S) are the masks, :math:`\hat x_0` the predicted clean latents under them, D the decoder and R the reward for the
-caption c; then the step is taken with the best masks. The weights are never written.
+caption c; then the step is taken with the best masks. A sample whose reward is good enough, or does not get better, is
+done with the step and drops out of its batch. The weights are never written.
 
 Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,19 +23,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attachment import attach, attachment_of
-from ..errors import DataError, RewardError
+from ..errors import DataError
 from ..maskers import MaskSchedule
-from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
 from ..rewards.base import FunctionReward, Reward
 from ..targets import describe
+from .ascent import Ascent, Best
 from .config import SearchConfig
 from .live import LiveMasks
 from .preparation import prepared
 from .result import SearchResult
 from .reuse import Reuse
 from .sampling import StepwiseSampler
-
-logger = logging.getLogger(__name__)
 
 
 def search(
@@ -52,7 +50,8 @@ def search(
 
     Args:
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL). Whatever happens it is left as it was: the same weights,
-            masker, scheduler, dtype and device.
+            masker, scheduler, dtype and device. With accelerate's offload on, by model or by layer, U-Net and decoder stay
+            on the execution device meanwhile, as gradients need both at once; text encoders do not.
         prompts: B captions.
         reward: a reward, or a function that gives (B,) for pictures (B, 3, H, W) in [0, 1] and their prompts, higher is
             better, differentiable.
@@ -68,7 +67,8 @@ def search(
     Raises:
         DataError: no prompts, or a setting out of range.
         RewardError: the reward gives another shape, is not finite, or has no gradient.
-        TargetError: the targets match nothing.
+        TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
+            prompts.
     """
     config = (config or SearchConfig()).checked()
     if isinstance(prompts, str) or not prompts:
@@ -105,28 +105,6 @@ def _finish(sampler: StepwiseSampler) -> Tensor:
     return sampler.decode(sampler.latents).cpu()
 
 
-class _Best:
-    """The best iterate of a step, sample by sample."""
-
-    def __init__(self, count: int) -> None:
-        self.rewards = torch.full((count,), -float("inf"))
-        self.output: Tensor | None = None
-        self.masks: dict[str, Tensor] = {}
-
-    def offer(self, rewards: Tensor, output: Tensor, masks: dict[str, Tensor], *, take: bool) -> Tensor:
-        """Take what is better, or everything; return which samples were."""
-        better = torch.ones_like(rewards, dtype=torch.bool) if take else rewards > self.rewards
-        if self.output is None:
-            self.output, self.masks = output.clone(), {n: m.clone() for n, m in masks.items()}
-        else:
-            chosen = better.to(output.device)
-            self.output[chosen] = output[chosen]
-            for name, mask in masks.items():
-                self.masks[name][chosen] = mask[chosen]
-        self.rewards = torch.where(better, rewards, self.rewards)
-        return better
-
-
 class _Search:
     """One search under way."""
 
@@ -136,17 +114,19 @@ class _Search:
         self.pipe, self.sampler, self.reward, self.config, self.decoder = pipe, sampler, reward, config, decoder
         self.network = describe(pipe.unet, config.targets)
         count = len(sampler.prompts)
-        shapes = {layer.name: (count, *layer.shape) for layer in self.network.layers}
-        self.logits = {
-            name: torch.full(shape, config.initial_logit, device=sampler.device, requires_grad=True)
-            for name, shape in shapes.items()
-        }
+        scaled = torch.float16 in _dtypes(sampler, decoder, reward)
+        self.ascent = Ascent(
+            self.network, sampler.seeds, config, device=sampler.device, half=scaled, reward=reward.name
+        )
         attached = attachment_of(pipe)
         attached = attached if attached is not None and attached.enabled else None
+        if attached is not None:
+            attached.masker.check_prompts(count)
         names = [layer.name for layer in self.network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
         self.live = LiveMasks(describe(pipe.unet, names), attached)
-        self.grads: list[Tensor | None] = []
+        # A masker below may count rows or draw by batch, so with one the batch stays whole.
+        self.shrinks = attached is None
         half = "conditional" if config.halves == "conditional" and sampler.guided else None
         self.schedule = MaskSchedule(
             self.network, [float(t) for t in sampler.timesteps], samples=count, guided_half=half
@@ -158,8 +138,6 @@ class _Search:
     def run(self, progress: bool) -> Tensor:
         """Search and sample to the end; return the pictures on the CPU."""
         attach(self.pipe, self.live)
-        # Half-precision gradients of a reward underflow unless they are scaled; Adam does not see the scale.
-        self.scale = 1024.0 if self.sampler.dtype == torch.float16 else 1.0
         self.started = time.monotonic()
         try:
             if self.config.reuse:
@@ -183,7 +161,7 @@ class _Search:
         return limit is not None and time.monotonic() - self.started > limit
 
     def _step(self) -> None:
-        config, index = self.config, self.sampler.index
+        config, index, rows = self.config, self.sampler.index, list(range(len(self.sampler.prompts)))
         if self.reuse is not None:
             self.reuse.clear()
         iterations = 0 if self._out_of_time() else config.iterations_at(index)
@@ -191,29 +169,27 @@ class _Search:
             self.live.masks = {}
             with torch.no_grad():
                 output = self.sampler.predict()
-            count = len(self.sampler.prompts)
-            self._note(index, 0, torch.full((count,), float("nan")), torch.ones(count))
+            self._note(index, 0, dict.fromkeys(rows, float("nan")), dict.fromkeys(rows, 1.0))
             self.sampler.advance(output)
             return
         if index == 0 or not config.carry_over:
-            with torch.no_grad():
-                for logits in self.logits.values():
-                    logits.fill_(config.initial_logit)
-            rate, decay = config.learning_rate, config.weight_decay
-            self.optimizer = torch.optim.AdamW(self.logits.values(), lr=rate, weight_decay=decay, fused=True)
+            self.ascent.restart()
         self._prepare_halves()
-        best, stale = _Best(len(self.sampler.prompts)), 0
+        best, active = Best(len(rows), config), rows
         for k in range(iterations + 1):
             last = k == iterations
             # The last iterate of "last" is taken whatever its reward.
             judged = not last or config.keep == "best"
-            rewards, output, masks = self._evaluate(index, k, gradient=not last, judged=judged)
-            better = best.offer(rewards, output, masks, take=config.keep == "last")
-            stale = 0 if bool(better.any()) else stale + 1
-            reached = config.target_reward is not None and bool((best.rewards >= config.target_reward).all())
-            if last or reached or (config.patience is not None and stale >= config.patience) or self._out_of_time():
+            found = self._evaluate(index, k, rows, active, gradient=not last, judged=judged)
+            best.offer(*found, rows, active)
+            active = [i for i in active if not best.done(i)]
+            if last or not active or self._out_of_time():
                 break
-            self._improve()
+            self.ascent.improve(active)
+            if self.shrinks and len(active) < len(rows):
+                rows = active
+                if self.reuse is not None:
+                    self.reuse.clear()  # what it holds has a row for each sample of before
         assert best.output is not None
         self.schedule.set(index, best.masks)
         self.sampler.advance(best.output)
@@ -235,74 +211,49 @@ class _Search:
         return latents if factor < 2 else torch.nn.functional.avg_pool2d(latents, factor)
 
     def _evaluate(
-        self, index: int, k: int, *, gradient: bool, judged: bool
+        self, index: int, k: int, rows: list[int], active: list[int], *, gradient: bool, judged: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Rewards (B,), the guided output and the masks of the present logits; their gradients go to `grads`."""
+        """Rewards, guided output and masks of the present logits, a row each for `rows`; gradients for `active`."""
         sampler = self.sampler
-        self.live.masks, self.grads = {}, []  # the former iterate's make room
+        self.live.masks = {}  # the former iterate's make room
         with torch.set_grad_enabled(gradient):
-            self.live.masks = {name: self._draw(name, logits, index, k) for name, logits in self.logits.items()}
+            self.live.masks = self.ascent.draw(index, k, rows)
             if self.without is None:
-                output = sampler.predict()
+                output = sampler.predict(rows)
             else:
-                output = sampler.guide(self.without, sampler.predict_half(conditional=True))
-            rewards = torch.full((len(sampler.prompts),), float("nan"))
+                output = sampler.guide(self.without[rows], sampler.predict_half(conditional=True, samples=rows))
+            rewards = torch.full((len(rows),), float("nan"))
             if judged:
-                pictures = sampler.decode(self._preview(sampler.pred_x0(output)), self.decoder)
-                rewards = self.reward(pictures, sampler.prompts).float()
-            if gradient:  # to the logits alone: whatever else the reward is made of keeps its own gradients
-                loss = rewards.sum() * -self.scale
-                self.grads = list(torch.autograd.grad(loss, list(self.logits.values()), allow_unused=True))
+                pictures = sampler.decode(self._preview(sampler.pred_x0(output, rows)), self.decoder)
+                rewards = self.reward(pictures, [sampler.prompts[i] for i in rows]).float()
+            if gradient:
+                self.ascent.differentiate(rewards, active)
         masks = {name: mask.detach().bool() for name, mask in self.live.masks.items()}
         found = rewards.detach().cpu()
         kept = torch.stack([m.flatten(1).sum(1).float() for m in masks.values()]).sum(0) / self.network.weights
-        self._note(index, k, found, kept.cpu())
+        noted = [dict(zip(rows, x.tolist(), strict=True)) for x in (found, kept)]
+        self._note(index, k, *({i: values[i] for i in active} for values in noted))
         return found, output.detach(), masks
 
-    def _draw(self, name: str, logits: Tensor, index: int, k: int) -> Tensor:
-        """Masks (B, *weight.shape) of a layer, with its gradient; a sample's noise follows from its own seed."""
-        if not self.config.gumbel:
-            return threshold(logits, self.config.tau)
-        seeds = [derive_seed(seed, "search", index, k, name) for seed in self.sampler.seeds]
-        noise = torch.stack([gumbel_noise(tuple(logits.shape[1:]), s, device=logits.device) for s in seeds])
-        return gumbel_sigmoid(logits, noise, self.config.tau)
-
-    def _improve(self) -> None:
-        """Take a step on the logits by the gradients that `_evaluate` left."""
-        grads = [g for g in self.grads if g is not None]
-        if not grads:
-            raise RewardError("expected the reward to depend on the masks, no gradient reached them")
-        if not all(bool(torch.isfinite(g).all()) for g in grads):
-            if self.scale <= 1:
-                raise RewardError(
-                    f"expected finite gradients of reward {self.reward.name!r}, got others; try float32, or bfloat16"
-                )
-            self.scale /= 16
-            logger.warning("gradients overflowed; scaled down to %g", self.scale)
-            return
-        for g in grads:
-            g /= self.scale
-        if self.config.max_grad_norm is not None:
-            norms = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
-            shrink = (self.config.max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1)
-            for g in grads:
-                g *= shrink.view(-1, *[1] * (g.ndim - 1))
-        for logits, grad in zip(self.logits.values(), self.grads, strict=True):
-            logits.grad = grad
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _note(self, index: int, k: int, rewards: Tensor, density: Tensor) -> None:
+    def _note(self, index: int, k: int, rewards: dict[int, float], density: dict[int, float]) -> None:
+        found = [rewards.get(i, math.nan) for i in range(len(self.sampler.prompts))]
         self.history.append(
             {
                 "step": index,
                 "timestep": float(self.sampler.timestep),
                 "iteration": k,
-                "reward": [r if math.isfinite(r) else None for r in rewards.tolist()],  # JSON has no NaN
-                "density": density.tolist(),
+                "reward": [r if math.isfinite(r) else None for r in found],  # JSON has no NaN
+                "density": [density.get(i) for i in range(len(found))],
                 "seconds": time.monotonic() - self.started,
             }
         )
+
+
+def _dtypes(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> set[torch.dtype]:
+    """Dtypes of the networks that the gradient goes through."""
+    decoder = sampler.pipe.vae if decoder is None else decoder
+    networks = (*reward.models, *reward.heads)
+    return {sampler.dtype, decoder.dtype, *(p.dtype for network in networks for p in network.parameters())}
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -12,17 +12,18 @@ from ..attachment import attachment_of, reattach
 from ..errors import DataError
 from ..freezing import frozen
 from .config import SearchConfig
+from .residence import resident
 
 
 @contextlib.contextmanager
 def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
-    """Freeze every part, switch checkpointing on, and leave the pipeline as it was.
+    """Freeze every part, keep U-Net and decoder from being offloaded, switch checkpointing on; undo it afterwards.
 
     Raises:
         DataError: what is attached cannot lie under a search.
     """
     attached = attachment_of(pipe)
-    if attached is not None and getattr(attached.masker, "guided_half", None) is not None:
+    if attached is not None and attached.enabled and attached.masker.guided_half is not None:
         raise DataError(
             "expected a masker that masks whole batches under a search, one of the conditional half alone is attached; "
             "call maskunet.detach first"
@@ -31,15 +32,16 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
     parts = [m for m in (pipe.unet, pipe.vae, decoder) if hasattr(m, "is_gradient_checkpointing")]
     checkpointed = [m for m in parts if config.gradient_checkpointing and not m.is_gradient_checkpointing]
     checkpointed = [m for m in checkpointed if getattr(m, "_supports_gradient_checkpointing", False)]
-    try:
-        with frozen(pipe, *others), upcast_decoder(pipe):
+    with resident(pipe.unet, pipe.vae, decoder):
+        try:
+            with frozen(pipe, *others), upcast_decoder(pipe):
+                for part in checkpointed:
+                    part.enable_gradient_checkpointing()
+                yield
+        finally:
+            reattach(pipe, attached)
             for part in checkpointed:
-                part.enable_gradient_checkpointing()
-            yield
-    finally:
-        reattach(pipe, attached)
-        for part in checkpointed:
-            part.disable_gradient_checkpointing()
+                part.disable_gradient_checkpointing()
 
 
 @contextlib.contextmanager

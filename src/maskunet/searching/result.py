@@ -29,7 +29,8 @@ class SearchResult:
         base_rewards: of the base pictures, (B,), or None.
         masks: the masks found, by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other
             seeds. Masks of a masker that lay under the search are not among them.
-        history: an entry an evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start.
+        history: an entry an evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start;
+            the two are None for samples that were done with the step.
         config: the settings.
         settings: prompts and seeds.
     """
@@ -56,7 +57,7 @@ class SearchResult:
     def summary(self, index: int, density: Tensor | None = None) -> dict[str, Any]:
         """Return one picture's settings, rewards and history as JSON values; `density` (B) spares computing it."""
         density = self.masks.density().mean(0) if density is None else density
-        history = [h | {"reward": h["reward"][index], "density": h["density"][index]} for h in self.history]
+        entries = [h | {"reward": h["reward"][index], "density": h["density"][index]} for h in self.history]
         return {
             "maskunet": __version__,
             "prompt": self.settings["prompts"][index],
@@ -65,7 +66,7 @@ class SearchResult:
             "reward": float(self.rewards[index]),
             "base_reward": None if self.base_rewards is None else float(self.base_rewards[index]),
             "density": float(density[index]),
-            "history": history,
+            "history": [h for h in entries if h["density"] is not None],
         }
 
     def save(self, folder: str | os.PathLike[str], *, first: int = 0, **settings: Any) -> Path:

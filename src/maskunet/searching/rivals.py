@@ -18,6 +18,7 @@ from ..freezing import frozen
 from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
+from .residence import resident
 from .sampling import StepwiseSampler
 
 
@@ -168,7 +169,7 @@ def gradient_guidance(
     sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
     if sampler.scheduler.config.prediction_type == "sample":
         raise DataError("expected a scheduler that predicts noise or velocity for gradient guidance, got 'sample'")
-    with frozen(pipe):
+    with resident(pipe.unet, pipe.vae), frozen(pipe):
         while not sampler.finished:
             latents = sampler.latents.detach().requires_grad_(True)
             sampler.latents = latents
@@ -215,7 +216,7 @@ def noise_optimisation(
     optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
     best, rewards = start.clone(), torch.full((len(prompts),), -float("inf"), device=start.device)
     size = start[0].numel()
-    with frozen(pipe):
+    with resident(pipe.unet, pipe.vae), frozen(pipe):
         for k in range(iterations + 1):
             with torch.enable_grad():
                 sampler.latents = noise * sampler.scheduler.init_noise_sigma

@@ -145,35 +145,42 @@ class StepwiseSampler:
         """The timestep of the step that comes next."""
         return self.timesteps[self.index]
 
-    def scaled(self) -> Tensor:
-        """Return the scheduler's scaled latents (B, C, h, w) of the step that comes next."""
+    def scaled(self, samples: Sequence[int] | None = None) -> Tensor:
+        """Return the scheduler's scaled latents (B, C, h, w) of the step that comes next; of some samples, if given."""
         if hasattr(self.scheduler, "_init_step_index") and self.scheduler.step_index is None:
             self.scheduler._init_step_index(self.timestep)
-        return self.scheduler.scale_model_input(self.latents, self.timestep)  # type: ignore[no-any-return]
+        latents = self.latents if samples is None or len(samples) == len(self.prompts) else self.latents[samples]
+        return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[no-any-return]
 
-    def predict(self) -> Tensor:
-        """Call the U-Net on the step that comes next and return its guided output (B, C, h, w)."""
+    def predict(self, samples: Sequence[int] | None = None) -> Tensor:
+        """Call the U-Net on the step that comes next and return its guided output (B, C, h, w).
+
+        Args:
+            samples: numbers of the M samples to compute, ascending; the output is (M, C, h, w). All of them if None.
+        """
         if not self.guided:
-            return self._call(slice(None), 1)
-        without, with_text = self._call(slice(None), 2).chunk(2)
+            return self._call((0,), samples)
+        without, with_text = self._call((0, 1), samples).chunk(2)
         return self.guide(without, with_text)
 
-    def predict_half(self, conditional: bool) -> Tensor:
-        """Call the U-Net on one half of the guided batch alone, (B, C, h, w)."""
-        count = len(self.prompts)
-        return self._call(slice(count, None) if conditional else slice(count), 1)
+    def predict_half(self, conditional: bool, samples: Sequence[int] | None = None) -> Tensor:
+        """Call the U-Net on one half of the guided batch alone, (B, C, h, w); on some samples, if given."""
+        return self._call((1,) if conditional else (0,), samples)
 
     def guide(self, without: Tensor, with_text: Tensor) -> Tensor:
         """Return the guided output for the two halves."""
         return without + self.guidance_scale * (with_text - without)
 
-    def _call(self, rows: slice, copies: int) -> Tensor:
-        latents = self.scaled()
+    def _call(self, halves: tuple[int, ...], samples: Sequence[int] | None) -> Tensor:
+        latents, count = self.scaled(samples), len(self.prompts)
+        rows: slice | list[int] = slice(halves[0] * count, (halves[-1] + 1) * count)
+        if len(latents) < count and samples is not None:
+            rows = [half * count + i for half in halves for i in samples]
         conditions = {
             name: {key: value[rows] for key, value in values.items()} for name, values in self.conditions.items()
         }
         return self.pipe.unet(  # type: ignore[no-any-return]
-            torch.cat([latents] * copies),
+            torch.cat([latents] * len(halves)),
             self.timestep,
             encoder_hidden_states=self.prompt_embeds[rows],
             return_dict=False,
@@ -192,15 +199,15 @@ class StepwiseSampler:
         product = float(self.scheduler.alphas_cumprod[t])
         return product**0.5, (1 - product) ** 0.5
 
-    def pred_x0(self, output: Tensor) -> Tensor:
-        """Return the predicted clean latents (B, C, h, w) for an output of `predict`."""
+    def pred_x0(self, output: Tensor, samples: Sequence[int] | None = None) -> Tensor:
+        """Return the predicted clean latents (B, C, h, w) for an output of `predict`, of the same samples."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return output
         alpha, sigma = self.scales()
         if kind == "v_prediction":
-            return alpha * self.scaled() - sigma * output
-        return (self.scaled() - sigma * output) / alpha
+            return alpha * self.scaled(samples) - sigma * output
+        return (self.scaled(samples) - sigma * output) / alpha
 
     def advance(self, output: Tensor, *, gradient: bool = False) -> None:
         """Take the step with an output of `predict`, cut off from its gradient unless asked for."""

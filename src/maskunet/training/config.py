@@ -34,7 +34,8 @@ class TrainConfig:
         target_density: density that the masks are drawn to; None leaves it to the loss.
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
         objective: "diffusion", or "reward": climb a reward of the network's own samples, with the diffusion loss beside.
-        diffusion_weight, reward_weight: weights of the two in the objective "reward".
+        diffusion_weight, reward_weight: weights of the two in the objective "reward"; at 0 the diffusion loss is not
+            computed.
         reward_batch_size: samples of each batch that are drawn and rewarded.
         reward_num_inference_steps, reward_guidance_scale: how they are drawn, by the pipeline's own scheduler.
         refl_start: ReFL takes the reward at a random step past this share of the steps.

@@ -77,7 +77,10 @@ class Run:
 
 
 class _Objective(nn.Module):
-    """Errors and rewards of a batch. It holds what trains and nothing else: DDP averages just those gradients."""
+    """Errors and rewards of a batch. It holds what trains and nothing else: DDP averages just those gradients.
+
+    Errors that nothing weighs are not computed, unless a target density needs the call's masks.
+    """
 
     def __init__(
         self, unet: nn.Module, trained: nn.Module, scheduler: Any, method: Method, rewards: RewardObjective | None
@@ -86,11 +89,14 @@ class _Objective(nn.Module):
         self.trained = trained
         self._call = (unet, scheduler, method, rewards)  # in a tuple, so that a frozen U-Net is not registered
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         unet, scheduler, method, rewards = self._call
-        rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
-        errors = diffusion_errors(unet, scheduler, *rest, **batch.conditions)
-        kept = method.regulariser()  # of this call: the samples of a reward are further calls
+        errors: Tensor | None = None
+        kept: Tensor | None = None
+        if rewards is None or rewards.config.diffusion_weight or rewards.config.target_density is not None:
+            rest = (batch.latents, batch.embeds, batch.noise, batch.timesteps)
+            errors = diffusion_errors(unet, scheduler, *rest, **batch.conditions)
+            kept = method.regulariser()  # of this call: the samples of a reward are further calls
         if rewards is None:
             return errors, kept, None
         count = rewards.config.reward_batch_size
@@ -241,8 +247,12 @@ def train(
                 method.begin(batch.seeds)
                 with accelerator.accumulate(objective):
                     errors, kept, climbed = objective(batch)
-                    weights = snr_weights(scheduler, batch.timesteps, config.snr_gamma) if config.snr_gamma else 1.0
-                    loss = (errors * weights).mean()
+                    loss = torch.zeros((), device=accelerator.device)
+                    if errors is not None:
+                        weights = (
+                            snr_weights(scheduler, batch.timesteps, config.snr_gamma) if config.snr_gamma else 1.0
+                        )
+                        loss = (errors * weights).mean()
                     if climbed is not None:
                         entry["reward"] = float(climbed.detach().mean())
                         loss = config.diffusion_weight * loss - config.reward_weight * climbed.mean()
