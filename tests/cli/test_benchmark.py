@@ -39,11 +39,11 @@ def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
 def test_sides_by_search(run: Run, tmp_path: Path) -> None:
     words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--limit", 2, "--steps", 1, "--output", "out"]
     words += ["--samples", 1, "--device", "cpu", "--preset", "fast"]
-    code, out, err = run(*words, "--masker", "shapes", "--sides", "both,search,search+masker")
+    code, out, err = run(*words, "--masker", "shapes", "--sides", "both,search,search+masker,syngen,syngen+masker")
     assert code == 0, err
-    for side in ("base", "masker", "search", "search+masker"):
+    for side in ("base", "masker", "search", "search+masker", "syngen", "syngen+masker"):
         assert f"2 pictures made, out/{side}\n" in out
-    assert "| masker - base | search - base | search+masker - base |" in out
+    assert "| masker - base | search - base | search+masker - base | syngen - base | syngen+masker - base |" in out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     settings = summary["settings"]["search"]
     assert (settings["masker"], settings["reward_sources"], settings["search"]["iterations"]) == (

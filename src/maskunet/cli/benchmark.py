@@ -19,8 +19,9 @@ from .inputs import local_device, open_pipeline, open_rewards, reward_sources
 if TYPE_CHECKING:
     from ..evaluation import Benchmark, Make, Scores
 
-#: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's.
-SIDES = ("base", "masker", "search", "search+masker")
+#: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's; SynGen
+#: without and with its masks.
+SIDES = ("base", "masker", "search", "search+masker", "syngen", "syngen+masker")
 #: Prompts of the shapes world where none are given: as many a task as GenEval has, 553 over six.
 _BUNDLED_PROMPTS = 552
 
@@ -108,12 +109,15 @@ def run_benchmark_command(
         return
     from ..evaluation import maker, run_benchmark, search_maker
     from ..evaluation.searched import search_settings
+    from ..guidance import shapes_phrases, syngen_maker
+    from ..guidance.engine import SCALE
 
     needed = masker if any("masker" in side for side in chosen) else None
     pipe = open_pipeline(str(model), needed, device, dtype, scheduler)
     reward = open_rewards(sources_of_reward, pipe) if searched else None
     shared = {"model": model, "scheduler": type(pipe.scheduler).__name__} | drawing
     by_search = {"search": search_settings(config), "reward_sources": sources_of_reward, "dtype": str(pipe.unet.dtype)}
+    phrases = shapes_phrases if bundled else None
     makers: dict[str, Make] = {}
     settings: dict[str, dict[str, Any]] = {}
     sizes: dict[str, int] = {}
@@ -123,6 +127,9 @@ def run_benchmark_command(
         if reward is not None and "search" in side:
             makers[side], sizes[side] = search_maker(pipe, reward, config, masks=masks), search_batch_size
             settings[side] |= by_search | {"rewards": reward.name}
+        elif "syngen" in side:
+            makers[side], sizes[side] = syngen_maker(pipe, masks=masks, phrases=phrases, **drawing), batch_size
+            settings[side] |= {"syngen": {"scale": SCALE, "phrases": "shapes" if bundled else "spacy"}}
         else:
             makers[side], sizes[side] = maker(pipe, masks=masks, **drawing), batch_size
     scores = run_benchmark(

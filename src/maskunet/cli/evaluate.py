@@ -114,8 +114,8 @@ def evaluate(
     sides: Annotated[
         str | None,
         typer.Option(
-            help="Of a benchmark: a comma list of base, masker, search and search+masker; base,masker (or both) by default "
-            "where there is a masker."
+            help="Of a benchmark: a comma list of base, masker, search, syngen, search+masker, syngen+masker; base,masker "
+            "(or both) by default where there is a masker."
         ),
     ] = None,
     reward: Rewards = None,

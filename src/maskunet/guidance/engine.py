@@ -40,6 +40,8 @@ from .tokens import PromptTokens, locate
 
 logger = logging.getLogger(__name__)
 
+#: The authors' step along the gradient.
+SCALE = 20.0
 _SMALLEST = 8  # rows: coarser maps can hardly tell two objects apart
 
 
@@ -49,7 +51,7 @@ def syngen(
     seeds: Sequence[int],
     *,
     phrases: Phrases | None = None,
-    scale: float = 20.0,
+    scale: float = SCALE,
     steps: int | None = None,
     resolution: int | None = None,
     num_inference_steps: int = 50,
