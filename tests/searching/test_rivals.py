@@ -39,10 +39,19 @@ def test_plain_is_the_pipeline(pipe: Any) -> None:
 def test_the_best_of_several_is_kept(pipe: Any, method: Callable[..., Tensor]) -> None:
     found = [rewards(method(pipe, PROMPTS, SEEDS, REWARD, count=n, **OPTIONS)) for n in (1, 2, 4)]
     torch.testing.assert_close(found[0], rewards(rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS)))
-    assert bool((found[1] >= found[0]).all())
-    assert bool((found[2] >= found[1]).all())
+    # A picture that is made twice may differ in its last bits.
+    assert bool((found[1] >= found[0] - 1e-6).all())
+    assert bool((found[2] >= found[1] - 1e-6).all())
     assert float(found[2].sum()) > float(found[0].sum())
     assert attachment_of(pipe) is None
+
+
+def test_the_best_noises_give_the_best_pictures(pipe: Any) -> None:
+    seeds, pictures, found = rivals.best_noises(pipe, PROMPTS, SEEDS, REWARD, count=4, **OPTIONS)
+    assert seeds != SEEDS
+    assert set(seeds) <= {s for j in range(4) for s in rivals.candidates(SEEDS, j)}
+    torch.testing.assert_close(rivals.plain(pipe, PROMPTS, seeds, **OPTIONS), pictures, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, rewards(pictures), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])

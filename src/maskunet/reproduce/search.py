@@ -74,6 +74,27 @@ def _masks(
     return search_masks(pipe, prompts, reward, replace(config, **options), seeds=seeds, progress=False).pictures
 
 
+def best_then_masks(*, count: int, **changes: Any) -> Method:
+    """Return the method that searches masks from the best of `count` noises, and keeps the better picture of the two."""
+    return partial(_best_then_masks, count=count, config=SearchConfig.preset("default", compare_base=False, **changes))
+
+
+def _best_then_masks(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    count: int,
+    config: SearchConfig,
+    **options: Any,
+) -> Tensor:
+    chosen, pictures, rewards = rivals.best_noises(pipe, prompts, seeds, reward, count=count, **options)
+    found = search_masks(pipe, prompts, reward, replace(config, **options), seeds=chosen, progress=False)
+    better = found.rewards > rewards
+    return torch.where(better[:, None, None, None], found.pictures, pictures)
+
+
 def fingerprint(method: Method) -> str:
     """Return a method's settings as a text, to tell a finished cell of other settings."""
     if isinstance(method, partial):

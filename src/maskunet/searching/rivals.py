@@ -42,18 +42,20 @@ def _sampled(sampler: StepwiseSampler) -> Tensor:
 
 
 @torch.no_grad()
-def _chosen(make: Callable[[int], Tensor], count: int, prompts: Sequence[str], reward: Reward) -> Tensor:
-    """The best of `count` pictures of each prompt."""
+def _chosen(
+    make: Callable[[int], Tensor], count: int, prompts: Sequence[str], reward: Reward
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of `count` pictures of each prompt, its reward, and which it is."""
     best: Tensor | None = None
-    rewards = torch.full((len(prompts),), -float("inf"))
+    rewards, which = torch.full((len(prompts),), -float("inf")), torch.zeros(len(prompts), dtype=torch.long)
     for j in range(count):
         pictures = make(j)
         found = reward(pictures, prompts).float().cpu()
         better = found > rewards
         best = pictures if best is None else torch.where(better[:, None, None, None], pictures, best)
-        rewards = torch.where(better, found, rewards)
+        rewards, which = torch.where(better, found, rewards), torch.where(better, j, which)
     assert best is not None
-    return best
+    return best, rewards, which
 
 
 def candidates(seeds: Sequence[int], j: int) -> list[int]:
@@ -65,7 +67,18 @@ def best_of_n(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, count: int, **options: Any
 ) -> Tensor:
     """Sample `count` pictures from noises of their own and keep the one with the highest reward."""
-    return _chosen(lambda j: plain(pipe, prompts, candidates(seeds, j), **options), count, prompts, reward)
+    return best_noises(pipe, prompts, seeds, reward, count=count, **options)[1]
+
+
+def best_noises(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, count: int, **options: Any
+) -> tuple[list[int], Tensor, Tensor]:
+    """Return the seeds of the best of `count` noises for each prompt, their pictures and their rewards (B,)."""
+    pictures, rewards, which = _chosen(
+        lambda j: plain(pipe, prompts, candidates(seeds, j), **options), count, prompts, reward
+    )
+    tried = [candidates(seeds, j) for j in range(count)]
+    return [tried[j][i] for i, j in enumerate(which.tolist())], pictures, rewards
 
 
 def random_masks(
@@ -89,7 +102,7 @@ def random_masks(
         finally:
             reattach(pipe, before)
 
-    return _chosen(make, count, prompts, reward)
+    return _chosen(make, count, prompts, reward)[0]
 
 
 def particles(
