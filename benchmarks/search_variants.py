@@ -1,6 +1,6 @@
-"""A first look at settings of the search on validation prompts, beside plain sampling and best of 4.
+"""Settings of the search on validation prompts, beside plain sampling and best of 4; the default was chosen from these.
 
-    python benchmarks/search_variants.py      # about ten minutes on two cores; writes docs/results/search_variants.json
+    python benchmarks/search_variants.py      # half an hour on two cores; writes docs/results/search_variants.json
 
 Finished cells are kept in runs/search_variants.
 """
@@ -13,17 +13,27 @@ from pathlib import Path
 
 from machine import machine
 from maskunet.allocator import keep_freed_memory
-from maskunet.reproduce.search import METHODS, SearchStudy, masks, run_study
+from maskunet.reproduce.search import METHODS, SearchStudy, best_then_masks, masks, run_study
 from maskunet.searching import rivals
 
-EARLY = {"halves": "conditional", "iterations": (4, 4, 4, 4, 4, 0)}
 STUDY = SearchStudy(seeds=1, prompts=120, split="val", batch_size=60, reference_pictures=600)
+#: Iterations by step, of 15.
+EARLY, FIRST = (4, 4, 4, 4, 4, 0), (8, 8, 8, 0)
+SECOND, MIDDLE = (0, 0, 4, 4, 4, 4, 4, 0), (0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 0)
 VARIANTS = {
     "plain": METHODS["plain"],
     "best of 4": partial(rivals.best_of_n, count=4),
-    "early, rate 0.1, logits 1, drawn": masks(**EARLY, learning_rate=0.1, initial_logit=1.0),
-    "early, rate 0.1, logits 0, threshold": masks(**EARLY, learning_rate=0.1, initial_logit=0.0, gumbel=False),
-    "early, rate 0.03, logits 2, drawn": masks(**EARLY, learning_rate=0.03, initial_logit=2.0),
+    "steps 1-5, rate 0.1, logits 1": masks(iterations=EARLY, learning_rate=0.1, initial_logit=1.0),
+    "steps 1-5, rate 0.1, logits 2": masks(iterations=EARLY, learning_rate=0.1, initial_logit=2.0),
+    "steps 1-5, rate 0.03, logits 1": masks(iterations=EARLY, learning_rate=0.03, initial_logit=1.0),
+    "steps 1-5, rate 0.3, logits 2": masks(iterations=EARLY, learning_rate=0.3, initial_logit=2.0),
+    "steps 1-5, rate 1, logits 2": masks(iterations=EARLY, learning_rate=1.0, initial_logit=2.0),
+    "steps 1-3, K 8, rate 0.3, logits 2": masks(iterations=FIRST, learning_rate=0.3, initial_logit=2.0),
+    "steps 3-7, rate 0.3, logits 2": masks(iterations=SECOND, learning_rate=0.3, initial_logit=2.0),
+    "steps 6-10, rate 0.3, logits 2": masks(iterations=MIDDLE, learning_rate=0.3, initial_logit=2.0),
+    "best of 4, then steps 1-5, rate 0.3": best_then_masks(
+        count=4, iterations=EARLY, learning_rate=0.3, initial_logit=2.0
+    ),
 }
 
 

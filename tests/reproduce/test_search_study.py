@@ -14,16 +14,16 @@ STUDY = SearchStudy(1, 6, "val", num_inference_steps=2, batch_size=3, reference_
 
 
 def test_cells_compute_and_report(tmp_path: Path) -> None:
-    methods = {"plain": METHODS["plain"], "best of 8": METHODS["best of 8"], "masks": masks(iterations=1)}
+    methods = {"plain": METHODS["plain"], "best of 6": METHODS["best of 6"], "masks": masks(iterations=1)}
     said: list[str] = []
     result = run_study(tmp_path / "work", STUDY, methods, say=said.append)
     cells = {name: made[0] for name, made in result["cells"].items()}
     assert len(said) == 3
-    # Plain sampling is two guided calls and a decoding; best of 8 is eight of them and rewards.
+    # Plain sampling is two guided calls and a decoding; best of 6 is six of them and rewards.
     assert 2 < cells["plain"]["forwards"] < 8
-    assert cells["best of 8"]["forwards"] == pytest.approx(8 * cells["plain"]["forwards"], rel=0.35)
+    assert cells["best of 6"]["forwards"] == pytest.approx(6 * cells["plain"]["forwards"], rel=0.35)
     assert cells["masks"]["forwards"] > 2 * cells["plain"]["forwards"]
-    assert cells["best of 8"]["reward"] > cells["plain"]["reward"]
+    assert cells["best of 6"]["reward"] > cells["plain"]["reward"]
     text = search_markdown(result)
     assert all(f"| {name} |" in text for name in methods)
     written = plot_search(result, tmp_path)

@@ -107,7 +107,7 @@ def amortised(output: Output = None, work: Work = None, share: Share = 1.0) -> N
 def search(
     output: Output = None,
     work: Work = None,
-    prompts: Annotated[int, typer.Option(min=6, help="Held-out prompts.")] = 300,
+    prompts: Annotated[int, typer.Option(min=6, help="Held-out prompts.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Sets of starting noises.")] = 3,
 ) -> None:
     """Search of masks against its rivals at equal compute; the same command again goes on."""
