@@ -114,16 +114,16 @@ def predict(inputs: Callable[..., dict[str, Any]]) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        sample_size=16,
-    )
+    vae = {
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "sample_size": 16,
+    }
     return {
-        "vae": _seeded(lambda: vae),
+        "vae": _seeded(lambda: AutoencoderKL(**vae)),
         "text_encoder": _seeded(lambda: CLIPTextModel(_text(24))),
         "tokenizer": _tokenizer(tmp_path_factory.mktemp("tokenizer")),
     }
