@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskunet.evaluation import blip_vqa, t2i_compbench
+from maskunet.searching.config import PRESETS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +50,7 @@ def test_sides_by_search(run: Run, tmp_path: Path) -> None:
     assert (settings["masker"], settings["reward_sources"], settings["search"]["iterations"]) == (
         None,
         ["shapes"],
-        [2, 2, 2, 0],
+        [*PRESETS["fast"]["iterations"]],
     )
     assert settings["search"]["guidance_scale"] == settings["guidance_scale"] == 9.0
     assert summary["settings"]["search+masker"] == settings | {"masker": "shapes"}

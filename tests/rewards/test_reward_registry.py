@@ -14,7 +14,7 @@ from maskunet.rewards import WeightedSum, load, names, parse_reward
 from maskunet.rewards.registry import BUILT_IN
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import training_scene
-from maskunet.zoo.reward import swapped
+from maskunet.zoo.clip import swapped
 
 MODULE = """
 from maskunet.rewards import FunctionReward, Reward

@@ -65,13 +65,18 @@ def table1(output: Output = None, work: Work = None, share: Share = 1.0) -> None
 
 
 @reproduce_app.command()
-def ablations(output: Output = None, work: Work = None, share: Share = 1.0) -> None:
+def ablations(
+    output: Output = None,
+    work: Work = None,
+    share: Share = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 3,
+) -> None:
     """Masks without timestep, without sample, on more layers, and over training; the same command again goes on."""
     from ..reproduce.ablations import AblationConfig, reproduce_ablations, shortened
     from ..reproduce.plots import plot_ablations
     from ..reproduce.report import ablations_markdown
 
-    config = AblationConfig() if share == 1.0 else shortened(AblationConfig(), share)
+    config = AblationConfig(seeds=seeds) if share == 1.0 else shortened(AblationConfig(seeds=seeds), share)
     folder = work or Path("runs/ablations")
     _report(
         "ablations",
