@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from maskunet.errors import DataError
 from maskunet.reproduce import world
 from maskunet.reproduce.ablations import REFERENCE, VARIANTS, AblationConfig, reproduce_ablations
 from maskunet.reproduce.plots import plot_ablations, plot_table1
@@ -36,6 +37,11 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         patch.setattr(world.World, "measure", never)
         assert reproduce_ablations(folder, CONFIG) == first
     return first
+
+
+def test_unknown_variants_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="without timestep"):
+        reproduce_ablations(tmp_path, CONFIG, variants=["without sampel"])
 
 
 def test_variants_differ_in_what_their_name_says(result: dict) -> None:  # type: ignore[type-arg]

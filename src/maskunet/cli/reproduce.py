@@ -70,6 +70,9 @@ def ablations(
     work: Work = None,
     share: Share = 1.0,
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 3,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A row beside the reference; may be repeated; all by default.")
+    ] = None,
 ) -> None:
     """Masks without timestep, without sample, on more layers, and over training; the same command again goes on."""
     from ..reproduce.ablations import AblationConfig, reproduce_ablations, shortened
@@ -83,7 +86,7 @@ def ablations(
         "Ablations, in kind",
         output,
         share == 1.0,
-        lambda: reproduce_ablations(folder, config, say=typer.echo),
+        lambda: reproduce_ablations(folder, config, variants=variant, say=typer.echo),
         ablations_markdown,
         plot_ablations,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from .. import __version__
 from ..attachment import attach
 from ..data.cached import POOL
+from ..errors import DataError
 from ..maskers import MaskConfig, MaskGenerator
 from .world import ArtRuns, Sampling, World, cell, load_base
 
@@ -64,16 +65,24 @@ class AblationConfig:
 
 
 def reproduce_ablations(
-    work: Path, config: AblationConfig | None = None, *, say: Callable[[str], None] = logger.info
+    work: Path,
+    config: AblationConfig | None = None,
+    *,
+    variants: Sequence[str] | None = None,
+    say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Run every cell that is missing and return the whole record.
 
     Args:
         work: folder of the runs and the finished cells; the same call again goes on there.
         config: settings.
+        variants: rows beside the reference; all if None.
         say: told of each cell as it is finished.
     """
     config = config or AblationConfig()
+    if unknown := set(variants or ()) - set(VARIANTS):
+        raise DataError(f"expected variants among {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
+    names = [n for n in VARIANTS if variants is None or n == REFERENCE or n in variants]
     work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
     base = load_base()
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
@@ -115,7 +124,7 @@ def reproduce_ablations(
     cells: dict[str, list[dict[str, Any]]] = {"base": []}
     for seed in range(config.seeds):
         cells["base"].append(cell(work / "cells" / f"base-{seed}.json", partial(measured, base, seed)))
-        for name in VARIANTS:
+        for name in names:
             made = cell(work / "cells" / f"{_slug(name, seed)}.json", partial(trained, name, seed))
             cells.setdefault(name, []).append(made)
             say(f"{name}, seed {seed}: art gain {made['art_gain']:.4f}, FID {made['fid']['clip']:.3f}")
