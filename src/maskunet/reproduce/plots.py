@@ -7,7 +7,7 @@ from typing import Any
 
 from ..plotting import COLOURS, MARKERS, error_bars, log_ticks, new_figure, save_figure
 from .ablations import REFERENCE
-from .report import half_width
+from .report import half_width, seeds_of
 
 
 def plot_table1(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -72,7 +72,8 @@ def plot_ablations(result: dict[str, Any], folder: Path) -> list[Path]:
         if axis is not axes[0, 0]:
             axis.set_yticklabels([])
     figure.suptitle(
-        f"Conditioning and layers ({config['seeds']} training seeds, {config['prompts']} pictures each, 95 %)"
+        f"Conditioning and layers ({seeds_of(config)}, {config['prompts']} pictures each"
+        + (", 95 %)" if config["seeds"] > 1 else ")")
     )
     written = save_figure(figure, folder / "ablations_variants")
 

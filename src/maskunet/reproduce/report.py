@@ -31,6 +31,11 @@ def student(values: Sequence[float]) -> str:
     return f"{middle:.3f} [{middle - half:.3f}, {middle + half:.3f}]"
 
 
+def seeds_of(config: dict[str, Any]) -> str:
+    """Return how many training seeds, in words."""
+    return "one training seed" if config["seeds"] == 1 else f"{config['seeds']} training seeds"
+
+
 def half_width(values: Sequence[float]) -> float:
     """Return half of Student's 95 % interval of the mean; 0 for a single value."""
     if len(values) < 2:
@@ -115,7 +120,7 @@ def ablations_markdown(result: dict[str, Any]) -> str:
     """Return the ablations as a table, and density and FID over training as another."""
     config, cells = result["config"], result["cells"]
     lines = [
-        f"{config['seeds']} training seeds, {config['prompts']} pictures a cell, {config['steps']} steps of 64 on "
+        f"{seeds_of(config)}, {config['prompts']} pictures a cell, {config['steps']} steps of 64 on "
         f"`shapes-art` at rate {config['learning_rate']:g} from logits {config['initial_logit']:g}. Brackets: Student's "
         "95 % interval over training seeds.",
         "",
