@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..plotting import COLOURS, MARKERS, new_figure, save_figure
+from ..plotting import error_bars, new_figure, save_figure
 from .report import half_width, student
 
 
@@ -44,31 +45,26 @@ def search_markdown(result: dict[str, Any]) -> str:
 
 
 def plot_search(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw `search`: reward and judge of each method against its compute.
+    """Draw `search`: reward, referee and judge by method, with each method's compute.
 
     Args:
         result: what `run_study` returned.
         folder: where to.
     """
-    study = result["study"]
-    figure, axes = new_figure(1, 2)
-    panels = ((lambda c: c["reward"], "reward"), (lambda c: c["accuracy"]["overall"], "judge, overall"))
-    for axis, (value, label) in zip(axes[0], panels, strict=True):
-        for i, (name, made) in enumerate(result["cells"].items()):
-            values = [value(c) for c in made]
-            axis.errorbar(
-                made[0]["forwards"],
-                sum(values) / len(values),
-                yerr=half_width(values),
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                capsize=3,
-                label=name,
-                linestyle="none",
-            )
-        axis.set_xscale("log")
-        axis.set_xlabel("compute (guided U-Net calls)")
-        axis.set_ylabel(label)
-    axes[0, 1].legend(fontsize=7)
-    figure.suptitle(f"What compute buys ({study['prompts']} prompts x {study['seeds']} seeds, 95 %)")
+    study, cells = result["study"], result["cells"]
+    figure, axes = new_figure(1, 3)
+    names = [f"{name} ({made[0]['forwards']:.0f})" for name, made in cells.items()]
+    panels: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
+        ("reward that methods see", lambda c: c["reward"]),
+        ("referee", lambda c: c["referee"]),
+        ("judge, overall", lambda c: c["accuracy"]["overall"]),
+    ]
+    for axis, (label, value) in zip(axes[0], panels, strict=True):
+        groups = [[value(c) for c in made] for made in cells.values()]
+        error_bars(axis, names, groups, half_widths=[half_width(g) for g in groups])
+        axis.set_xlabel(label)
+    for axis in axes[0, 1:]:
+        axis.set_yticklabels([])
+    count = f"{study['prompts']} prompts x {study['seeds']} seeds"
+    figure.suptitle(f"What compute buys ({count}; 95 % over seeds; in brackets guided U-Net calls a picture)")
     return save_figure(figure, folder / "search")
