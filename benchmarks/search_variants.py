@@ -17,9 +17,9 @@ from maskunet.reproduce.search import METHODS, SearchStudy, best_then_masks, mas
 from maskunet.searching import rivals
 
 STUDY = SearchStudy(seeds=1, prompts=120, split="val", batch_size=60, reference_pictures=600)
-#: Iterations by step, of 15.
-EARLY, FIRST = (4, 4, 4, 4, 4, 0), (8, 8, 8, 0)
-SECOND, MIDDLE = (0, 0, 4, 4, 4, 4, 4, 0), (0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 0)
+#: Iterations, spread over the 15 steps.
+EARLY, FIRST, MIDDLE = (4, 0, 0), (8, 0, 0, 0, 0), (0, 4, 0)
+SECOND = (0,) * 2 + (4,) * 5 + (0,) * 8
 VARIANTS = {
     "plain": METHODS["plain"],
     "best of 4": partial(rivals.best_of_n, count=4),

@@ -287,7 +287,12 @@ def test_budgets(pipe: Any) -> None:
         return [sum(h["step"] == s for h in history) for s in range(3)]
 
     assert counts(iterations=(2, 0, 1)) == [3, 1, 2]
-    assert counts(iterations=(2, 1)) == [3, 2, 2]
+    # Spread evenly, whatever the number of steps.
+    assert counts(iterations=(2, 1)) == [3, 3, 2]
+    assert [SearchConfig().iterations_at(i, 15) for i in range(15)] == [0] * 5 + [4] * 5 + [0] * 5
+    assert sum(SearchConfig().iterations_at(i, 50) for i in range(50)) == 4 * 17
+    paper = SearchConfig.preset("paper")
+    assert [paper.iterations_at(i, 15) for i in range(15)] == [1] * 7 + [10] * 8
     assert counts(target_reward=-10.0) == [1, 1, 1]
     assert counts(time_limit_s=1e-9) == [1, 1, 1]
     assert min(counts(iterations=20, patience=1, learning_rate=50.0)) < 21

@@ -115,7 +115,7 @@ METHODS: dict[str, Method] = {
     "noise optimisation": partial(rivals.noise_optimisation, iterations=14),
     "gradient guidance": partial(rivals.gradient_guidance, scale=0.1),
     "masks, default": masks(),
-    "best of 2, then masks": best_then_masks(count=2, iterations=(0, 0, 0, 0, 0, 0, 4, 4, 4, 0)),
+    "best of 2, then masks": best_then_masks(count=2, iterations=(0, 0, 4, 0, 0)),
     "masks, paper": masks(preset="paper"),
 }
 

@@ -164,7 +164,7 @@ class _Search:
         config, index, rows = self.config, self.sampler.index, list(range(len(self.sampler.prompts)))
         if self.reuse is not None:
             self.reuse.clear()
-        iterations = 0 if self._out_of_time() else config.iterations_at(index)
+        iterations = 0 if self._out_of_time() else config.iterations_at(index, len(self.sampler.timesteps))
         if not iterations and not config.carry_over:
             self.live.masks = {}
             with torch.no_grad():
