@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 
 # From the ground up. A module belongs to its longest matching prefix; modules of one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("exports",),
     ("errors", "relaxation", "allocator", "hooks", "freezing"),
     ("plotting",),
     ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),

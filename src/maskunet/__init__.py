@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .exports import exports
+
 __version__ = "0.1.0"
 
 #: Public names by the module that holds them; each is imported when it is first used, so `import maskunet` is quick.
@@ -41,14 +43,11 @@ _MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 
+_public = exports(__name__, _PUBLIC)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f".{name}", __name__) if name in _MODULES else _public(name)
 
 
 def __dir__() -> list[str]:

@@ -8,8 +8,9 @@ reward(pictures, prompts)       # pictures (B, 3, H, W) in [0, 1]; (B,)
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..exports import exports
 
 #: Public names by the module that holds them; transformers is imported when a network's reward is first used.
 _PUBLIC = {
@@ -31,12 +32,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = exports(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

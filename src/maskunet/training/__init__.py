@@ -5,8 +5,9 @@ Names are imported when they are first used: the settings alone, which the comma
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..exports import exports
 
 _NAMES = {
     "METHODS": "methods",
@@ -35,12 +36,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = exports(__name__, _NAMES)
 
 
 if TYPE_CHECKING:
