@@ -29,6 +29,8 @@ from maskunet.training import TrainLora, TrainMasks
 from maskunet.training.optimizer import build_optimizer
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+#: A LoRA, and both generators with drawn masks and with masks by threshold.
+SIDES = ("lora", "low-rank", "low-rank-threshold", "paper", "paper-threshold")
 
 
 class Pipe:
@@ -52,7 +54,8 @@ def run_side(name: str, args: argparse.Namespace) -> dict[str, float]:
     elif name == "lora":
         method = TrainLora(rank=16)
     else:
-        method = TrainMasks(mu.MaskGenerator.for_unet(unet, seed=0), gumbel=name == "mask")
+        kind = mu.MaskGenerator if name.startswith("paper") else mu.LowRankMasker
+        method = TrainMasks(kind.for_unet(unet, seed=0), gumbel=not name.endswith("threshold"))
     trained = [p for p in method.install(pipe, 0).parameters() if p.requires_grad] if method else []
     optimizer = build_optimizer(trained, 1e-5, mu.TrainConfig()) if trained else None
     scheduler, dtype = DDPMScheduler(), getattr(torch, args.dtype)
@@ -99,21 +102,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--side", choices=("base", "lora", "mask", "mask-threshold"))
+    parser.add_argument("--side", choices=("base", *SIDES))
+    parser.add_argument(
+        "--sides", nargs="+", default=list(SIDES), choices=SIDES, help="the first is what others are over"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "training_step.json")
     args = parser.parse_args()
     if args.side:
         print(json.dumps(run_side(args.side, args)))
         return
     sides = {}
-    for name in ("lora", "mask", "mask-threshold"):
+    for name in args.sides:
         words = [sys.executable, __file__, "--side", name, *sys.argv[1:]]
         out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
         sides[name] = json.loads(out.splitlines()[-1])
         print(name, sides[name], flush=True)
     ratios = {
         name: {k: round(sides[name][k] / sides["lora"][k], 3) for k in ("median_s", "memory_gib")}
-        for name in ("mask", "mask-threshold")
+        for name in args.sides[1:]
     }
     settings = {k: v for k, v in vars(args).items() if k not in ("side", "output")}
     record = {"settings": settings, "sides": sides, "over_lora": ratios, "machine": machine()}

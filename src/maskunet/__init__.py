@@ -19,6 +19,8 @@ _PUBLIC = {
     "disabled": "attachment",
     "record": "attachment",
     "load": "checkpoint",
+    "LowRankConfig": "maskers",
+    "LowRankMasker": "maskers",
     "MaskConfig": "maskers",
     "MaskGenerator": "maskers",
     "MaskTable": "maskers",
@@ -60,6 +62,16 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
     from .guidance import syngen
-    from .maskers import FixedMasks, MaskConfig, Masker, MaskGenerator, MaskSchedule, MaskTable, RandomMasks
+    from .maskers import (
+        FixedMasks,
+        LowRankConfig,
+        LowRankMasker,
+        MaskConfig,
+        Masker,
+        MaskGenerator,
+        MaskSchedule,
+        MaskTable,
+        RandomMasks,
+    )
     from .searching import SearchConfig, SearchResult, search
     from .training import TrainConfig, train

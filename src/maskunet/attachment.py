@@ -56,8 +56,8 @@ class Attachment:
         self.seed = seed
         self.calls = 0
 
-    def draw(self) -> Draw:
-        """Return how masks are drawn during the call under way."""
+    def draw(self, batch: int) -> Draw:
+        """Return how masks are drawn during the call under way, for a batch of so many rows."""
         if self.noise is not None:
             return Draw(self.masker.tau, noise=self.noise)
         if self.masker.training:
@@ -66,7 +66,7 @@ class Attachment:
             # Every call of a training run draws afresh, and every sample for itself.
             if isinstance(self.seed, tuple):
                 return Draw(self.masker.tau, tuple(derive_seed(s, "train", self.calls) for s in self.seed))
-            return Draw(self.masker.tau, derive_seed(self.seed, "train", self.calls), per_sample=True)
+            return Draw(self.masker.tau, tuple(derive_seed(self.seed, "train", self.calls, i) for i in range(batch)))
         if self.seed is None:
             return Draw(self.masker.tau)
         # At inference noise depends on the timestep and not on the batch, so a picture repeats in any batch.
@@ -118,7 +118,8 @@ class Attachment:
         device = inputs.hidden_states.device
         if _device_of(self.masker) not in (None, device):
             self.masker.to(device)
-        draw, batch = self.draw(), inputs.hidden_states.shape[0]
+        batch = inputs.hidden_states.shape[0]
+        draw = self.draw(batch)
         with torch.no_grad() if self.constant else contextlib.nullcontext():
             masks = self.masker.block_masks(block, inputs)
         for name, mask in masks.items():
@@ -129,9 +130,10 @@ class Attachment:
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
         """Compute a masked layer."""
         form, draw, batch = self._masks[layer.name]
+        if self.trace is None:
+            return form.run(layer, module, x, draw, batch)
         mask = form.mask(layer, draw, batch)
-        if self.trace is not None:
-            self.trace.add(layer.name, form.logits(), mask, len(layer.shape))
+        self.trace.add(layer.name, form.logits(), mask, len(layer.shape))
         return form.apply(layer, module, x, mask)
 
     def capture(self) -> Context:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..operators import masked_conv2d, masked_linear
+from ..operators import factored_linear, masked_conv2d, masked_linear, packed_linear, unpack_bits
 from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
 from ..targets import LayerSpec, Network
 
@@ -44,15 +45,13 @@ class Draw:
 
     Args:
         tau: temperature of the straight-through gradient.
-        seed: seed of the Gumbel noise of this call, one for each row of the batch, or None for the deterministic
-            threshold.
-        per_sample: noise of its own for each sample, instead of one draw for the batch.
+        seed: seed of the Gumbel noise of this call, shared by the batch, or one for each of its rows; None for the
+            deterministic threshold.
         noise: given Gumbel noise by layer name, used instead of drawn noise.
     """
 
     tau: float = 1.0
     seed: int | tuple[int, ...] | None = None
-    per_sample: bool = False
     noise: Mapping[str, Tensor] | None = None
 
 
@@ -67,6 +66,10 @@ class LayerMask(ABC):
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
         """Return the mask, (*weight.shape) or (M, *weight.shape) where M divides `batch`."""
 
+    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
+        """Return the output of `module` for inputs x; forms that need not hold their mask whole override it."""
+        return self.apply(layer, module, x, self.mask(layer, draw, batch))
+
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         """Return the output of `module` for inputs x under a mask."""
         if isinstance(module, nn.Linear):
@@ -79,16 +82,18 @@ class LayerMask(ABC):
 
 
 @torch.compiler.disable
-def _drawn(layer: LayerSpec, draw: Draw, batch: int, device: torch.device) -> Tensor:
+def _drawn(layer: LayerSpec, draw: Draw, row: int | None, device: torch.device) -> Tensor:
+    """Gumbel noise of one row of the batch; of the whole batch, shared or (B, ...), if None."""
     if draw.noise is not None:
         if layer.name not in draw.noise:
             raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
-        return draw.noise[layer.name].to(device)
-    if isinstance(draw.seed, tuple):
-        seeds = [derive_seed(seed, layer.name) for seed in draw.seed]
-        return torch.stack([gumbel_noise(layer.shape, seed, device=device) for seed in seeds])
-    size = (batch, *layer.shape) if draw.per_sample else layer.shape
-    return gumbel_noise(size, derive_seed(draw.seed, layer.name), device=device)
+        noise = draw.noise[layer.name].to(device)
+        return noise if row is None or noise.ndim == len(layer.shape) else noise[row % len(noise)]
+    if not isinstance(draw.seed, tuple):
+        return gumbel_noise(layer.shape, derive_seed(draw.seed, layer.name), device=device)
+    if row is None:
+        return torch.stack([_drawn(layer, draw, r, device) for r in range(len(draw.seed))])
+    return gumbel_noise(layer.shape, derive_seed(draw.seed[row], layer.name), device=device)
 
 
 class Logits(LayerMask):
@@ -106,7 +111,7 @@ class Logits(LayerMask):
         logits = self.logits()
         if draw.seed is None and draw.noise is None:
             return threshold(logits, draw.tau)
-        noise = _drawn(layer, draw, batch, logits.device)
+        noise = _drawn(layer, draw, None, logits.device)
         sets, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
         if 1 < sets < draws and draws % sets == 0:  # row r takes set r mod sets, and noise of its own
             logits = logits.repeat(draws // sets, *[1] * len(layer.shape))
@@ -117,9 +122,9 @@ class FactoredLogits(Logits):
     """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
 
     Args:
-        left: (B, O, r), or (B, kh, kw, O, r) where the kernel is larger than (1, 1).
-        right: (I, r).
-        row: (I,), added to every row.
+        left: (B, O, r), or (B, kh, kw, O, r) where each position of a kernel has a product of its own.
+        right: (I, r); (I kh kw, r) where one product is the whole kernel.
+        row: (I,) or (I kh kw,), added to every row.
         shape: the layer's weight shape.
     """
 
@@ -131,6 +136,24 @@ class FactoredLogits(Logits):
         product = self.left @ self.right.T + self.row
         product = product if product.ndim == 3 else product.permute(0, 3, 4, 1, 2)
         return product.reshape(len(product), *self.shape)
+
+    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
+        """Compute a linear layer from the factors."""
+        if not isinstance(module, nn.Linear):
+            return super().run(layer, module, x, draw, batch)
+        noise: Callable[[int], Tensor] | None = None
+        if isinstance(draw.seed, tuple):
+            noise = partial(_drawn, layer, draw, device=x.device)
+        elif draw.seed is not None or draw.noise is not None:
+            # One draw for the batch, or given noise: it exists once, whichever sample asks.
+            drawn = _drawn(layer, draw, None, x.device)
+            noise = partial(_row_of, drawn, len(layer.shape))
+        factors = (self.left, self.right, self.row)
+        return factored_linear(x, module.weight, module.bias, *factors, draw.tau, noise)
+
+
+def _row_of(noise: Tensor, dimensions: int, row: int) -> Tensor:
+    return noise if noise.ndim == dimensions else noise[row % len(noise)]
 
 
 class GivenMask(LayerMask):
@@ -145,6 +168,31 @@ class GivenMask(LayerMask):
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
         """Return the mask."""
         return self.values
+
+
+class PackedMask(LayerMask):
+    """Binary masks at one bit a weight, expanded only while their layer runs.
+
+    Args:
+        packed: masks (M, *weight.shape) as `pack_bits` packs them.
+        sets: M; None for one mask that all samples share, without a dimension for them.
+    """
+
+    def __init__(self, packed: Tensor, sets: int | None = None) -> None:
+        self.packed, self.sets = packed, sets
+
+    def logits(self) -> None:
+        """Return None: a given mask has no logits."""
+
+    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
+        """Return the masks, boolean."""
+        return unpack_bits(self.packed, layer.shape if self.sets is None else (self.sets, *layer.shape))
+
+    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
+        """Compute a linear layer from the bits."""
+        if not isinstance(module, nn.Linear):
+            return super().run(layer, module, x, draw, batch)
+        return packed_linear(x, module.weight, module.bias, self.packed, self.sets or 1)
 
 
 class Masker(nn.Module, ABC):

@@ -1,4 +1,4 @@
-"""Given binary masks, the same at every step."""
+"""Given binary masks, the same at every step, at one bit a weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import BlockSpec, LayerSpec, Network, block_of
-from .base import BlockInput, GivenMask, LayerMask, Masker
+from .base import BlockInput, LayerMask, Masker, PackedMask
 
 
 class FixedMasks(Masker):
@@ -48,29 +48,35 @@ class FixedMasks(Masker):
         self.samples = samples
         self.sample_counts = frozenset(count for count in samples.values() if count is not None)
         for name, mask in masks.items():
-            self.register_buffer(_key(name), mask.detach().to(torch.bool), persistent=False)
+            self.register_buffer(_key(name), pack_bits(mask.detach()), persistent=False)
         self._names = {block: tuple(layer.name for layer in layers) for block, layers in blocks.items()}
+        self._shapes = {layer.name: layer.shape for layer in self.network.layers}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the mask of a layer, boolean."""
-        return getattr(self, _key(name))  # type: ignore[no-any-return]
+        count = self.samples[name]
+        shape = self._shapes[name]
+        return unpack_bits(getattr(self, _key(name)), shape if count is None else (count, *shape))
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the given masks of a block's layers."""
-        return {name: GivenMask(self[name]) for name in self._names[block]}
+        return {n: PackedMask(getattr(self, _key(n)), self.samples[n]) for n in self._names[block]}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the masks at one bit a weight."""
-        return {layer.name: pack_bits(self[layer.name]) for layer in self.network.layers}
+        return {layer.name: getattr(self, _key(layer.name)) for layer in self.network.layers}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Read masks that `tensors` gave."""
         for layer in self.network.layers:
             if layer.name not in tensors:
                 raise CheckpointError(f"expected a mask for {layer.name}; it is missing")
-            count = self.samples[layer.name]
-            shape = layer.shape if count is None else (count, *layer.shape)
-            setattr(self, _key(layer.name), unpack_bits(tensors[layer.name], shape))
+            found, mine = tensors[layer.name], getattr(self, _key(layer.name))
+            if found.dtype != torch.uint8 or found.shape != mine.shape:
+                raise CheckpointError(
+                    f"expected {mine.numel()} bytes (uint8) of masks for {layer.name}, got {found.numel()} of {found.dtype}"
+                )
+            setattr(self, _key(layer.name), found)
 
     @classmethod
     def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> FixedMasks:

@@ -18,16 +18,17 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..targets import BlockSpec, LayerSpec, Network, Targets, describe
+from ..targets import BlockSpec, LayerSpec, Targets, describe
 from .authors import from_authors_layout
-from .base import BlockInput, FactoredLogits, LayerMask, Masker
+from .base import BlockInput, FactoredLogits, LayerMask
+from .conditional import ConditionalMasker, key_of
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class _BlockGenerator(nn.Module):
         nn.init.zeros_(self.reduced.weight)
         self.layers = nn.ModuleDict(
             {
-                _key(layer.name, block.name): _LayerFactors(layer, self.rows, self.columns, config.initial_logit)
+                key_of(layer.name, block.name): _LayerFactors(layer, self.rows, self.columns, config.initial_logit)
                 for layer in block.layers
             }
         )
-        self.kernels = {_key(layer.name, block.name): (layer.name, layer.kernel) for layer in block.layers}
+        self.kernels = {key_of(layer.name, block.name): (layer.name, layer.kernel) for layer in block.layers}
 
     def _pooled(self, inputs: BlockInput, kernel: tuple[int, int], dtype: torch.dtype) -> Tensor:
         parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
@@ -113,21 +114,15 @@ class _BlockGenerator(nn.Module):
     def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
         reduced: dict[tuple[int, int], Tensor] = {}
         masks: dict[str, LayerMask] = {}
-        # The masker keeps its own precision inside an autocast region: a logit near the threshold decides a weight.
-        with torch.autocast(inputs.hidden_states.device.type, enabled=False):
-            for key, factors in self.layers.items():
-                name, kernel = self.kernels[key]
-                if kernel not in reduced:
-                    reduced[kernel] = self._reduced(inputs, kernel)
-                masks[name] = factors(reduced[kernel])
+        for key, factors in self.layers.items():
+            name, kernel = self.kernels[key]
+            if kernel not in reduced:
+                reduced[kernel] = self._reduced(inputs, kernel)
+            masks[name] = factors(reduced[kernel])
         return masks
 
 
-def _key(layer: str, block: str) -> str:
-    return layer.removeprefix(block + ".").replace(".", "__")
-
-
-class MaskGenerator(Masker):
+class MaskGenerator(ConditionalMasker):
     """The paper's training-based masker.
 
     Args:
@@ -143,42 +138,15 @@ class MaskGenerator(Masker):
         >>> mu.attach(pipe, masker)
     """
 
-    settings_names: ClassVar[tuple[str, ...]] = ("config",)
+    config_class: ClassVar[type[MaskConfig]] = MaskConfig
 
-    def __init__(self, network: Network, config: MaskConfig | None = None) -> None:
-        config = config or MaskConfig()
-        if not (config.use_timestep or config.use_sample):
+    def build_block(self, block: BlockSpec) -> nn.Module:
+        """Return the networks of one block."""
+        if self.config.reduction < 1 or self.config.hidden < 1:
             raise ValueError(
-                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
-                "neither"
+                f"expected reduction >= 1 and hidden >= 1, got {self.config.reduction} and {self.config.hidden}"
             )
-        if config.reduction < 1 or config.hidden < 1:
-            raise ValueError(f"expected reduction >= 1 and hidden >= 1, got {config.reduction} and {config.hidden}")
-        super().__init__(network, config.tau)
-        self.config = config
-        self.blocks = nn.ModuleDict(
-            {block.name.replace(".", "__"): _BlockGenerator(block, config) for block in network.blocks}
-        )
-
-    @classmethod
-    def for_unet(cls, unet: nn.Module, config: MaskConfig | None = None, *, seed: int | None = None) -> MaskGenerator:
-        """Build a fresh generator for a U-Net (or a pipeline).
-
-        Args:
-            unet: the U-Net or its pipeline.
-            config: settings; its targets choose the layers.
-            seed: seed of the random start; None draws from PyTorch's global generator.
-
-        Raises:
-            TargetError: the targets match nothing, or something that cannot be masked.
-        """
-        config = config or MaskConfig()
-        network = describe(unet, config.targets)
-        if seed is None:
-            return cls(network, config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(network, config)
+        return _BlockGenerator(block, self.config)
 
     @classmethod
     def from_authors(
@@ -210,21 +178,3 @@ class MaskGenerator(Masker):
         masker = cls(network, MaskConfig(targets=targets, tau=tau, hidden=hidden, reduction=reduction))
         masker.load_state_dict(tensors)
         return masker.eval()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the config as JSON values."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> MaskGenerator:
-        """Build a generator from what `settings` gave."""
-        config = MaskConfig(**settings)
-        if not isinstance(config.targets, str):
-            config = replace(config, targets=tuple(config.targets))
-        return cls(network, config)
-
-    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the factored logits of a block's layers, per sample."""
-        masks: dict[str, LayerMask] = self.blocks[block.replace(".", "__")](inputs)
-        return masks

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import LayerSpec, Network
-from .base import BlockInput, GivenMask, LayerMask, Masker
+from .base import BlockInput, Draw, LayerMask, Masker, PackedMask
 
 _RULES = ("all", "any", "majority")
 
@@ -47,7 +48,6 @@ class MaskSchedule(Masker):
         for layer in network.layers:
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
             self._packed[layer.name] = ones.expand(len(self.timesteps), -1).clone()
-        self._unpacked: tuple[int, dict[str, Tensor]] = (-1, {})
         self._call: tuple[Any, int] = (None, 0)  # timestep and index of the call under way
         self._names = {block.name: tuple(layer.name for layer in block.layers) for block in network.blocks}
         self._shapes = {layer.name: layer.shape for layer in network.layers}
@@ -64,7 +64,6 @@ class MaskSchedule(Masker):
             if tuple(mask.shape) != expected:
                 raise TargetError(f"expected a mask of shape {expected} for {name}, got {tuple(mask.shape)}")
             self._packed[name][index] = pack_bits(mask).to(self._packed[name].device)
-        self._unpacked = (-1, {})
 
     def get(self, index: int, name: str) -> Tensor:
         """Return a layer's masks at a timestep, boolean, (samples, *weight.shape)."""
@@ -97,15 +96,12 @@ class MaskSchedule(Masker):
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers at the call's timestep."""
         index, device = self._index(block, inputs.timestep), inputs.hidden_states.device
-        if self._unpacked[0] != index:
-            self._unpacked = (index, {})  # one timestep at a time is unpacked
-        cache = self._unpacked[1]
+        masks: dict[str, LayerMask] = {}
         for name in self._names[block]:
-            if name not in cache or cache[name].device != device:
-                self._packed[name] = self._packed[name].to(device)  # the bits travel, an eighth of the masks
-                cache[name] = self.get(index, name)
-        form = GivenMask if self.guided_half is None else _ConditionalMask
-        return {name: form(cache[name]) for name in self._names[block]}
+            self._packed[name] = self._packed[name].to(device)
+            packed = self._packed[name][index]
+            masks[name] = (PackedMask if self.guided_half is None else _ConditionalMask)(packed, self.samples)
+        return masks
 
     def select(self, sample: int) -> MaskSchedule:
         """Return the schedule of one sample, to use it for other seeds or prompts."""
@@ -164,19 +160,34 @@ class MaskSchedule(Masker):
                     f"expected packed masks {tuple(mine.shape)} for {name}; missing or of other size"
                 )
             self._packed[name] = found
-        self._unpacked = (-1, {})
 
 
-class _ConditionalMask(GivenMask):
-    """A mask for the second half of the batch; the first half sees the weights as they are."""
+class _ConditionalMask(PackedMask):
+    """Masks for the second half of the batch; the first half sees the weights as they are."""
+
+    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
+        """Return the plain output for the first half, the masked one for the second."""
+        first, second = _halves(x)
+        masked = super().run(layer, module, second, draw, batch // 2)
+        return torch.cat([_plain(module, first), masked])
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         """Return the plain output for the first half, the masked one for the second."""
-        if x.shape[0] % 2:
-            raise TargetError(
-                f"expected a guided batch, two halves, for masks of the conditional half, got {x.shape[0]} rows; use a "
-                "guidance_scale above 1"
-            )
-        first, second = x.chunk(2)
-        ones = torch.ones((), device=x.device).expand(layer.shape)
-        return torch.cat([super().apply(layer, module, first, ones), super().apply(layer, module, second, mask)])
+        first, second = _halves(x)
+        return torch.cat([_plain(module, first), PackedMask.apply(self, layer, module, second, mask)])
+
+
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    if x.shape[0] % 2:
+        raise TargetError(
+            f"expected a guided batch, two halves, for masks of the conditional half, got {x.shape[0]} rows; use a "
+            "guidance_scale above 1"
+        )
+    return x.chunk(2)
+
+
+def _plain(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return F.linear(x, module.weight, module.bias)
+    assert isinstance(module, nn.Conv2d)
+    return module._conv_forward(x, module.weight, module.bias)

@@ -20,7 +20,7 @@ from ..attachment import attach, attachment_of, record
 from ..data import CachedLatents, encode_scenes
 from ..data.cached import HELD_OUT_SEED, TRAIN_SEED, scenes_of
 from ..evaluation import generate
-from ..maskers import MaskConfig
+from ..maskers import TrainableConfig
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval import check
 from ..relaxation import derive_seed
@@ -181,7 +181,7 @@ class ArtRuns:
         rate: float,
         seed: int,
         steps: int,
-        mask: MaskConfig,
+        mask: TrainableConfig,
         config: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[Any, Run]:

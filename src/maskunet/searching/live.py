@@ -35,7 +35,7 @@ class LiveMasks(Masker):
         draw = None
         if under is not None and block in {b.name for b in under.masker.network.blocks}:
             under.timestep = inputs.timestep
-            draw = under.draw()
+            draw = under.draw(len(inputs.hidden_states))
             with torch.no_grad():
                 below = under.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
         return {name: _Live(self.masks.get(name), below.get(name), draw) for name in self._names[block]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attachment import Attachment, attach, detach
 from ..errors import DataError
-from ..maskers import MaskConfig, Masker, MaskGenerator
+from ..maskers import MaskConfig, Masker, TrainableConfig, build_masker
 from ..targets import Targets, describe
 from .base import Method
 
@@ -249,7 +249,7 @@ METHODS: tuple[str, ...] = ("mask", "lora", "full", "mask+lora")
 def build_method(
     name: str,
     pipe: Any,
-    mask: MaskConfig | None = None,
+    mask: TrainableConfig | None = None,
     *,
     gumbel: bool = True,
     density: bool = False,
@@ -280,7 +280,7 @@ def build_method(
         return TrainLora(mask.targets, rank=rank)
     if name not in METHODS:
         raise DataError(f"expected a method ({', '.join(METHODS)}), got {name!r}")
-    masker = MaskGenerator.for_unet(pipe.unet, mask, seed=seed)
+    masker = build_masker(pipe.unet, mask, seed=seed)
     if name == "mask":
         return TrainMasks(masker, gumbel=gumbel, density=density)
     return TrainMasksWithLora(masker, TrainLora(mask.targets, rank=rank), gumbel=gumbel, density=density)

@@ -1,0 +1,128 @@
+r"""A small mask generator: logits of low rank whose factors are modulated by the timestep and by the sample.
+
+For block b with hidden state :math:`x_b`, last skip :math:`s_b` and timestep embedding :math:`e`,
+
+.. math::
+    h_b &= \mathrm{relu}(W_b \, \mathrm{GAP}([x_b, s_b]) + E_b e + k_b)              && (B, H) \\
+    (c_l, \alpha_l, \beta_l) &= D_l h_b + (1, 0, 0)                                   && (B, r - 1) \text{ each} \\
+    S_l &= (U_l \operatorname{diag}(c_l) + 1 \beta_l^T) V_l^T + (a_l + U_l \alpha_l) 1^T + 1 b_l^T   && (B, O_l, I_l)
+
+gives the logits of every target layer l: a product of rank r, with a term a row and a term a column. U, V, a and b
+belong to the layer; what the condition changes is the weight of each component and the terms, 3 (r - 1) numbers a
+layer. The paper's generator makes its left factor (O, C_i / 4) anew by a product with a (C_o / 4, C_i / 4) matrix
+for every sample; here it costs a scaling of r columns.
+
+A convolution is taken as a matrix (O, I kh kw).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..targets import BlockSpec, LayerSpec, Targets
+from .base import BlockInput, FactoredLogits, LayerMask
+from .conditional import ConditionalMasker, key_of
+
+
+@dataclass(frozen=True)
+class LowRankConfig:
+    """Settings of a `LowRankMasker`.
+
+    Args:
+        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
+        initial_logit: every logit before training.
+        tau: temperature of the straight-through gradient, > 0.
+        rank: r, of the product's r columns one carries the row term; at least 2.
+        hidden: H, width of h_b.
+        use_timestep: condition on the timestep embedding.
+        use_sample: condition on the features at the block's entry.
+    """
+
+    targets: Targets = "decoder-attention"
+    initial_logit: float = 5.0
+    tau: float = 1.0
+    rank: int = 8
+    hidden: int = 64
+    use_timestep: bool = True
+    use_sample: bool = True
+
+
+class _LayerFactors(nn.Module):
+    """U_l, V_l, a_l and b_l of one layer."""
+
+    def __init__(self, layer: LayerSpec, rank: int, initial_logit: float) -> None:
+        super().__init__()
+        self.shape = layer.shape
+        outputs, inputs = layer.shape[0], layer.weights // layer.shape[0]
+        # The product starts at zero and its gradient does not: U is zero and V is not.
+        self.out_weight = nn.Parameter(torch.zeros(outputs, rank - 1))
+        self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit / 2))
+        self.in_weight = nn.Parameter(torch.randn(inputs, rank - 1))
+        self.in_bias = nn.Parameter(torch.full((inputs,), initial_logit / 2))
+
+    def forward(self, modulation: Tensor) -> FactoredLogits:
+        scale, row, column = modulation.chunk(3, -1)  # c - 1, alpha, beta
+        weights = self.out_weight * (scale + 1)[:, None] + column[:, None]
+        offsets = (self.out_weight @ row[:, :, None]) + self.out_bias[:, None]
+        ones = self.in_weight.new_ones(len(self.in_weight), 1)
+        left, right = torch.cat([weights, offsets], -1), torch.cat([self.in_weight, ones], -1)
+        return FactoredLogits(left, right, self.in_bias, self.shape)
+
+
+class _BlockFactors(nn.Module):
+    """The networks of one block."""
+
+    def __init__(self, block: BlockSpec, config: LowRankConfig) -> None:
+        super().__init__()
+        self.temb_proj = None
+        if config.use_timestep:  # one bias for both
+            self.temb_proj = nn.Linear(block.temb_channels, config.hidden, bias=not config.use_sample)
+        self.sample_proj = nn.Linear(block.in_channels, config.hidden) if config.use_sample else None
+        self.modulation = nn.Linear(config.hidden, 3 * (config.rank - 1) * len(block.layers), bias=False)
+        nn.init.zeros_(self.modulation.weight)
+        self.layers = nn.ModuleDict(
+            {key_of(x.name, block.name): _LayerFactors(x, config.rank, config.initial_logit) for x in block.layers}
+        )
+        self.names = [layer.name for layer in block.layers]
+
+    def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
+        dtype = self.modulation.weight.dtype
+        z: Tensor | None = None
+        if self.sample_proj is not None:
+            parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
+            z = self.sample_proj(torch.cat([part.to(dtype).mean((2, 3)) for part in parts], 1))
+        if self.temb_proj is not None:
+            shift = self.temb_proj(inputs.temb.to(dtype))
+            z = shift if z is None else z + shift
+        assert z is not None
+        modulations = self.modulation(F.relu(z)).chunk(len(self.names), -1)
+        return {n: f(m) for n, f, m in zip(self.names, self.layers.values(), modulations, strict=True)}
+
+
+class LowRankMasker(ConditionalMasker):
+    """The small generator; a hundredth of the paper's operations and a fortieth of its parameters.
+
+    Args:
+        network: the blocks and layers that it masks.
+        config: its settings.
+
+    Raises:
+        ValueError: conditioning on both the timestep and the sample is switched off, or a setting is out of range.
+
+    Example:
+        >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankConfig(rank=8))
+        >>> mu.attach(pipe, masker)
+    """
+
+    config_class: ClassVar[type[LowRankConfig]] = LowRankConfig
+
+    def build_block(self, block: BlockSpec) -> nn.Module:
+        """Return the networks of one block."""
+        if self.config.rank < 2 or self.config.hidden < 1:
+            raise ValueError(f"expected rank >= 2 and hidden >= 1, got {self.config.rank} and {self.config.hidden}")
+        return _BlockFactors(block, self.config)

@@ -1,0 +1,68 @@
+"""Which implementation of an operator runs: chosen by device and size, or forced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: "reference" makes a layer's masks for the whole batch; "tiled" makes them sample by sample, in tiles that stay in
+#: cache; "triton" makes them inside the product, on a GPU.
+IMPLEMENTATIONS = ("auto", "reference", "tiled", "triton")
+#: Masked weights of a batch, above which samples are taken one by one; 4 Mi numbers are 16 MiB of masks.
+BATCHED_WEIGHTS = 1 << 22
+VARIABLE = "MASKUNET_OPERATORS"
+
+_forced: str | None = None
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"expected {source} to be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Force an implementation inside the context; "auto" chooses again.
+
+    Outside, the environment variable MASKUNET_OPERATORS forces one.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    global _forced
+    before, _forced = _forced, _checked(name, "the implementation")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(x: Tensor, weights: int) -> str:
+    """Return the implementation for inputs x and so many masked weights, all samples together.
+
+    Raises:
+        ValueError: Triton is forced where it cannot run, or the environment variable names no implementation.
+    """
+    name = _forced or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+    if name == "triton" and not _triton_runs(x.device):
+        raise ValueError(
+            f"expected Triton and a GPU for the forced implementation 'triton', got {x.device}; pip install triton, or "
+            "use 'auto'"
+        )
+    if name != "auto":
+        return name
+    # A compiler fuses the reference by itself.
+    if torch.compiler.is_compiling():
+        return "reference"
+    if _triton_runs(x.device):
+        return "triton"
+    return "tiled" if weights > BATCHED_WEIGHTS else "reference"
+
+
+def _triton_runs(device: torch.device) -> bool:
+    return False
