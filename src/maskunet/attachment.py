@@ -64,9 +64,8 @@ class Attachment:
             if self.seed is None:  # the caller's `torch.manual_seed` decides
                 self.seed = int(torch.randint(2**62, ()))
             # Every call of a training run draws afresh, and every sample for itself.
-            if isinstance(self.seed, tuple):
-                return Draw(self.masker.tau, tuple(derive_seed(s, "train", self.calls) for s in self.seed))
-            return Draw(self.masker.tau, tuple(derive_seed(self.seed, "train", self.calls, i) for i in range(batch)))
+            seeds = self.seed if isinstance(self.seed, tuple) else tuple((self.seed, i) for i in range(batch))
+            return Draw(self.masker.tau, tuple(derive_seed(s, "train", self.calls) for s in seeds))
         if self.seed is None:
             return Draw(self.masker.tau)
         # At inference noise depends on the timestep and not on the batch, so a picture repeats in any batch.

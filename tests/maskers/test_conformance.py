@@ -49,11 +49,11 @@ def randomised(masker: mu.Masker) -> mu.Masker:
     return masker
 
 
-def generator_case(**settings: Any) -> Case:
-    config = mu.MaskConfig(**settings)
+def generator_case(kind: type[mu.MaskGenerator] | type[mu.LowRankMasker] = mu.MaskGenerator, **settings: Any) -> Case:
+    config = kind.config_class(**settings)
     return Case(
-        lambda unet: randomised(mu.MaskGenerator.for_unet(unet, config)),
-        lambda unet: mu.MaskGenerator.for_unet(unet, config),
+        lambda unet: randomised(kind.for_unet(unet, config)),
+        lambda unet: kind.for_unet(unet, config),
         targets=str(config.targets),
         recorded=BATCH,
         logits=True,
@@ -102,6 +102,10 @@ CASES = {
     "generator-without-timestep": generator_case(use_timestep=False),
     "generator-without-sample": generator_case(use_sample=False),
     "generator-conv": generator_case(targets="decoder-attention-conv", hidden=8),
+    "low-rank": generator_case(mu.LowRankMasker, rank=4),
+    "low-rank-without-timestep": generator_case(mu.LowRankMasker, rank=4, use_timestep=False),
+    "low-rank-without-sample": generator_case(mu.LowRankMasker, rank=2, use_sample=False),
+    "low-rank-conv": generator_case(mu.LowRankMasker, rank=4, targets="decoder-attention-conv"),
     "table": table_case(None),
     "table-per-sample": table_case(BATCH),
     "fixed": fixed_case(None),

@@ -158,6 +158,8 @@ def train(
     ],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="The run's folder.")] = Path("runs/train"),
     method: Annotated[str, typer.Option(help="mask, lora, full or mask+lora.")] = "mask",
+    masker: Annotated[str, typer.Option(help="Generator of masks: low-rank, or the paper's: paper.")] = "low-rank",
+    mask_rank: Annotated[int, typer.Option("--mask_rank", min=2, help="Rank of low-rank mask logits.")] = 16,
     targets: Annotated[
         str, typer.Option(help="Layers of masks and LoRA: a preset, suffixes with commas between, or a regex.")
     ] = "decoder-attention",
@@ -201,10 +203,12 @@ def train(
     import torch
 
     from .. import pipelines
-    from ..maskers import MaskConfig
+    from ..maskers import LowRankConfig, MaskConfig, TrainableConfig
     from ..training import build_method
     from ..training import train as run_training
 
+    if masker not in ("low-rank", "paper"):
+        raise DataError(f"expected masker low-rank or paper, got {masker!r}")
     if hub_model_id and "mask" not in method:
         raise DataError(f"expected method mask or mask+lora with --hub_model_id, got {method!r}")
     where = pipelines.choose_device(device)
@@ -215,7 +219,10 @@ def train(
     pipelines.silence_loading()
     pipe = pipelines.load_pipeline(model, dtype=kind, device=where)
     names: Any = tuple(t.strip() for t in targets.split(",")) if "," in targets else targets
-    mask = MaskConfig(names, initial_logit, tau, use_timestep=use_timestep, use_sample=use_sample)
+    conditions = {"use_timestep": use_timestep, "use_sample": use_sample}
+    mask: TrainableConfig = MaskConfig(names, initial_logit, tau, **conditions)
+    if masker == "low-rank":
+        mask = LowRankConfig(names, initial_logit, tau, mask_rank, **conditions)
     density = config.target_density is not None
     chosen = build_method(
         method, pipe, mask, gumbel=config.gumbel, density=density, rank=rank, dropout=dropout, seed=config.seed

@@ -17,6 +17,7 @@ A convolution is taken as a matrix (O, I kh kw).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,7 +47,7 @@ class LowRankConfig:
     targets: Targets = "decoder-attention"
     initial_logit: float = 5.0
     tau: float = 1.0
-    rank: int = 8
+    rank: int = 16
     hidden: int = 64
     use_timestep: bool = True
     use_sample: bool = True
@@ -59,10 +60,11 @@ class _LayerFactors(nn.Module):
         super().__init__()
         self.shape = layer.shape
         outputs, inputs = layer.shape[0], layer.weights // layer.shape[0]
-        # The product starts at zero and its gradient does not: U is zero and V is not.
+        # The product starts at zero and its gradient does not: U is zero and V is not. Entries of V of 1 make the first
+        # steps so large that masks hurt before they help.
         self.out_weight = nn.Parameter(torch.zeros(outputs, rank - 1))
         self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit / 2))
-        self.in_weight = nn.Parameter(torch.randn(inputs, rank - 1))
+        self.in_weight = nn.Parameter(torch.randn(inputs, rank - 1) / math.sqrt(rank))
         self.in_bias = nn.Parameter(torch.full((inputs,), initial_logit / 2))
 
     def forward(self, modulation: Tensor) -> FactoredLogits:
@@ -115,7 +117,7 @@ class LowRankMasker(ConditionalMasker):
         ValueError: conditioning on both the timestep and the sample is switched off, or a setting is out of range.
 
     Example:
-        >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankConfig(rank=8))
+        >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankConfig(rank=16))
         >>> mu.attach(pipe, masker)
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,31 @@ from .. import __version__
 from ..attachment import attach
 from ..data.cached import POOL
 from ..errors import DataError
-from ..maskers import MaskConfig, MaskGenerator
+from ..maskers import LowRankConfig, MaskConfig, TrainableConfig, build_masker
 from .world import ArtRuns, Sampling, World, cell, load_base
 
 logger = logging.getLogger(__name__)
 
-#: Rows, as changes of the masks' settings.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "decoder attention, both": {},
-    "without timestep": {"use_timestep": False},
-    "without sample": {"use_sample": False},
-    "decoder attention + conv": {"targets": "decoder-attention-conv"},
-    "all layers": {"targets": "all"},
+
+@dataclass(frozen=True)
+class Variant:
+    """A row: settings of the masks, and its rate as a share of the study's."""
+
+    mask: TrainableConfig = field(default_factory=MaskConfig)
+    rate: float = 1.0
+
+
+VARIANTS: dict[str, Variant] = {
+    "decoder attention, both": Variant(),
+    "without timestep": Variant(MaskConfig(use_timestep=False)),
+    "without sample": Variant(MaskConfig(use_sample=False)),
+    "at 0.3 of the rate": Variant(rate=0.3),
+    "low rank, r = 16": Variant(LowRankConfig()),
+    "low rank, r = 16, at 0.3 of the rate": Variant(LowRankConfig(), 0.3),
+    "low rank, r = 8": Variant(LowRankConfig(rank=8)),
+    "low rank, r = 4": Variant(LowRankConfig(rank=4)),
+    "decoder attention + conv": Variant(MaskConfig(targets="decoder-attention-conv")),
+    "all layers": Variant(MaskConfig(targets="all")),
 }
 REFERENCE = "decoder attention, both"
 
@@ -93,14 +106,14 @@ def reproduce_ablations(
         found = world.measure(pipe, seed, "test", prompts=config.prompts, pictures=1)
         return found | {"density": world.density(pipe)}
 
-    def settings(name: str) -> MaskConfig:
-        return replace(MaskConfig(initial_logit=config.initial_logit), **VARIANTS[name])
+    def settings(name: str) -> TrainableConfig:
+        return replace(VARIANTS[name].mask, initial_logit=config.initial_logit)
 
     def trained(name: str, seed: int) -> dict[str, Any]:
         pipe, run = runs.train(
             _slug(name, seed),
             "mask",
-            rate=config.learning_rate,
+            rate=config.learning_rate * VARIANTS[name].rate,
             seed=seed,
             steps=config.steps,
             mask=settings(name),
@@ -115,7 +128,7 @@ def reproduce_ablations(
     def snapshot(step: int) -> dict[str, Any]:
         pipe = copy.deepcopy(base)
         if step:
-            masker = MaskGenerator.for_unet(pipe.unet, settings(REFERENCE), seed=0)
+            masker = build_masker(pipe.unet, settings(REFERENCE), seed=0)
             path = work / "runs" / _slug(REFERENCE, 0) / f"checkpoint-{step:06d}" / "state.pt"
             masker.load_state_dict(torch.load(path, weights_only=True)["trained"])
             attach(pipe, masker.eval())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attachment import Attachment, attach, detach
 from ..errors import DataError
-from ..maskers import MaskConfig, Masker, TrainableConfig, build_masker
+from ..maskers import LowRankConfig, Masker, TrainableConfig, build_masker
 from ..targets import Targets, describe
 from .base import Method
 
@@ -262,7 +262,7 @@ def build_method(
     Args:
         name: one of `METHODS`.
         pipe: the pipeline that it will train on.
-        mask: settings of the mask generator; its targets are LoRA's as well.
+        mask: settings of the masker, low-rank or the paper's; its targets are LoRA's as well.
         gumbel: draw masks with Gumbel noise.
         density: collect P(keep) for a target density.
         rank: rank of LoRA.
@@ -273,7 +273,7 @@ def build_method(
         DataError: no method has that name.
         TargetError: the targets match nothing, or something that cannot be masked.
     """
-    mask = mask or MaskConfig()
+    mask = mask or LowRankConfig()
     if name == "full":
         return TrainFull(dropout=dropout)
     if name == "lora":

@@ -1,0 +1,181 @@
+"""Layers from factors and from bits against the reference: the same masks, the same outputs and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from maskunet.operators import choice, factored_linear, pack_bits, packed_linear, using
+from maskunet.operators.tiles import LEAST_ROWS
+from maskunet.relaxation import gumbel_noise
+
+seeds = st.integers(0, 2**31)
+tall = st.integers(LEAST_ROWS, 90)  # below, a product of few rows may sum in another order
+sizes = st.integers(2, 40)
+ranks = st.sampled_from([1, 2, 8, 17, 64, 80])
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def factors(seed: int, sets: int, outputs: int, inputs: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    left = normal(seed, sets, outputs, rank) / rank**0.5
+    return left, normal(seed + 1, inputs, rank), normal(seed + 2, inputs)
+
+
+def eye_outputs(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
+    """Masks as outputs: ones for weights, the identity for inputs."""
+    outputs, inputs = left.shape[1], len(right)
+    x = torch.eye(inputs).expand(len(left), -1, -1)
+    return factored_linear(x, torch.ones(outputs, inputs), None, left, right, row)
+
+
+@given(st.integers(1, 3), tall, sizes, ranks, seeds)
+def test_masks_are_the_references_exactly(sets: int, outputs: int, inputs: int, rank: int, seed: int) -> None:
+    made = factors(seed, sets, outputs, inputs, rank)
+    with using("reference"):
+        reference = eye_outputs(*made)
+    with using("tiled"):
+        tiled = eye_outputs(*made)
+    assert torch.equal(tiled, reference)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "rank"), [(1280, 1280, 16), (640, 768, 480), (320, 1280, 9)])
+def test_masks_of_layers_of_many_tiles_are_the_references_exactly(outputs: int, inputs: int, rank: int) -> None:
+    made = factors(3, 1, outputs, inputs, rank)
+    with using("reference"):
+        reference = eye_outputs(*made)
+    with using("tiled"):
+        assert torch.equal(eye_outputs(*made), reference)
+
+
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40), sizes, st.sampled_from([1, 8, 70]), st.data(), seeds)
+def test_outputs_and_gradients_are_the_references(
+    sets: int, repeats: int, outputs: int, inputs: int, rank: int, data: st.DataObject, seed: int
+) -> None:
+    rows = sets * repeats
+    lead = data.draw(st.sampled_from([(rows,), (rows, 3), (rows, 2, 2)]))
+    bias = normal(seed + 4, outputs) if data.draw(st.booleans()) else None
+    tau = data.draw(st.sampled_from([1.0, 0.5]))
+    noisy = data.draw(st.booleans())
+    drawn = [gumbel_noise((outputs, inputs), seed + r) for r in range(rows)]
+    weight = normal(seed + 3, inputs, outputs).T if data.draw(st.booleans()) else normal(seed + 3, outputs, inputs)
+    if data.draw(st.booleans()):  # inputs that are not contiguous
+        x = (
+            normal(seed + 5, *lead[:-1], inputs, lead[-1]).transpose(-1, -2)
+            if len(lead) > 1
+            else normal(seed + 5, inputs, rows).T
+        )
+    else:
+        x = normal(seed + 5, *lead, inputs)
+    grad = normal(seed + 6, *lead, outputs)
+    results = {}
+    for name in ("reference", "tiled"):
+        # Few-row products sum in another order, so scores are drawn away from the threshold by exact fractions.
+        left, right, row = (t.mul(8).round().div(8) for t in factors(seed, sets, outputs, inputs, rank))
+        leaves = [t.clone().requires_grad_() for t in (x, left, right, row)]
+        with using(name):
+            out = factored_linear(leaves[0], weight, bias, *leaves[1:], tau, drawn.__getitem__ if noisy else None)
+        out.backward(grad)
+        results[name] = [out.detach(), *(t.grad for t in leaves)]
+    for ours, reference in zip(results["tiled"], results["reference"], strict=True):
+        torch.testing.assert_close(ours, reference, atol=2e-5 * max(1.0, float(reference.abs().max())), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_reference_within_its_rounding(dtype: torch.dtype) -> None:
+    made = factors(0, 2, 48, 40, 8)
+    x, weight, bias = normal(1, 4, 5, 40, dtype=dtype), normal(2, 48, 40, dtype=dtype), normal(3, 48, dtype=dtype)
+    with using("tiled"):
+        tiled = factored_linear(x, weight, bias, *made)
+    with using("reference"):
+        exact = factored_linear(x.float(), weight.float(), bias.float(), *made)
+    assert tiled.dtype == dtype
+    assert (tiled.float() - exact).abs().max() < 2e-2 * exact.abs().max()
+
+
+def test_autocast_computes_the_product_in_its_precision_and_masks_in_theirs() -> None:
+    made = factors(0, 2, 48, 40, 8)
+    x, weight = normal(1, 2, 5, 40), normal(2, 48, 40)
+    left = made[0].clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), using("tiled"):
+        out = factored_linear(x, weight, None, left, *made[1:])
+    exact = factored_linear(x, weight, None, *made)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).abs().max() < 2e-2 * exact.abs().max()
+    out.sum().backward()
+    assert left.grad is not None
+    assert left.grad.dtype == torch.float32
+    assert left.grad.abs().sum() > 0
+
+
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 12), st.integers(1, 12), st.booleans(), seeds)
+def test_packed_layers_are_the_reference(
+    sets: int, repeats: int, outputs: int, eighths: int, wide: bool, seed: int
+) -> None:
+    inputs = 8 * eighths
+    mask = normal(seed, sets, outputs, inputs) > 0
+    x = normal(seed + 1, sets * repeats, *([3] if wide else []), inputs)
+    weight, bias = normal(seed + 2, outputs, inputs), normal(seed + 3, outputs)
+    made = {}
+    for name in ("reference", "tiled"):
+        leaf = x.clone().requires_grad_()
+        with using(name):
+            out = packed_linear(leaf, weight, bias, pack_bits(mask), sets)
+        out.sum().backward()
+        made[name] = (out.detach(), leaf.grad)
+    for ours, reference in zip(made["tiled"], made["reference"], strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+    rows = [x[r] @ (weight * mask[r % sets]).T + bias for r in range(len(x))]
+    torch.testing.assert_close(made["tiled"][0], torch.stack(rows), atol=1e-4, rtol=1e-5)
+
+
+def test_layers_whose_bits_end_inside_a_byte_take_the_reference() -> None:
+    mask = normal(0, 2, 3, 5) > 0
+    x, weight = normal(1, 4, 5), normal(2, 3, 5)
+    with using("tiled"):
+        out = packed_linear(x, weight, None, pack_bits(mask), 2)
+    torch.testing.assert_close(out, torch.stack([x[r] @ (weight * mask[r % 2]).T for r in range(4)]))
+
+
+def test_a_base_that_trains_takes_the_reference() -> None:
+    weight = normal(0, 20, 6).requires_grad_()
+    with using("tiled"):
+        factored_linear(normal(1, 2, 6), weight, None, *factors(2, 2, 20, 6, 4)).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+def test_large_batches_are_tiled_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(2, 3)
+    assert choice.choose(x, choice.BATCHED_WEIGHTS) == "reference"
+    assert choice.choose(x, choice.BATCHED_WEIGHTS + 1) == "tiled"
+    monkeypatch.setenv(choice.VARIABLE, "tiled")
+    assert choice.choose(x, 1) == "tiled"
+    with using("reference"):
+        assert choice.choose(x, 1) == "reference"
+    monkeypatch.setenv(choice.VARIABLE, "fastest")
+    with pytest.raises(ValueError, match=r"expected MASKUNET_OPERATORS to be one of auto, .*, got 'fastest'"):
+        choice.choose(x, 1)
+
+
+def test_bad_input_is_refused() -> None:
+    left, right, row = factors(0, 2, 4, 8, 3)
+    x, weight = torch.zeros(4, 8), torch.zeros(4, 8)
+    with pytest.raises(ValueError, match="expected factors"):
+        factored_linear(x, weight, None, left, right[:, :2], row)
+    with pytest.raises(ValueError, match="expected a batch that is a multiple of the 2 masks given, got 3"):
+        factored_linear(x[:3], weight, None, left, right, row)
+    with pytest.raises(ValueError, match="expected a batch that is a multiple of the 3 masks given, got 4"):
+        packed_linear(x, weight, None, torch.zeros(12, dtype=torch.uint8), 3)
+    for name in ("reference", "tiled"):
+        with using(name), pytest.raises(ValueError, match="expected 8 bytes"):
+            packed_linear(x, weight, None, torch.zeros(7, dtype=torch.uint8), 2)
+    with pytest.raises(ValueError, match="expected the implementation to be one of"), using("fast"):
+        pass
+    with using("triton"), pytest.raises(ValueError, match="expected Triton and a GPU"):
+        factored_linear(x, weight, None, left, right, row)
