@@ -1,93 +1,194 @@
-"""Time a call of the U-Net without and with masks, alternating, in one run.
+"""What masks cost a call of the U-Net: real architectures with random weights, every side in turns in one run.
 
-    python benchmarks/masked_forward.py --models shapes sd15 --repeats 5
+    python benchmarks/masked_forward.py                                     # SD 1.5, batch 2: minutes on two cores
+    python benchmarks/masked_forward.py --models sd15 sd21 sdxl --batches 2 8 --device cuda --dtype float16
 
-Random weights in the real architecture serve for Stable Diffusion 1.5: timing needs no trained ones. Prints and writes
-docs/results/masked_forward.json; a side's figure is the median, and the ratio is the median of paired ratios.
+Sides: the U-Net alone ("base"); the paper's generator and the low-rank masker; packed masks, fixed, a set for each half
+of a guided batch; the low-rank masker asked once and kept ("held"); and the plain dense way ("dense", see
+dense_masks.py). A ratio is the median of ratios within a round. Memory is the peak of a process that runs one side
+(CPU) or of the allocator (GPU). Writes docs/results/masked_forward.json, one entry a model, batch and device.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import maskunet as mu
+from dense_masks import attach_dense
 from machine import machine
 from maskunet.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "masked_forward.json"
+SIDES = ("base", "paper", "low-rank", "packed", "dense")
+#: Config of the U-Net, latents a side, tokens.
+ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
+    "sd15": ({"cross_attention_dim": 768}, 64),
+    "sd21": ({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, 96),
+    "sdxl": (
+        {
+            "cross_attention_dim": 2048,
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        128,
+    ),
+}
+MODELS = ("shapes", *ARCHITECTURES)
 
 
-def shapes() -> tuple[torch.nn.Module, dict, int]:
-    unet = mu.zoo.load("shapes").unet
-    batch = 32
-    call = {"sample": torch.randn(batch, 8, 8, 8), "encoder_hidden_states": torch.randn(batch, 24, 128)}
-    return unet, call | {"timestep": torch.tensor(500)}, batch
+def build(name: str, batch: int, device: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a U-Net and the arguments of a call."""
+    torch.manual_seed(0)
+    if name == "shapes":
+        unet, size, tokens = mu.zoo.load("shapes").unet, 8, 24
+    else:
+        config, size = ARCHITECTURES[name]
+        with torch.device(device):
+            unet = UNet2DConditionModel(sample_size=size, **config)
+        tokens = 77
+    unet = unet.to(device, dtype).eval()
+    make = {"device": device, "dtype": dtype}
+    call: dict[str, Any] = {
+        "sample": torch.randn(batch, unet.config.in_channels, size, size, **make),
+        "timestep": torch.tensor(500, device=device),
+        "encoder_hidden_states": torch.randn(batch, tokens, unet.config.cross_attention_dim, **make),
+    }
+    if name == "sdxl":
+        ids = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]], device=device).repeat(batch, 1)
+        call["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, 1280, **make), "time_ids": ids}
+    return unet, call
 
 
-def sd15() -> tuple[torch.nn.Module, dict, int]:
-    unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64).eval()
-    call = {"sample": torch.randn(2, 4, 64, 64), "encoder_hidden_states": torch.randn(2, 77, 768)}
-    return unet, call | {"timestep": torch.tensor(500)}, 2
+def masker_of(side: str, unet: nn.Module) -> Any:
+    """Return the masker of a side; None for sides without."""
+    if side == "paper":
+        return mu.MaskGenerator.for_unet(unet, seed=0)
+    if side == "low-rank":
+        return mu.LowRankMasker.for_unet(unet, seed=0)
+    if side == "packed":
+        layers = mu.targets.describe(unet, "decoder-attention").layers
+        generator = torch.Generator().manual_seed(0)
+        return mu.FixedMasks({x.name: torch.rand(2, *x.shape, generator=generator) < 0.9 for x in layers})
+    return None
 
 
-MODELS: dict[str, Callable] = {"shapes": shapes, "sd15": sd15}
-
-
-def seconds(unet: torch.nn.Module, call: dict) -> float:
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """Return the time of a call."""
+    if device != "cpu":
+        torch.cuda.synchronize()
     started = time.perf_counter()
     with torch.inference_mode():
-        unet(**call)
+        run()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
+def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int) -> dict[str, dict[str, Any]]:
+    """Return times, FLOPs and parameters of every side, rounds alternating."""
+    dtype = getattr(torch, args.dtype)
+    unet, call = build(name, batch, args.device, dtype)
+    dense = None
+    if "dense" in sides:  # its hooks stay, so it has a network of its own
+        dense, _ = build(name, batch, args.device, dtype)
+        attach_dense(dense).to(args.device, dtype)
+    maskers = {side: masker_of(side, unet) for side in sides}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    found: dict[str, dict[str, Any]] = {}
+    for i in range(args.repeats + 1):
+        for side in sides:
+            mu.detach(unet)
+            if maskers[side] is not None:
+                mu.attach(unet, maskers[side].to(args.device))
+            network = dense if side == "dense" and dense is not None else unet
+            if i == 0:  # the first round counts and warms up
+                with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                    network(**call)
+                found[side] = {"tflop": round(counter.get_total_flops() / 1e12, 4)}
+                if maskers[side] is not None:
+                    found[side]["parameters"] = sum(p.numel() for p in maskers[side].parameters())
+            else:
+                times[side].append(seconds(lambda n=network: n(**call), args.device))
+    for side in sides:
+        ratios = [t / b for t, b in zip(times[side], times["base"], strict=True)]
+        found[side] |= {
+            "median_s": round(statistics.median(times[side]), 4),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
+    return found
+
+
+def peak_memory(side: str, args: argparse.Namespace, name: str, batch: int) -> float:
+    """Return the peak of this process, or of the allocator, after two calls of a side, in GiB."""
+    dtype = getattr(torch, args.dtype)
+    unet, call = build(name, batch, args.device, dtype)
+    if side == "dense":
+        attach_dense(unet).to(args.device, dtype)
+    elif (masker := masker_of(side, unet)) is not None:
+        mu.attach(unet, masker.to(args.device))
+    for _ in range(2):
+        seconds(lambda: unet(**call), args.device)
+    if args.device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["shapes"], choices=MODELS)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["sd15"], choices=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[2])
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     keep_freed_memory()
-    torch.manual_seed(0)
-    rows = []
+    if args.memory_of:
+        print(peak_memory(args.memory_of, args, args.models[0], args.batches[0]))
+        return
+    entries: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
     for name in args.models:
-        unet, call, batch = MODELS[name]()
-        masker = mu.MaskGenerator.for_unet(unet, seed=0)
-        mu.attach(unet, masker)
-        base, masked = [], []
-        for i in range(args.repeats + 1):
-            with mu.disabled(unet):
-                without = seconds(unet, call)
-            with_masks = seconds(unet, call)
-            if i:  # the first pair warms up
-                base.append(without)
-                masked.append(with_masks)
-        ratios = [m / b for b, m in zip(base, masked)]
-        rows.append(
-            {
-                "model": name,
-                "batch": batch,
-                "base_s": round(statistics.median(base), 4),
-                "masked_s": round(statistics.median(masked), 4),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-                "unet_parameters": sum(p.numel() for p in unet.parameters()),
-                "masker_parameters": sum(p.numel() for p in masker.parameters()),
-                "masked_weights": masker.network.weights,
+        for batch in args.batches:
+            found = time_sides(args.sides, args, name, batch)
+            for side in [] if args.no_memory else args.sides:
+                words = [sys.executable, __file__, "--memory-of", side, "--models", name, "--batches", str(batch)]
+                words += ["--device", args.device, "--dtype", args.dtype]
+                out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+                found[side]["memory_gib"] = round(float(out.splitlines()[-1]), 3)
+            for side in args.sides:
+                print(name, batch, side, found[side], flush=True)
+            settings = {"device": args.device, "dtype": args.dtype, "repeats": args.repeats}
+            entries[f"{name}, batch {batch}, {args.device}, {args.dtype}"] = {
+                "settings": settings,
+                "sides": found,
+                "machine": machine(),
             }
-        )
-        mu.detach(unet)
-    record = {"repeats": args.repeats, "rows": rows, "machine": machine()}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+            args.output.write_text(json.dumps(entries, indent=1) + "\n")
 
 
 if __name__ == "__main__":
