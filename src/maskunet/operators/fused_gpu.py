@@ -5,7 +5,7 @@ gradients to the inputs and the factors, but for rounding. Weight and bias are f
 
 By default the gradients of the factors are summed by atomic additions, whose order, and with it the rounding, differs
 from run to run on a GPU. Under `torch.use_deterministic_algorithms(True)` every tile fills a slot of its own and the
-slots are summed in order, which takes memory of about r / 64 of the expanded logits for each factor.
+slots are summed in order, which takes about r / 32 of the expanded logits' memory for each factor.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Fused multiply-adds are triton's default, which 3.9 warns of where it is not said.
+_OPTIONS = {"num_stages": 2, "enable_fp_fusion": True, "WIDE": False}
 
 
 def available(device: torch.device | str) -> bool:
@@ -82,7 +84,7 @@ def factored_linear(
     groups = max(sets, draws)
     if sets and groups % min(sets, draws):
         raise ValueError(f"expected a multiple or a divisor of {sets} seeds for {sets} sets of masks, got {draws}")
-    _check_sets(x, groups)
+    _check_sets(x, groups if sets else 0)
     _check_device(x, left=left, right=right, row=row, **({} if seed is None else {"seed": seed}))
     seeds = None if seed is None else seed.to(torch.int64).contiguous()
     factors = (left.float(), right.float(), row.float())
@@ -178,18 +180,21 @@ def _product(
     left, right, row, seeds, packed, sets = masks
     rank = 0 if left is None else left.shape[2]
     samples, tokens = a.shape[:2]
+    a, weight = _in_rows(a), _in_rows(weight)
     out = a.new_empty(samples, tokens, weight.shape[1 if transposed else 0])
     if not out.numel():
         return out
     kernels = _kernels()
-    tiles = _tiles(kernels, tokens, rank, a.dtype)
+    gpu = _product_tiles(tokens, rank, a.dtype, transposed)
+    tiles = _interpreter_tiles(a.dtype) if _interpreted(kernels) else gpu
     width = tiles["BLOCK_I" if transposed else "BLOCK_O"]
     grid = (-(-tokens // tiles["BLOCK_N"]), -(-out.shape[2] // width), samples)
     sizes = (tokens, *weight.shape, sets, 1 if seeds is None else len(seeds), *a.stride(), *weight.stride())
     flags = {"PACKED": packed is not None, "BIASED": bias is not None, "TRANSPOSED": transposed}
-    flags |= {"RANK": rank, "NOISE": seeds is not None}
+    flags |= {"NOISE": seeds is not None}
+    given = (a, weight, bias, left, right, row, seeds, packed, out)
     with _on(a):
-        kernels.product[grid](a, weight, bias, left, right, row, seeds, packed, out, *sizes, **flags, **tiles)
+        kernels.product[grid](*given, *sizes, RANK=rank, **flags, **tiles)
     return out
 
 
@@ -201,8 +206,9 @@ def _factor_gradients(
     (samples, tokens, inputs), (sets, outputs, rank) = x.shape, left.shape
     draws = 1 if seeds is None else len(seeds)
     groups = max(sets, draws)
+    x, grad, weight = _in_rows(x), _in_rows(grad), _in_rows(weight)
     kernels = _kernels()
-    tiles = _tiles(kernels, tokens, rank, x.dtype, square=True)
+    tiles = _interpreter_tiles(x.dtype) if _interpreted(kernels) else _gradient_tiles(rank)
     grid = (-(-outputs // tiles["BLOCK_O"]), -(-inputs // tiles["BLOCK_I"]), groups)
     atomic = not torch.are_deterministic_algorithms_enabled()
     slots = (1, 1, 1) if atomic else (grid[1] * (groups // sets), grid[0] * groups, grid[0] * groups)
@@ -218,20 +224,29 @@ def _factor_gradients(
     return tuple(None if s is None else s[0] if atomic else s.sum(0) for s in sums)
 
 
-def _tiles(kernels: ModuleType, tokens: int, rank: int, dtype: torch.dtype, *, square: bool = False) -> dict[str, Any]:
-    """Return the tile sizes and warps of a launch; `square` for tiles of W that are accumulated."""
-    ranks = min(32, max(16, 1 << max(rank - 1, 0).bit_length()))  # 16 is the least that tl.dot takes
-    if _interpreted(kernels):  # as small as can be, so that small tests cross the borders of tiles
-        return {"BLOCK_N": 16, "BLOCK_O": 16, "BLOCK_I": 16, "BLOCK_R": 16, "WIDE": dtype == torch.bfloat16}
+def _product_tiles(tokens: int, rank: int, dtype: torch.dtype, transposed: bool) -> dict[str, Any]:
+    """Return the tile sizes and warps of `product` on a GPU, which seldom spill registers up to rank 32."""
     half = dtype != torch.float32
-    if square:
-        sizes = {"BLOCK_N": 32, "BLOCK_O": 64, "BLOCK_I": 64, "num_warps": 4, "num_stages": 2}
-    else:
-        # Many tokens a tile share the work of making the mask.
-        many = 128 if half and tokens > 64 else 64 if tokens > 16 else 16
-        sizes = {"BLOCK_N": many, "BLOCK_O": 64, "BLOCK_I": 64 if half else 32}
-        sizes |= {"num_warps": 8 if many == 128 else 4, "num_stages": 2}
-    return sizes | {"BLOCK_R": ranks, "WIDE": False}
+    # Many tokens a tile share the work of making the mask.
+    many = 128 if half and tokens > 64 else 64 if tokens > 16 else 16
+    depth = 64 if half else 16  # float32 is multiplied without tensor cores, from registers
+    sizes = {"BLOCK_N": many, "BLOCK_O": depth if transposed else 64, "BLOCK_I": 64 if transposed else depth}
+    return sizes | {"BLOCK_R": _rank_block(rank), "num_warps": 4 if half and many < 128 else 8} | _OPTIONS
+
+
+def _gradient_tiles(rank: int) -> dict[str, Any]:
+    """Return those of `factor_gradients`."""
+    sizes = {"BLOCK_N": 32, "BLOCK_O": 64, "BLOCK_I": 64 if rank <= 16 else 32, "BLOCK_R": _rank_block(rank)}
+    return sizes | {"num_warps": 8} | _OPTIONS
+
+
+def _rank_block(rank: int) -> int:
+    return 16 if rank <= 16 else 32  # 16 is the least that tl.dot takes
+
+
+def _interpreter_tiles(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the least tiles there are, so that small tests cross their borders."""
+    return dict.fromkeys(("BLOCK_N", "BLOCK_O", "BLOCK_I", "BLOCK_R"), 16) | {"WIDE": dtype == torch.bfloat16}
 
 
 def _check_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -275,6 +290,11 @@ def _samples(x: Tensor, groups: int) -> Tensor:
     """Return x as (B, N, I); a mask that all samples share sees them as one, whose tokens fill the tiles."""
     batch = 1 if groups == 1 else x.shape[0]
     return x.reshape(batch, math.prod(x.shape[:-1]) // batch if batch else 0, x.shape[-1])
+
+
+def _in_rows(tensor: Tensor) -> Tensor:
+    """Copy a tensor whose last dimension is strided: on a GPU a copy costs less than to read it so, tile by tile."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _kernels() -> ModuleType:

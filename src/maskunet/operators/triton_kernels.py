@@ -157,7 +157,10 @@ def product(
                 keep = scores >= 0
         # Read whole, so that the load need not wait for the mask.
         w = tl.load(weight + o[:, None] * stride_wo + i[None, :] * stride_wi, inside, 0.0)
-        w = tl.where(keep, w, 0.0).to(w.dtype)
+        # A product, not tl.where: triton 3.9 fails to compile that for some strides (it moves `keep` by single bits).
+        if WIDE:
+            w = w.to(tl.float32)
+        w *= keep.to(w.dtype)
         values = tl.load(
             a + n[:, None] * stride_an + k[None, :] * stride_ak, (n[:, None] < tokens) & (k[None, :] < depth), 0.0
         )
