@@ -31,10 +31,12 @@ class Generator(nn.Module):
         self.state: Tensor | None = None
 
     def begin(self, features: Tensor, temb: Tensor) -> None:
+        """Compute Z of the block."""
         z = features.mean((2, 3)) + self.time(temb)
         self.state = self.core(z).unflatten(1, self.size)
 
     def mask(self, name: str) -> Tensor:
+        """Return the dense mask of a layer, (B, O, I)."""
         key = name.replace(".", "_")
         assert self.state is not None
         logits = self.inp[key](self.out[key](self.state.transpose(1, 2)).transpose(1, 2))

@@ -151,16 +151,28 @@ def test_a_base_that_trains_takes_the_reference() -> None:
 
 
 def test_large_batches_are_tiled_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(2, 3)
-    assert choice.choose(x, choice.BATCHED_WEIGHTS) == "reference"
-    assert choice.choose(x, choice.BATCHED_WEIGHTS + 1) == "tiled"
+    x, weight = torch.zeros(2, 3), torch.empty(1 << 11, 1 << 10, device="meta")
+    assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel()) == "reference"
+    assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel() + 1) == "tiled"
     monkeypatch.setenv(choice.VARIABLE, "tiled")
-    assert choice.choose(x, 1) == "tiled"
+    assert choice.choose(x, weight, 1) == "tiled"
     with using("reference"):
-        assert choice.choose(x, 1) == "reference"
+        assert choice.choose(x, weight, 1) == "reference"
     monkeypatch.setenv(choice.VARIABLE, "fastest")
     with pytest.raises(ValueError, match=r"expected MASKUNET_OPERATORS to be one of auto, .*, got 'fastest'"):
-        choice.choose(x, 1)
+        choice.choose(x, weight, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_seeds_are_noise_of_their_rows(count: int) -> None:
+    left, right, row = factors(0, 2, 20, 9, 3)
+    x, weight = normal(1, 4, 9), normal(2, 20, 9)
+    drawn = [gumbel_noise((20, 9), seed) for seed in range(count)]
+    expected = factored_linear(x, weight, None, left, right, row, 1.0, lambda r: drawn[r % count])
+    for name in ("reference", "tiled"):
+        with using(name):
+            out = factored_linear(x, weight, None, left, right, row, 1.0, tuple(range(count)))
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_bad_input_is_refused() -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..operators import factored_linear, masked_conv2d, masked_linear, packed_linear, unpack_bits
-from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
+from ..operators import factored_linear, layer_noise, masked_conv2d, masked_linear, packed_linear, unpack_bits
+from ..relaxation import derive_seed, gumbel_sigmoid, threshold
 from ..targets import LayerSpec, Network
 
 
@@ -81,19 +81,21 @@ class LayerMask(ABC):
         return masked_conv2d(x, module.weight, module.bias, mask, *options)  # type: ignore[arg-type]
 
 
+def _seeds(layer: LayerSpec, draw: Draw) -> tuple[int, ...]:
+    """Seeds of a layer's noise: one that the batch shares, or one a row."""
+    seeds = draw.seed if isinstance(draw.seed, tuple) else (draw.seed,)
+    return tuple(derive_seed(seed, layer.name) for seed in seeds)
+
+
 @torch.compiler.disable
-def _drawn(layer: LayerSpec, draw: Draw, row: int | None, device: torch.device) -> Tensor:
-    """Gumbel noise of one row of the batch; of the whole batch, shared or (B, ...), if None."""
+def _drawn(layer: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
+    """Gumbel noise, (*weight.shape) shared by the batch or (B, *weight.shape)."""
     if draw.noise is not None:
         if layer.name not in draw.noise:
             raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
-        noise = draw.noise[layer.name].to(device)
-        return noise if row is None or noise.ndim == len(layer.shape) else noise[row % len(noise)]
-    if not isinstance(draw.seed, tuple):
-        return gumbel_noise(layer.shape, derive_seed(draw.seed, layer.name), device=device)
-    if row is None:
-        return torch.stack([_drawn(layer, draw, r, device) for r in range(len(draw.seed))])
-    return gumbel_noise(layer.shape, derive_seed(draw.seed[row], layer.name), device=device)
+        return draw.noise[layer.name].to(device)
+    noise = [layer_noise(layer.shape, seed, device) for seed in _seeds(layer, draw)]
+    return torch.stack(noise) if isinstance(draw.seed, tuple) else noise[0]
 
 
 class Logits(LayerMask):
@@ -111,7 +113,7 @@ class Logits(LayerMask):
         logits = self.logits()
         if draw.seed is None and draw.noise is None:
             return threshold(logits, draw.tau)
-        noise = _drawn(layer, draw, None, logits.device)
+        noise = _drawn(layer, draw, logits.device)
         sets, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
         if 1 < sets < draws and draws % sets == 0:  # row r takes set r mod sets, and noise of its own
             logits = logits.repeat(draws // sets, *[1] * len(layer.shape))
@@ -141,13 +143,11 @@ class FactoredLogits(Logits):
         """Compute a linear layer from the factors."""
         if not isinstance(module, nn.Linear):
             return super().run(layer, module, x, draw, batch)
-        noise: Callable[[int], Tensor] | None = None
-        if isinstance(draw.seed, tuple):
-            noise = partial(_drawn, layer, draw, device=x.device)
-        elif draw.seed is not None or draw.noise is not None:
-            # One draw for the batch, or given noise: it exists once, whichever sample asks.
-            drawn = _drawn(layer, draw, None, x.device)
-            noise = partial(_row_of, drawn, len(layer.shape))
+        noise: Callable[[int], Tensor] | tuple[int, ...] | None = None
+        if draw.noise is not None:
+            noise = partial(_row_of, _drawn(layer, draw, x.device), len(layer.shape))
+        elif draw.seed is not None:
+            noise = _seeds(layer, draw)
         factors = (self.left, self.right, self.row)
         return factored_linear(x, module.weight, module.bias, *factors, draw.tau, noise)
 

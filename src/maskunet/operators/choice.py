@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .fused_gpu import available, supports
+
 #: "reference" makes a layer's masks for the whole batch; "tiled" makes them sample by sample, in tiles that stay in
 #: cache; "triton" makes them inside the product, on a GPU.
 IMPLEMENTATIONS = ("auto", "reference", "tiled", "triton")
@@ -42,14 +44,14 @@ def using(name: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(x: Tensor, weights: int) -> str:
-    """Return the implementation for inputs x and so many masked weights, all samples together.
+def choose(x: Tensor, weight: Tensor, sets: int) -> str:
+    """Return the implementation for inputs x, a weight and so many masks of it.
 
     Raises:
         ValueError: Triton is forced where it cannot run, or the environment variable names no implementation.
     """
     name = _forced or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
-    if name == "triton" and not _triton_runs(x.device):
+    if name == "triton" and not available(x.device):
         raise ValueError(
             f"expected Triton and a GPU for the forced implementation 'triton', got {x.device}; pip install triton, or "
             "use 'auto'"
@@ -59,10 +61,6 @@ def choose(x: Tensor, weights: int) -> str:
     # A compiler fuses the reference by itself.
     if torch.compiler.is_compiling():
         return "reference"
-    if _triton_runs(x.device):
+    if available(x.device) and supports(x, weight):
         return "triton"
-    return "tiled" if weights > BATCHED_WEIGHTS else "reference"
-
-
-def _triton_runs(device: torch.device) -> bool:
-    return False
+    return "tiled" if weight.numel() * sets > BATCHED_WEIGHTS else "reference"

@@ -6,13 +6,14 @@ within rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..relaxation import gumbel_sigmoid, threshold
-from . import tiles
+from ..relaxation import gumbel_noise, gumbel_sigmoid, threshold
+from . import fused_gpu, tiles
 from .choice import choose
 from .masked import masked_linear
 from .packing import unpack_bits
@@ -26,6 +27,22 @@ def _check_sets(sets: int, rows: int) -> None:
         )
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def layer_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    """Return Gumbel noise of a layer's weight shape: the kernels' where they run, so that all ways draw the same."""
+    if fused_gpu.available(device):
+        size = (shape[0], math.prod(shape[1:]))
+        return fused_gpu.kernel_noise(torch.tensor([seed], device=device), size).reshape(shape)
+    return gumbel_noise(shape, seed, device=device)
+
+
+def _noise_of(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Callable[[int], Tensor]:
+    if len(seeds) == 1:
+        shared = layer_noise(shape, seeds[0], device)
+        return lambda row: shared
+    return lambda row: layer_noise(shape, seeds[row % len(seeds)], device)
+
+
 def factored_linear(
     x: Tensor,
     weight: Tensor,
@@ -34,7 +51,7 @@ def factored_linear(
     right: Tensor,
     row: Tensor,
     tau: float = 1.0,
-    noise: Callable[[int], Tensor] | None = None,
+    noise: Callable[[int], Tensor] | Sequence[int] | None = None,
 ) -> Tensor:
     """Apply a linear layer under masks 1[S >= log log 2] of logits S = left @ right^T + row, per sample.
 
@@ -46,8 +63,8 @@ def factored_linear(
         right: (I, r).
         row: (I,), added to every row.
         tau: temperature of the straight-through gradient.
-        noise: gives sample b its Gumbel noise g, (O, I); a weight is then kept where S + g > 0. It is called once for
-            each sample.
+        noise: seeds of Gumbel noise g, sample b takes seed b mod their number; or what gives sample b its noise (O, I).
+            A weight is then kept where S + g > 0.
 
     Returns:
         Outputs (B, ..., O).
@@ -66,8 +83,13 @@ def factored_linear(
     rows = len(x) if x.ndim > 1 else 1
     _check_sets(len(left), rows)
     trains_base = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
-    name = "reference" if trains_base else choose(x, weight.numel() * (len(left) if noise is None else rows))
-    if name == "tiled":
+    name = "reference" if trains_base else choose(x, weight, len(left) if noise is None else rows)
+    if name == "triton" and not callable(noise):
+        seed = None if noise is None else torch.tensor(noise, device=x.device)
+        return fused_gpu.factored_linear(x, weight, bias, left, right, row, tau, seed)
+    if noise is not None and not callable(noise):
+        noise = _noise_of(noise, tuple(weight.shape), x.device)
+    if name != "reference":
         return tiles.factored_linear(x, weight, bias, left, right, row, tau, noise)
     logits = left @ right.T + row
     if noise is None:
@@ -95,7 +117,10 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor
     """
     if sets > 1:
         _check_sets(sets, len(x) if x.ndim > 1 else 1)
-    if weight.numel() % 8 == 0 and choose(x, weight.numel() * sets) == "tiled":
+    name = choose(x, weight, sets)
+    if name == "triton" and weight.shape[1] % 8 == 0:
+        return fused_gpu.packed_linear(x, weight, bias, packed, sets)
+    if name != "reference" and weight.numel() % 8 == 0:
         expected = sets * weight.numel() // 8
         if packed.dtype != torch.uint8 or packed.numel() != expected:
             raise ValueError(f"expected {expected} bytes (uint8) of masks, got {packed.numel()} of {packed.dtype}")
