@@ -195,7 +195,7 @@ def test_fixed_masks_that_lack_a_layer(sd1: Unet, tmp_path: Path) -> None:
     assert f"a mask for {layers[0].name}; it is missing" in refusal(tmp_path, sd1)
     tensors[layers[0].name] = torch.zeros(1, dtype=torch.uint8)
     save_file(tensors, tmp_path / "masker.safetensors")
-    assert "bytes (uint8) for a mask of shape" in refusal(tmp_path, sd1)
+    assert "bytes (uint8) of masks for up_blocks" in refusal(tmp_path, sd1)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("exports",),
     ("errors", "relaxation", "allocator", "hooks", "freezing"),
     ("plotting",),
+    ("operators.triton_kernels",),
     (
         "operators.masked",
         "operators.packing",
-        "operators.triton_kernels",
         "targets",
         "trace",
         "metrics.distances",
@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "maskers.generator",
         "maskers.low_rank",
+        "maskers.held",
         "maskers.table",
         "maskers.fixed",
         "maskers.schedule",

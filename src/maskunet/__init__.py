@@ -19,6 +19,7 @@ _PUBLIC = {
     "disabled": "attachment",
     "record": "attachment",
     "load": "checkpoint",
+    "HeldMasks": "maskers",
     "LowRankConfig": "maskers",
     "LowRankMasker": "maskers",
     "MaskConfig": "maskers",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .guidance import syngen
     from .maskers import (
         FixedMasks,
+        HeldMasks,
         LowRankConfig,
         LowRankMasker,
         MaskConfig,

@@ -53,6 +53,8 @@ class Attachment:
 
         In training mode each call then takes the next noise of that seed.
         """
+        if seed is not None and self.masker.deterministic:
+            raise TargetError(f"expected no seed, {type(self.masker).__name__} holds masks that are not drawn")
         self.seed = seed
         self.calls = 0
 
@@ -212,13 +214,11 @@ def _is_fused(attention: nn.Module) -> bool:
 
 
 def _device_of(masker: Masker) -> torch.device | None:
-    tensors: list[Tensor] = [*masker.parameters(), *masker.buffers()]
-    return tensors[0].device if tensors else None
+    return next((t.device for t in (*masker.parameters(), *masker.buffers())), None)
 
 
 def _compiled(model: Any, unet: nn.Module) -> bool:
-    outer = getattr(model, "unet", model)
-    return outer is not unet or getattr(unet, "_compiled_call_impl", None) is not None
+    return getattr(model, "unet", model) is not unet or getattr(unet, "_compiled_call_impl", None) is not None
 
 
 def attachment_of(model: Any) -> Attachment | None:
@@ -263,8 +263,7 @@ def attach(
 def detach(model: Any) -> None:
     """Remove the attached masker, if any; the model is then as if none had ever been attached."""
     unet = unet_of(model)
-    attachment = unet.__dict__.pop(_ATTRIBUTE, None)
-    if attachment is not None:
+    if (attachment := unet.__dict__.pop(_ATTRIBUTE, None)) is not None:
         attachment.remove()
         if _compiled(model, unet):
             torch.compiler.reset()

@@ -39,7 +39,8 @@ def test_bundled_world_gives_a_masker_that_the_other_commands_take(run: Run, tmp
     assert "masker in run" in out
     assert "validation gain" in out
     masker = mu.load(tmp_path / "run" / "masker")
-    assert isinstance(masker, mu.MaskGenerator)
+    assert isinstance(masker, mu.LowRankMasker)
+    assert masker.config.rank == 16
     assert masker.config.initial_logit == 0.5
     code, out, err = run("info", "run/masker")
     assert code == 0, err
@@ -52,6 +53,16 @@ def test_bundled_world_gives_a_masker_that_the_other_commands_take(run: Run, tmp
     stamp = (tmp_path / "run" / "checkpoint-000002" / "state.pt").stat().st_mtime_ns
     assert run(*words, "--initial_logit", 0.5, "--output_dir", "run")[0] == 0
     assert (tmp_path / "run" / "checkpoint-000002" / "state.pt").stat().st_mtime_ns == stamp
+
+
+def test_the_papers_generator_by_name(run: Run, tmp_path: Path) -> None:
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 8, *SMALL]
+    code, _, err = run(*words, "--masker", "paper", "--output_dir", "run")
+    assert code == 0, err
+    assert isinstance(mu.load(tmp_path / "run" / "masker"), mu.MaskGenerator)
+    code, _, err = run(*words, "--masker", "dense", "--output_dir", "other")
+    assert code == 2
+    assert "expected masker low-rank or paper, got 'dense'" in err
 
 
 @pytest.mark.parametrize(("method", "made"), [("lora", "lora/pytorch_lora_weights.safetensors"), ("full", "unet")])

@@ -105,3 +105,18 @@ def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
     if any(not p.strip() for p in prompts) or not prompts:
         raise DataError("expected at least one prompt and no empty one; give --prompt or --prompts-file")
     return prompts
+
+
+def hold_masks(pipe: Any, every: int) -> None:
+    """Let the masks of the attached masker serve for so many steps.
+
+    Raises:
+        DataError: no masker is attached.
+    """
+    from ..attachment import attach, attachment_of
+    from ..maskers import HeldMasks
+
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        raise DataError("expected --masker with --mask-every; without one there is nothing to hold")
+    attach(pipe, HeldMasks(attachment.masker, every=every))

@@ -83,6 +83,7 @@ def generate(
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
     model: Model = "shapes",
     masker: MaskerPath = None,
+    mask_every: Annotated[int, typer.Option("--mask-every", min=1, help="Make masks anew every so many steps.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     compare_base: Annotated[
         bool, typer.Option(help="Also make each picture without masks and SynGen, side by side.")
@@ -102,6 +103,7 @@ def generate(
 ) -> None:
     """Make pictures from prompts, with or without masks; each has its settings beside it as JSON."""
     from ..errors import DataError
+    from .inputs import hold_masks
     from .pictures import write_pictures
 
     prompts = read_prompts(prompt, prompts_file)
@@ -109,6 +111,9 @@ def generate(
         raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
     settings: dict[str, Any] = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
+    if mask_every > 1:
+        hold_masks(pipe, mask_every)
+        settings["mask_every"] = mask_every
     make = None
     if syngen:
         from ..guidance import shapes_phrases, syngen_maker

@@ -8,6 +8,7 @@ from .base import BlockInput, Draw, LayerMask, Masker
 from .conditional import ConditionalMasker
 from .fixed import FixedMasks
 from .generator import MaskConfig, MaskGenerator
+from .held import HeldMasks
 from .low_rank import LowRankConfig, LowRankMasker
 from .random import RandomMasks
 from .schedule import MaskSchedule
@@ -43,6 +44,7 @@ __all__ = [
     "ConditionalMasker",
     "Draw",
     "FixedMasks",
+    "HeldMasks",
     "LayerMask",
     "LowRankConfig",
     "LowRankMasker",

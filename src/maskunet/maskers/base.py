@@ -210,6 +210,8 @@ class Masker(nn.Module, ABC):
     settings_names: ClassVar[tuple[str, ...]] = ("tau",)
     #: Sets of masks that are held, where their number is fixed: row r of a batch takes set r mod M.
     sample_counts: frozenset[int] = frozenset()
+    #: Whether its masks cannot be drawn with noise.
+    deterministic: ClassVar[bool] = False
     #: "conditional" where only the second half of a guided batch is masked.
     guided_half: str | None = None
 

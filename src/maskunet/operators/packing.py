@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
+#: Sum of 2^(63 - 9 i) for i from 0 to 7, as a signed number.
+_GATHER = sum(1 << (63 - 9 * i) for i in range(8)) - (1 << 64)
 
 
 def pack_bits(mask: Tensor) -> Tensor:
     """Pack a mask of 0 and 1 into uint8, eight entries a byte, most significant bit first; (ceil(n / 8),)."""
     bits = (mask.reshape(-1) != 0).to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).reshape(-1, 8)
-    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=bits.device)
-    return (bits * values).sum(1, dtype=torch.uint8)
+    eights = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(torch.int64)
+    # Eight bytes of 0 or 1 as one number b_0 + 2^8 b_1 + ...: the product has b_i at bit 63 - i, and no two of its
+    # terms meet.
+    return ((eights * _GATHER) >> 56).to(torch.uint8)
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
