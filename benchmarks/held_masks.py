@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     pipe = zoo.load("shapes")
-    masker = zoo.load_masker(pipe) if args.masker == "shapes-masker" else mu.load(args.masker, pipe)
+    masker = mu.load(zoo.path(args.masker) if args.masker == "shapes-masker" else args.masker, pipe)
     world = World(pipe, Sampling(args.steps, 4.0), 2400)
     prompts = held_out_prompts(args.prompts, "test")
     texts = [p.prompt for p in prompts]
@@ -61,11 +61,11 @@ def main() -> None:
         right = torch.tensor([check(d, p.metadata()) is None for d, p in zip(judge(made), prompts)]).float()
         first = (made, right) if first is None else first
         calls = args.steps * -(-args.prompts // 100) * len(masker.network.blocks)
-        difference = (right - first[1]).tolist()
+        difference = bootstrap(right - first[1], [torch.arange(len(right))])
         sides[name] = {
             "made_anew": 1.0 if settings is None else held.renewals / calls,
             "right": float(right.mean()),
-            "right_minus_every_step": [float(torch.tensor(difference).mean()), *bootstrap(difference)],
+            "right_minus_every_step": [difference.value, difference.low, difference.high],
             "fid": frechet_distance(world.features(made)["clip"], world.real["test"]["clip"]),
             "mean_pixel_change": float((made - first[0]).abs().mean()),
             "seconds": round(seconds, 1),

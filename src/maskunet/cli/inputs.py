@@ -114,6 +114,7 @@ def hold_masks(pipe: Any, every: int) -> None:
         DataError: no masker is attached.
     """
     from ..attachment import attach, attachment_of
+    from ..errors import DataError
     from ..maskers import HeldMasks
 
     attachment = attachment_of(pipe)

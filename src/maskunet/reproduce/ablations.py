@@ -40,6 +40,7 @@ VARIANTS: dict[str, Variant] = {
     "without sample": Variant(MaskConfig(use_sample=False)),
     "at 0.3 of the rate": Variant(rate=0.3),
     "low rank, r = 16": Variant(LowRankConfig()),
+    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankConfig(), 0.5),
     "low rank, r = 16, at 0.3 of the rate": Variant(LowRankConfig(), 0.3),
     "low rank, r = 8": Variant(LowRankConfig(rank=8)),
     "low rank, r = 4": Variant(LowRankConfig(rank=4)),
