@@ -172,14 +172,24 @@ def main() -> None:
         print(peak_memory(args.memory_of, args, args.models[0], args.batches[0]))
         return
     entries: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    # Memory first, and a process for each case: a child's peak counts what its parent held when it started it.
+    cases = [(name, batch) for name in args.models for batch in args.batches]
+    if len(cases) > 1:
+        for name, batch in cases:
+            own = ["--models", name, "--batches", str(batch)]
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+        return
     for name in args.models:
         for batch in args.batches:
-            found = time_sides(args.sides, args, name, batch)
+            memory = {}
             for side in [] if args.no_memory else args.sides:
                 words = [sys.executable, __file__, "--memory-of", side, "--models", name, "--batches", str(batch)]
                 words += ["--device", args.device, "--dtype", args.dtype]
                 out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-                found[side]["memory_gib"] = round(float(out.splitlines()[-1]), 3)
+                memory[side] = round(float(out.splitlines()[-1]), 3)
+            found = time_sides(args.sides, args, name, batch)
+            for side, used in memory.items():
+                found[side]["memory_gib"] = used
             for side in args.sides:
                 print(name, batch, side, found[side], flush=True)
             settings = {"device": args.device, "dtype": args.dtype, "repeats": args.repeats}

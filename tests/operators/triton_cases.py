@@ -300,3 +300,22 @@ def test_a_second_derivative_is_refused() -> None:
 def test_the_kernels_are_available() -> None:
     assert fused_gpu.available(DEVICE)
     assert fused_gpu.available(torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("drawn", [None, 3, (3, 4)])
+def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | None) -> None:
+    from maskunet.maskers.base import Draw, FactoredLogits, PackedMask
+    from maskunet.operators import using
+    from maskunet.targets import LayerSpec
+
+    made = Case(0).layer(2, 5, 24, 16, rank=4, masks=2)
+    layer, draw = LayerSpec("up_blocks.0.to_q", (24, 16)), Draw(seed=drawn)
+    module = torch.nn.Linear(16, 24).to(DEVICE).requires_grad_(False)
+    form = FactoredLogits(made["left"], made["right"], made["row"], (24, 16))
+    mask = form.mask(layer, draw, 2)
+    expected = form.apply(layer, module, made["x"], mask)
+    for name in ("auto", "tiled", "reference"):
+        with using(name):
+            torch.testing.assert_close(form.run(layer, module, made["x"], draw, 2), expected, atol=1e-5, rtol=1e-5)
+    packed = PackedMask(pack_bits(mask), None if mask.ndim == 2 else 2)
+    torch.testing.assert_close(packed.run(layer, module, made["x"], draw, 2), expected, atol=1e-5, rtol=1e-5)

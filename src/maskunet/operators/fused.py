@@ -82,6 +82,7 @@ def factored_linear(
         )
     rows = len(x) if x.ndim > 1 else 1
     _check_sets(len(left), rows)
+    factors = any(t.requires_grad for t in (left, right, row))
     trains_base = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     name = "reference" if trains_base else choose(x, weight, len(left) if noise is None else rows)
     if name == "triton" and not callable(noise):
@@ -89,6 +90,8 @@ def factored_linear(
         return fused_gpu.factored_linear(x, weight, bias, left, right, row, tau, seed)
     if noise is not None and not callable(noise):
         noise = _noise_of(noise, tuple(weight.shape), x.device)
+    if name == "tiled" and rank > tiles.CHEAP_RANK and factors and torch.is_grad_enabled():
+        name = "reference"  # logits that are dear to make again are better kept, and then as the reference keeps them
     if name != "reference":
         return tiles.factored_linear(x, weight, bias, left, right, row, tau, noise)
     logits = left @ right.T + row

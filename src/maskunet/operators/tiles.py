@@ -22,7 +22,7 @@ from .packing import unpack_bits
 TILE_BYTES = 1 << 19
 #: Products of fewer rows take other kernels, whose sums run in another order.
 LEAST_ROWS = 16
-#: Up to this rank logits are made again in the backward pass; above, they are kept.
+#: Up to this rank logits are made again in the backward pass; above, training takes the reference, which keeps them.
 CHEAP_RANK = 64
 
 Noise = Callable[[int], Tensor]
@@ -63,7 +63,7 @@ class _FactoredLinear(torch.autograd.Function):
     ) -> Tensor:
         sets, (outputs, inputs) = len(left), weight.shape
         kept: list[Tensor] = []
-        keeps = training and (noise is not None or left.shape[-1] > CHEAP_RANK)
+        keeps = training and noise is not None  # noise is dearer to draw again than to keep
         masked = torch.empty_like(weight, memory_format=torch.contiguous_format)
         out = x.new_empty(*x.shape[:-1], outputs)
         order = range(len(x)) if noise is not None else [b for s in range(sets) for b in range(s, len(x), sets)]
@@ -98,7 +98,7 @@ class _FactoredLinear(torch.autograd.Function):
         for b in range(len(x)):
             s = b % sets
             if kept:
-                scores = kept[b if ctx.noisy else s]
+                scores = kept[b]
             else:
                 _scores(scores, left[s], right, row)
             if grad_x is not None:
