@@ -93,12 +93,17 @@ def ablations(
 
 
 @reproduce_app.command()
-def amortised(output: Output = None, work: Work = None, share: Share = 1.0) -> None:
+def amortised(
+    output: Output = None,
+    work: Work = None,
+    share: Share = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 3,
+) -> None:
     """Masks and LoRA trained by the reward, on prompts held out from training; the same command again goes on."""
     from ..reproduce.amortised import AmortisedConfig, reproduce_amortised, shortened
     from ..reproduce.amortised_report import amortised_markdown, plot_amortised
 
-    config = AmortisedConfig() if share == 1.0 else shortened(AmortisedConfig(), share)
+    config = AmortisedConfig(seeds=seeds) if share == 1.0 else shortened(AmortisedConfig(seeds=seeds), share)
     folder = work or Path("runs/amortised")
     _report(
         "amortised",
