@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "searching.reuse",
         "searching.live",
         "searching.residence",
+        "searching.rollout",
     ),
     ("searching.preparation", "searching.ascent"),
     ("searching.result",),
