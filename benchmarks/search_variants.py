@@ -10,20 +10,47 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from machine import machine
 from maskunet.allocator import keep_freed_memory
 from maskunet.reproduce.search import METHODS, Method, SearchStudy, best_then_masks, masks, run_study
-from maskunet.searching import rivals
+from maskunet.rewards import Reward, Smoothed
+from maskunet.searching import SearchConfig, rivals, search
 
 STUDY = SearchStudy(seeds=1, prompts=120, split="val", batch_size=60, reference_pictures=600)
 #: Iterations, spread over the 15 steps.
 EARLY, FIRST, MIDDLE = (4, 0, 0), (8, 0, 0, 0, 0), (0, 4, 0)
 SECOND = (0,) * 2 + (4,) * 5 + (0,) * 8
+ALTERNATE = (0,) * 5 + (2, 0, 2, 0, 2) + (0,) * 5
 ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
+
+
+def smoothed_masks(*, copies: int, **changes: Any) -> Method:
+    """Return mask search by the mean of the reward over altered copies of each picture."""
+    return partial(_smoothed_masks, copies=copies, config=SearchConfig(compare_base=False, **changes))
+
+
+def _smoothed_masks(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    copies: int,
+    config: SearchConfig,
+    **options: Any,
+) -> Tensor:
+    config = replace(config, **options)
+    return search(pipe, prompts, Smoothed(reward, copies), config, seeds=seeds, progress=False).pictures
+
+
 REFERENCE: dict[str, Method] = {
     "plain": METHODS["plain"],
     "best of 4": partial(rivals.best_of_n, count=4),
@@ -50,7 +77,38 @@ BUDGETS: dict[str, Method] = {
         count=4, iterations=EARLY, learning_rate=0.3, initial_logit=2.0
     ),
 }
-VARIANTS = REFERENCE | LAYERS | BUDGETS
+#: What the reward is shown: the end of a short roll-out. Fewer iterations, since calls cost.
+ROLLOUTS: dict[str, Method] = {
+    "roll-out of 1, K 2": masks(iterations=(0, 2, 0), rollout=1),
+    "roll-out of 3, steps 6, 8 and 10, K 2": masks(iterations=ALTERNATE, rollout=3),
+    "roll-out of 3, straight gradient, K 2": masks(iterations=(0, 2, 0), rollout=3, rollout_gradient="straight"),
+    "roll-out of 3, steps 2-4, K 2": masks(iterations=(0, 2, 2, 2) + (0,) * 11, rollout=3),
+}
+#: What has a logit of its own, and where logits start.
+STRUCTURES: dict[str, Method] = {
+    "a logit a row": masks(structure="row"),
+    "a logit a column": masks(structure="column"),
+    "a logit a row and a column": masks(structure="rows-and-columns"),
+    "a logit a layer": masks(structure="layer"),
+    "whole rows, by threshold": masks(structure="row", gumbel=False, initial_logit=0.3),
+    "logits spread by 1": masks(initial_spread=1.0),
+}
+#: Means against what pleases one network by chance; at about the default's compute, so with fewer iterations.
+MEANS: dict[str, Method] = {
+    "3 draws an iterate, K 1": masks(iterations=(0, 1, 0), draws=3),
+    "4 altered copies, K 2": smoothed_masks(copies=4, iterations=(0, 2, 0)),
+}
+#: Random masks, the best kept, without gradient.
+CHOICES: dict[str, Method] = {
+    "choice of 8, steps 6-10": masks(ascend=False, iterations=(0, 7, 0), initial_logit=1.0),
+    "choice of 5, steps 1-3, roll-out of 3": masks(
+        ascend=False, iterations=(4,) * 3 + (0,) * 12, initial_logit=1.0, rollout=3
+    ),
+    "choice of 16 at step 1, roll-out of 3, logits 0": masks(
+        ascend=False, iterations=(15,) + (0,) * 14, initial_logit=0.0, rollout=3
+    ),
+}
+VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES
 
 
 def main() -> None:
@@ -61,7 +119,7 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="leave docs/results alone")
     args = parser.parse_args()
     keep_freed_memory()
-    chosen = {n: m for n, m in VARIANTS.items() if not args.only or any(x in n for x in args.only)}
+    chosen = {n: m for x in args.only or [""] for n, m in VARIANTS.items() if x in n}
     result = run_study(args.work, replace(STUDY, seeds=args.seeds), REFERENCE | chosen, say=partial(print, flush=True))
     if args.no_write:
         return

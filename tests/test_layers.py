@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("operators.masked", "operators.packing", "targets", "trace", "metrics.distances", "metrics.geneval"),
     ("operators", "metrics", "shapes.vocabulary", "diffusion"),
     ("rewards.base", "rewards.preprocess", "rewards.head", "rewards.prompts", "rewards.files", "rewards.open_clip"),
-    ("rewards.clip", "rewards.image_reward", "rewards.registry"),
+    ("rewards.clip", "rewards.image_reward", "rewards.registry", "rewards.smoothing"),
     ("rewards.hpsv2", "rewards.similarity", "rewards.aesthetic"),
     ("rewards",),
     ("maskers.base", "maskers.authors", "shapes.scenes", "guidance.phrases", "guidance.maps"),
