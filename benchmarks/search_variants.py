@@ -76,6 +76,7 @@ BUDGETS: dict[str, Method] = {
     "steps 1-5, rate 1, logits 2": masks(iterations=EARLY, learning_rate=1.0, initial_logit=2.0),
     "steps 1-3, K 8, rate 0.3, logits 2": masks(iterations=FIRST, learning_rate=0.3, initial_logit=2.0),
     "steps 3-7, rate 0.3, logits 2": masks(iterations=SECOND, learning_rate=0.3, initial_logit=2.0),
+    "steps 6-10, K 2, rate 0.3, logits 2": masks(iterations=(0, 2, 0), learning_rate=0.3, initial_logit=2.0),
     "best of 4, then steps 1-5, rate 0.3": best_then_masks(
         count=4, iterations=EARLY, learning_rate=0.3, initial_logit=2.0
     ),
