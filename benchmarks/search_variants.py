@@ -1,7 +1,7 @@
 """Settings of the search on validation prompts, beside plain sampling and best of 4; the default was chosen from these.
 
     python benchmarks/search_variants.py      # two hours on one core; writes docs/results/search_variants.json
-    python benchmarks/search_variants.py --only "steps 6-10" --seeds 3 --no-write     # some of them, more noises
+    python benchmarks/search_variants.py --only "a logit" "choice of 5"     # some of them; the others stay as they are
 
 Finished cells are kept in runs/search_variants.
 """
@@ -112,6 +112,10 @@ CHOICES: dict[str, Method] = {
         ascend=False, iterations=(15,) + (0,) * 14, initial_logit=0.0, rollout=3
     ),
 }
+NOTE = (
+    "time is not recorded: other work ran beside it; cells without minus_plain are an earlier run's, which kept no verdict "
+    "of each prompt, and four of them were made before the referee"
+)
 #: What of a cell is written down; time is not, where other work runs beside.
 KEPT = ("n", "reward", "referee", "accuracy", "fid", "forwards")
 VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES
@@ -150,12 +154,14 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=Path("runs/search_variants"), help="folder of finished cells")
-    parser.add_argument("--only", nargs="+", help="variants whose names hold one of these texts, beside the reference")
+    parser.add_argument("--only", nargs="+", help="variants by name, or by a part of it, beside the reference")
     parser.add_argument("--seeds", type=int, default=STUDY.seeds, help="sets of starting noises")
     parser.add_argument("--no-write", action="store_true", help="leave docs/results alone")
     args = parser.parse_args()
     keep_freed_memory()
-    chosen = REFERENCE | {n: m for x in args.only or [""] for n, m in VARIANTS.items() if x in n}
+    chosen = REFERENCE | {
+        n: m for x in args.only or [""] for n, m in VARIANTS.items() if (n == x if x in VARIANTS else x in n)
+    }
     result = run_study(args.work, replace(STUDY, seeds=args.seeds), chosen, say=partial(print, flush=True))
     cells = {
         name: [
@@ -170,7 +176,7 @@ def main() -> None:
     cells = {name: cells[name] for name in VARIANTS if name in cells}
     print(table(cells))
     if not args.no_write:
-        path.write_text(json.dumps(result | {"cells": cells, "machine": machine()}, indent=1) + "\n")
+        path.write_text(json.dumps(result | {"note": NOTE, "cells": cells, "machine": machine()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
