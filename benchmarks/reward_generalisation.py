@@ -7,7 +7,8 @@ Three networks: the reward, its referee, and the CLIP that gives features, which
 - cosine: of drawn pictures with their captions, by split.
 - near misses: how often the own caption beats those of three scenes that differ in one thing, and the same for pictures.
 - AUC: of two pictures generated for one prompt, one right and one wrong by the judge, how often the right one has the higher
-  reward; on final pictures, and on the pictures predicted after some steps of sampling. No network has seen the judge.
+  reward; on final pictures, and on the pictures predicted after some steps of sampling, or after a roll-out of a few
+  coarse steps from there. No network has seen the judge.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from maskunet.metrics.geneval import check
 from maskunet.rewards.base import Reward
 from maskunet.rewards.shapes import ShapesReward
 from maskunet.searching import StepwiseSampler
+from maskunet.searching.rollout import rolled_out
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.near_misses import near_misses
@@ -34,6 +36,7 @@ from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_s
 
 COUNT, PROMPTS, SEEDS, STEPS = 300, 120, 8, 15
 LOOKS = (1, 3, 5, 8)  # steps after which the predicted picture is scored
+ROLLOUT = 3  # coarse steps from there, as a search may take before it shows a picture to the reward
 ALL = ("train", "val", "test")
 
 
@@ -99,7 +102,9 @@ def main() -> None:
         while not sampler.finished:
             output = sampler.predict()
             if sampler.index + 1 in LOOKS:
-                looks[f"after {sampler.index + 1}"] = sampler.decode(sampler.pred_x0(output)).cpu()
+                for count in (0, ROLLOUT):
+                    name = f"after {sampler.index + 1}" + (f", roll-out of {count}" if count else "")
+                    looks[name] = sampler.decode(rolled_out(sampler, output, count)).cpu()
             sampler.advance(output)
         looks["final"] = sampler.decode(sampler.latents).cpu()
         right.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from ..rewards.base import Reward
 from ..searching import SearchConfig, StepwiseSampler, rivals
 from ..searching import search as search_masks
 from ..shapes.scenes import held_out_prompts
-from .world import Sampling, Split, World, accuracy_by_task, cell
+from .world import Sampling, Split, World, accuracy_by_task, cell, right
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +153,12 @@ def run_study(
         seconds = time.monotonic() - start
         pictures = torch.cat(made)
         features = world.features(pictures)
+        each: dict[str, list[Any]] = {"right": right(pictures, prompts)}
+        each |= {n: by_prompt(r, pictures, texts) for n, r in (("reward", reward), ("referee", referee))}
         return {
             "n": len(pictures),
-            "reward": mean_reward(reward, pictures, texts),
-            "referee": mean_reward(referee, pictures, texts),
+            **{n: statistics.fmean(each[n]) for n in ("reward", "referee")},
+            "each": each,  # by prompt, for paired differences
             "accuracy": accuracy_by_task(pictures, prompts),
             "fid": {s: frechet_distance(x, world.real[study.split][s]) for s, x in features.items()},
             "seconds": seconds,
@@ -183,10 +186,15 @@ def reward_digest() -> str:
 
 
 @torch.no_grad()
+def by_prompt(reward: Reward, pictures: Tensor, prompts: Sequence[str]) -> list[float]:
+    """Return the reward of each of the pictures (N, 3, H, W)."""
+    scores = [reward(p, prompts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
+    return [round(r, 6) for r in torch.cat(scores).tolist()]
+
+
 def mean_reward(reward: Reward, pictures: Tensor, prompts: Sequence[str]) -> float:
     """Return the mean reward of pictures (N, 3, H, W)."""
-    scores = [reward(p, prompts[i * 100 : i * 100 + len(p)]) for i, p in enumerate(pictures.split(100))]
-    return float(torch.cat(scores).mean())
+    return statistics.fmean(by_prompt(reward, pictures, prompts))
 
 
 def forward_equivalents(pipe: Any, method: Method, reward: Reward, options: dict[str, Any]) -> float:

@@ -137,6 +137,16 @@ class World:
         return sum(calls) / len(calls)
 
 
+def right(pictures: Tensor, prompts: Sequence[Prompt]) -> list[bool]:
+    """Return of each picture whether the judge finds in it what its prompt asks for.
+
+    Args:
+        pictures: (B, 3, H, W) in [0, 1].
+        prompts: a prompt for each.
+    """
+    return [check(found, p.metadata()) is None for p, found in zip(prompts, judge(pictures), strict=True)]
+
+
 def accuracy_by_task(pictures: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Return the share of right pictures by task, and "overall", the mean over tasks.
 
@@ -144,10 +154,10 @@ def accuracy_by_task(pictures: Tensor, prompts: Sequence[Prompt]) -> dict[str, f
         pictures: (B, 3, H, W) in [0, 1].
         prompts: a prompt for each.
     """
-    right: dict[str, list[bool]] = {task: [] for task in TASKS}
-    for prompt, found in zip(prompts, judge(pictures), strict=True):
-        right[prompt.task].append(check(found, prompt.metadata()) is None)
-    accuracy = {task: sum(r) / len(r) for task, r in right.items() if r}
+    by_task: dict[str, list[bool]] = {task: [] for task in TASKS}
+    for prompt, found in zip(prompts, right(pictures, prompts), strict=True):
+        by_task[prompt.task].append(found)
+    accuracy = {task: sum(r) / len(r) for task, r in by_task.items() if r}
     return accuracy | {"overall": sum(accuracy.values()) / len(accuracy)}
 
 

@@ -27,6 +27,7 @@ _PUBLIC = {
     "PickScore": "similarity",
     "ClipScore": "similarity",
     "AestheticScore": "aesthetic",
+    "Smoothed": "smoothing",
 }
 
 __all__ = [*_PUBLIC]
@@ -47,3 +48,4 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess, shared_crop
     from .registry import load, names, parse_reward
     from .similarity import ClipScore, PickScore
+    from .smoothing import Smoothed

@@ -3,11 +3,13 @@ r"""The logits of a search and their ascent: a set of logits a sample, drawn to 
 .. math:: S_b \leftarrow \mathrm{AdamW}(S_b, \nabla_{S_b} R_b)
 
 Samples share tensors, (B, *weight.shape) a layer, and nothing else: each has its own noise, optimiser state and gradient
-scale, so that one that rests is as if it had been searched alone.
+scale, so that one that rests is as if it had been searched alone. Structured logits are smaller parts that broadcast to
+that shape and add up; noise is drawn for each weight whatever the structure.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -45,49 +47,71 @@ class Ascent:
         reward: str,
     ) -> None:
         self.seeds, self.config, self.reward = list(seeds), config, reward
-        shapes = {layer.name: (len(self.seeds), *layer.shape) for layer in network.layers}
+        self._shapes = {layer.name: layer.shape for layer in network.layers}
         self.logits = {
-            name: torch.full(shape, config.initial_logit, device=device, requires_grad=True)
-            for name, shape in shapes.items()
+            name: [
+                torch.zeros((len(self.seeds), *part), device=device, requires_grad=True)
+                for part in parts(shape, config.structure)
+            ]
+            for name, shape in self._shapes.items()
         }
         # Half-precision gradients of a reward underflow unless they are scaled; Adam does not see the scale.
         self._scales = [1024.0 if half else 1.0] * len(self.seeds)
         self._rows: list[int] = []
-        self._leaves: list[Tensor] = []
+        self._drawn: dict[str, list[Tensor]] = {}
         self._grads: list[Tensor | None] = []
 
-    def restart(self) -> None:
-        """Set every logit back to its start and forget the optimiser's state."""
+    def restart(self, index: int = 0) -> None:
+        """Set every logit back to its start at step `index` and forget the optimiser's state."""
         with torch.no_grad():
-            for logits in self.logits.values():
-                logits.fill_(self.config.initial_logit)
+            for name, logits in self.logits.items():
+                for j, part in enumerate(logits):
+                    # The first part holds the level; what is added to it starts from 0.
+                    part.fill_(0.0 if j else self.config.initial_logit)
+                    if self.config.initial_spread:
+                        part += self.config.initial_spread * self._normal(part, index, name, j)
         # Views of the logits: a sample without a gradient is passed over, its count of steps as well.
-        self._views = [[logits.detach()[i] for logits in self.logits.values()] for i in range(len(self.seeds))]
+        every = [part for logits in self.logits.values() for part in logits]
+        self._views = [[part.detach()[i] for part in every] for i in range(len(self.seeds))]
         rate, decay = self.config.learning_rate, self.config.weight_decay
         self._optimizer = torch.optim.AdamW(
             [v for views in self._views for v in views], lr=rate, weight_decay=decay, fused=True
         )
 
-    def draw(self, index: int, k: int, rows: Sequence[int]) -> dict[str, Tensor]:
+    def _normal(self, part: Tensor, *key: object) -> Tensor:
+        """Normal noise, each sample's from its own seed."""
+        made = []
+        for seed in self.seeds:
+            generator = torch.Generator(part.device).manual_seed(derive_seed(seed, "start", *key))
+            made.append(torch.randn(part.shape[1:], generator=generator, device=part.device))
+        return torch.stack(made)
+
+    def draw(self, index: int, k: int, rows: Sequence[int], number: int = 0) -> dict[str, Tensor]:
         """Return masks (len(rows), *weight.shape) of each layer, with their gradient.
 
         Args:
             index: denoising step.
             k: iteration within it.
             rows: the samples, ascending.
+            number: which of the draws of this iteration; gradients of all of them are averaged.
         """
-        self._rows, self._grads = list(rows), []
-        every = len(self._rows) == len(self.seeds)
-        leaves = {n: s if every else s.detach()[self._rows].requires_grad_(True) for n, s in self.logits.items()}
-        self._leaves = list(leaves.values())
-        return {name: self._mask(name, logits, index, k) for name, logits in leaves.items()}
+        if not number:
+            self._rows, self._grads = list(rows), []
+            every = len(self._rows) == len(self.seeds)
+            self._drawn = {
+                name: [s if every else s.detach()[self._rows].requires_grad_(True) for s in logits]
+                for name, logits in self.logits.items()
+            }
+        return {name: self._mask(name, logits, index, k, number) for name, logits in self._drawn.items()}
 
-    def _mask(self, name: str, logits: Tensor, index: int, k: int) -> Tensor:
+    def _mask(self, name: str, logits: Sequence[Tensor], index: int, k: int, number: int) -> Tensor:
+        scores, shape = functools.reduce(torch.add, logits), self._shapes[name]
         if not self.config.gumbel:
-            return threshold(logits, self.config.tau)
-        seeds = [derive_seed(self.seeds[i], "search", index, k, name) for i in self._rows]
-        noise = torch.stack([gumbel_noise(tuple(logits.shape[1:]), s, device=logits.device) for s in seeds])
-        return gumbel_sigmoid(logits, noise, self.config.tau)
+            return threshold(scores, self.config.tau).expand(-1, *shape)
+        more = (number,) if number else ()
+        seeds = [derive_seed(self.seeds[i], "search", index, k, name, *more) for i in self._rows]
+        noise = torch.stack([gumbel_noise(shape, s, device=scores.device) for s in seeds])
+        return gumbel_sigmoid(scores, noise, self.config.tau)
 
     def differentiate(self, rewards: Tensor, active: Sequence[int]) -> None:
         """Take the gradients of the rewards (len(rows),) of the latest draw, for the samples that are not done.
@@ -95,8 +119,11 @@ class Ascent:
         They go to the logits alone: whatever else the reward is made of keeps its own gradients.
         """
         places = [self._rows.index(i) for i in active]
-        loss = -(rewards[places] * rewards.new_tensor([self._scales[i] for i in active])).sum()
-        self._grads = list(torch.autograd.grad(loss, self._leaves, allow_unused=True))
+        scales = rewards.new_tensor([self._scales[i] / self.config.draws for i in active])
+        loss = -(rewards[places] * scales).sum()
+        leaves = [part for logits in self._drawn.values() for part in logits]
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        self._grads = [_sum(a, b) for a, b in zip(self._grads, found, strict=True)] if self._grads else list(found)
 
     def improve(self, active: Sequence[int]) -> None:
         """Take a step on the logits of the given samples by the gradients that `differentiate` took.
@@ -134,6 +161,24 @@ class Ascent:
             )
         self._scales[sample] /= 16
         logger.warning("gradients of sample %d overflowed; scaled down to %g", sample, self._scales[sample])
+
+
+def parts(shape: tuple[int, ...], structure: str) -> list[tuple[int, ...]]:
+    """Return the shapes of the logits of a weight of this shape: parts that broadcast to it and add up.
+
+    Args:
+        shape: of the weight, (O, I) or (O, I, kh, kw).
+        structure: of `SearchConfig`.
+    """
+    ones = (1,) * len(shape)
+    row, column = (shape[0], *ones[1:]), (1, shape[1], *ones[2:])
+    return {"free": [shape], "row": [row], "column": [column], "rows-and-columns": [row, column], "layer": [ones]}[
+        structure
+    ]
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _as_rows(values: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,22 @@ from ..errors import DataError
 if TYPE_CHECKING:  # settings are read before torch is imported
     from ..targets import Targets
 
+_LEAST = {
+    "num_inference_steps": 1,
+    "patience": 1,
+    "preview_size": 8,
+    "weight_decay": 0,
+    "initial_spread": 0,
+    "draws": 1,
+    "rollout": 0,
+}
+_CHOICES = {
+    "keep": ("best", "last"),
+    "halves": ("both", "conditional"),
+    "structure": ("free", "row", "column", "rows-and-columns", "layer"),
+    "rollout_gradient": ("full", "straight"),
+}
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -34,6 +50,15 @@ class SearchConfig:
             (0, 4, 0) spends 4 on each step of the middle third.
         learning_rate: Adam's rate on the mask logits.
         initial_logit: every logit at the start of a step; 1 keeps a weight with probability 0.934 under noise.
+        initial_spread: standard deviation of the logits about it, drawn anew at each step.
+        structure: what has a logit of its own, each weight ("free"), each "row" or "column" of a weight matrix, both as a
+            sum ("rows-and-columns"), or each "layer". Noise is each weight's own in all of them.
+        ascend: improve the logits by the gradient; without, each iteration draws masks anew from the start, no gradient
+            is taken, and what is left is a choice among random masks.
+        draws: masks drawn an iteration; their gradients are averaged, and the best of them by reward stands for it.
+        rollout: coarse steps that sample on from a candidate, without masks, before the reward sees it; 0 shows the reward
+            the predicted clean picture.
+        rollout_gradient: through the "full" roll-out, or "straight" past it, as if it were the identity.
         gumbel: draw masks with Gumbel noise, or by threshold.
         tau: temperature of the straight-through gradient.
         keep: mask of a step: the "best" iterate by reward, or the "last".
@@ -62,6 +87,12 @@ class SearchConfig:
     iterations: int | Sequence[int] = (0, 4, 0)
     learning_rate: float = 0.3
     initial_logit: float = 2.0
+    initial_spread: float = 0.0
+    structure: str = "free"
+    ascend: bool = True
+    draws: int = 1
+    rollout: int = 0
+    rollout_gradient: str = "full"
     gumbel: bool = True
     tau: float = 1.0
     keep: str = "best"
@@ -108,12 +139,17 @@ class SearchConfig:
         for name in ("learning_rate", "tau", "max_grad_norm", "time_limit_s"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise DataError(f"expected {name} above 0, got {value}")
-        for name, least in (("num_inference_steps", 1), ("patience", 1), ("preview_size", 8), ("weight_decay", 0)):
+        for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise DataError(f"expected {name} of at least {least}, got {value}")
-        for name, choices in (("keep", ("best", "last")), ("halves", ("both", "conditional"))):
+        for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                raise DataError(f"expected {name} to be {choices[0]!r} or {choices[1]!r}, got {value!r}")
+                known = " or ".join(map(repr, choices))
+                raise DataError(f"expected {name} to be {known}, got {value!r}")
+        if not self.ascend and not self.gumbel:
+            raise DataError(
+                "expected gumbel=True without ascend: masks by threshold from the same logits are all the same"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from .live import LiveMasks
 from .preparation import prepared
 from .result import SearchResult
 from .reuse import Reuse
+from .rollout import rolled_out
 from .sampling import StepwiseSampler
 
 
@@ -173,19 +175,20 @@ class _Search:
             self.sampler.advance(output)
             return
         if index == 0 or not config.carry_over:
-            self.ascent.restart()
+            self.ascent.restart(index)
         self._prepare_halves()
         best, active = Best(len(rows), config), rows
         for k in range(iterations + 1):
             last = k == iterations
             # The last iterate of "last" is taken whatever its reward.
             judged = not last or config.keep == "best"
-            found = self._evaluate(index, k, rows, active, gradient=not last, judged=judged)
+            found = self._iterate(index, k, rows, active, gradient=not last and config.ascend, judged=judged)
             best.offer(*found, rows, active)
             active = [i for i in active if not best.done(i)]
             if last or not active or self._out_of_time():
                 break
-            self.ascent.improve(active)
+            if config.ascend:
+                self.ascent.improve(active)
             if self.shrinks and len(active) < len(rows):
                 rows = active
                 if self.reuse is not None:
@@ -210,25 +213,49 @@ class _Search:
         factor = 1 if size is None else min(self.sampler.height, self.sampler.width) // size
         return latents if factor < 2 else torch.nn.functional.avg_pool2d(latents, factor)
 
-    def _evaluate(
+    def _clean(self, output: Tensor, rows: list[int]) -> Tensor:
+        """Clean latents that a candidate is judged by: predicted, or at the end of a short roll-out without masks."""
+        if not self.config.rollout:
+            return self.sampler.pred_x0(output, rows)
+        self.live.masks = {}
+        with contextlib.nullcontext() if self.reuse is None else self.reuse.paused():
+            return rolled_out(
+                self.sampler, output, self.config.rollout, samples=rows, gradient=self.config.rollout_gradient
+            )
+
+    def _iterate(
         self, index: int, k: int, rows: list[int], active: list[int], *, gradient: bool, judged: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """An iteration's draws, the best of each sample, as `_evaluate` gives it."""
+        rewards, output, masks = self._evaluate(index, k, rows, active, 0, gradient=gradient, judged=judged)
+        # A mask that is taken unjudged is as good as any other.
+        for number in range(1, self.config.draws if judged else 1):
+            found, other, drawn = self._evaluate(index, k, rows, active, number, gradient=gradient, judged=judged)
+            better = (found > rewards).nonzero().flatten().tolist()
+            rewards[better], output[better] = found[better], other[better]
+            for name, mask in drawn.items():
+                masks[name][better] = mask[better]
+        return rewards, output, masks
+
+    def _evaluate(
+        self, index: int, k: int, rows: list[int], active: list[int], number: int, *, gradient: bool, judged: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Rewards, guided output and masks of the present logits, a row each for `rows`; gradients for `active`."""
         sampler = self.sampler
         self.live.masks = {}  # the former iterate's make room
         with torch.set_grad_enabled(gradient):
-            self.live.masks = self.ascent.draw(index, k, rows)
+            live = self.live.masks = self.ascent.draw(index, k, rows, number)
             if self.without is None:
                 output = sampler.predict(rows)
             else:
                 output = sampler.guide(self.without[rows], sampler.predict_half(conditional=True, samples=rows))
             rewards = torch.full((len(rows),), float("nan"))
             if judged:
-                pictures = sampler.decode(self._preview(sampler.pred_x0(output, rows)), self.decoder)
+                pictures = sampler.decode(self._preview(self._clean(output, rows)), self.decoder)
                 rewards = self.reward(pictures, [sampler.prompts[i] for i in rows]).float()
             if gradient:
                 self.ascent.differentiate(rewards, active)
-        masks = {name: mask.detach().bool() for name, mask in self.live.masks.items()}
+        masks = {name: mask.detach().bool() for name, mask in live.items()}
         found = rewards.detach().cpu()
         kept = torch.stack([m.flatten(1).sum(1).float() for m in masks.values()]).sum(0) / self.network.weights
         noted = [dict(zip(rows, x.tolist(), strict=True)) for x in (found, kept)]

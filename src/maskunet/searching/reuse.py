@@ -7,7 +7,8 @@ forward does the rest, whatever the model's variant. They are computed without g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Reuse:
     def __init__(self, unet: nn.Module, network: Network) -> None:
         self._kept: dict[str, Any] = {}
         self.computed = 0  # calls of a module that were computed
+        self._paused = False
         names = untouched(unet, network)
         self._last = names[-1] if names else ""
         self._replacements = [
@@ -59,6 +61,8 @@ class Reuse:
     def _keeping(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
+                if self._paused:
+                    return original(*args, **kwargs)
                 if name not in self._kept:
                     self.computed += 1
                     with torch.no_grad():
@@ -70,6 +74,15 @@ class Reuse:
             return forward
 
         return make
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Compute everything inside, with gradients, and keep what was kept: calls there have other inputs."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def clear(self) -> None:
         """Forget everything: the inputs of the next call are others."""

@@ -158,21 +158,31 @@ class StepwiseSampler:
         Args:
             samples: numbers of the M samples to compute, ascending; the output is (M, C, h, w). All of them if None.
         """
+        return self.predict_at(self.index, self.scaled(samples), samples)
+
+    def predict_at(self, index: int, scaled: Tensor, samples: Sequence[int] | None = None) -> Tensor:
+        """Call the U-Net on any latents as if they were those of step `index`, and return its guided output.
+
+        Args:
+            index: the step.
+            scaled: the scheduler's scaled latents, (M, C, h, w).
+            samples: numbers of the M samples; all of them if None.
+        """
         if not self.guided:
-            return self._call((0,), samples)
-        without, with_text = self._call((0, 1), samples).chunk(2)
+            return self._call((0,), scaled, index, samples)
+        without, with_text = self._call((0, 1), scaled, index, samples).chunk(2)
         return self.guide(without, with_text)
 
     def predict_half(self, conditional: bool, samples: Sequence[int] | None = None) -> Tensor:
         """Call the U-Net on one half of the guided batch alone, (B, C, h, w); on some samples, if given."""
-        return self._call((1,) if conditional else (0,), samples)
+        return self._call((1,) if conditional else (0,), self.scaled(samples), self.index, samples)
 
     def guide(self, without: Tensor, with_text: Tensor) -> Tensor:
         """Return the guided output for the two halves."""
         return without + self.guidance_scale * (with_text - without)
 
-    def _call(self, halves: tuple[int, ...], samples: Sequence[int] | None) -> Tensor:
-        latents, count = self.scaled(samples), len(self.prompts)
+    def _call(self, halves: tuple[int, ...], latents: Tensor, index: int, samples: Sequence[int] | None) -> Tensor:
+        count = len(self.prompts)
         rows: slice | list[int] = slice(halves[0] * count, (halves[-1] + 1) * count)
         if len(latents) < count and samples is not None:
             rows = [half * count + i for half in halves for i in samples]
@@ -181,33 +191,38 @@ class StepwiseSampler:
         }
         return self.pipe.unet(  # type: ignore[no-any-return]
             torch.cat([latents] * len(halves)),
-            self.timestep,
+            self.timesteps[index],
             encoder_hidden_states=self.prompt_embeds[rows],
             return_dict=False,
             **conditions,
         )[0]
 
-    def scales(self) -> tuple[float, float]:
-        """Return alpha_t and sigma_t of the step that comes next."""
+    def scales(self, index: int | None = None) -> tuple[float, float]:
+        """Return alpha_t and sigma_t of step `index`, of the one that comes next if None."""
+        index = self.index if index is None else index
         sigmas = getattr(self.scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) >= len(self.timesteps):
-            sigma = float(sigmas[self.index])
+            sigma = float(sigmas[index])
             alpha = (1 + sigma**2) ** -0.5
             return alpha, sigma * alpha
         # A step may lie between two of training, or past the last.
-        t = min(max(round(float(self.timestep)), 0), len(self.scheduler.alphas_cumprod) - 1)
+        t = min(max(round(float(self.timesteps[index])), 0), len(self.scheduler.alphas_cumprod) - 1)
         product = float(self.scheduler.alphas_cumprod[t])
         return product**0.5, (1 - product) ** 0.5
 
     def pred_x0(self, output: Tensor, samples: Sequence[int] | None = None) -> Tensor:
         """Return the predicted clean latents (B, C, h, w) for an output of `predict`, of the same samples."""
+        return self.clean_at(self.index, self.scaled(samples), output)
+
+    def clean_at(self, index: int, scaled: Tensor, output: Tensor) -> Tensor:
+        """Return the predicted clean latents for an output of `predict_at`, of the same step and scaled latents."""
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return output
-        alpha, sigma = self.scales()
+        alpha, sigma = self.scales(index)
         if kind == "v_prediction":
-            return alpha * self.scaled(samples) - sigma * output
-        return (self.scaled(samples) - sigma * output) / alpha
+            return alpha * scaled - sigma * output
+        return (scaled - sigma * output) / alpha
 
     def advance(self, output: Tensor, *, gradient: bool = False) -> None:
         """Take the step with an output of `predict`, cut off from its gradient unless asked for."""
