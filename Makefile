@@ -26,6 +26,8 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/masked_forward.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/masked_layers.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
