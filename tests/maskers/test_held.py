@@ -52,6 +52,13 @@ def test_masks_serve_for_so_many_calls_and_a_new_picture_begins_anew(
     assert made == [count, 0, count, 0, count, 0]
 
 
+def test_a_new_picture_begins_anew_though_masks_have_not_served_their_time(
+    sd1: Unet, masker: mu.LowRankMasker, predict: Callable[..., Tensor]
+) -> None:
+    count = len(masker.network.blocks)
+    assert renewals(sd1, mu.HeldMasks(masker, every=25), predict, [900, 500, 900, 500]) == [count, 0, count, 0]
+
+
 def test_masks_are_made_anew_when_the_condition_has_moved(
     sd1: Unet, masker: mu.LowRankMasker, predict: Callable[..., Tensor]
 ) -> None:

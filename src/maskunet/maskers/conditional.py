@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
@@ -40,9 +41,9 @@ class ConditionalMasker(Masker):
         self.config = config
         self.blocks = nn.ModuleDict({b.name.replace(".", "__"): self.build_block(b) for b in network.blocks})
 
+    @abstractmethod
     def build_block(self, block: BlockSpec) -> nn.Module:
         """Return the part for one block: a module from `BlockInput` to masks by layer name."""
-        raise NotImplementedError
 
     @classmethod
     def for_unet(cls, unet: nn.Module, config: Any = None, *, seed: int | None = None) -> Self:

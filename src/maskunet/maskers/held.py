@@ -15,7 +15,7 @@ from .base import BlockInput, Draw, LayerMask, Masker, PackedMask
 
 @dataclass
 class _Kept:
-    """The masks of a block, and the call that they were made for."""
+    """The masks of a block, the condition that they were made for, and the latest call's timestep."""
 
     masks: dict[str, LayerMask]
     condition: Tensor
@@ -29,7 +29,8 @@ class HeldMasks(Masker):
 
     A block's masks are made anew when a picture begins (the timestep rises), when the batch changes, after `every` calls,
     and when the condition has moved by more than `tolerance` since they were made: the relative change, largest over the
-    batch, of the timestep embedding and the pooled features. A scheduler that calls twice a step counts two calls.
+    batch, of the timestep embedding and the pooled features. A scheduler that calls twice a step counts two calls;
+    pictures of a single step cannot be told apart, so do not hold masks for them.
 
     Args:
         masker: what decides. It is used, not copied; save it and not this.
@@ -62,7 +63,7 @@ class HeldMasks(Masker):
         if kept is None or self._due(kept, condition, timestep):
             kept = _Kept(self._packed(block, inputs), condition, timestep, len(condition))
             self._kept[block], self.renewals = kept, self.renewals + 1
-        kept.age += 1
+        kept.age, kept.timestep = kept.age + 1, timestep
         return kept.masks
 
     def _due(self, kept: _Kept, condition: Tensor, timestep: float | None) -> bool:
