@@ -85,13 +85,14 @@ def factored_linear(
     factors = any(t.requires_grad for t in (left, right, row))
     trains_base = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     name = "reference" if trains_base else choose(x, weight, len(left) if noise is None else rows)
+    if rank > tiles.CHEAP_RANK and name != "reference":
+        # Logits that are dear to make again are made once: kept for the backward pass, not made for each tile of tokens.
+        name = "reference" if factors and torch.is_grad_enabled() else "tiled"
     if name == "triton" and not callable(noise):
         seed = None if noise is None else torch.tensor(noise, device=x.device)
         return fused_gpu.factored_linear(x, weight, bias, left, right, row, tau, seed)
     if noise is not None and not callable(noise):
         noise = _noise_of(noise, tuple(weight.shape), x.device)
-    if name == "tiled" and rank > tiles.CHEAP_RANK and factors and torch.is_grad_enabled():
-        name = "reference"  # logits that are dear to make again are better kept, and then as the reference keeps them
     if name != "reference":
         return tiles.factored_linear(x, weight, bias, left, right, row, tau, noise)
     logits = left @ right.T + row
