@@ -27,16 +27,27 @@ def factors(seed: int, sets: int, outputs: int, inputs: int, rank: int) -> tuple
     return left, normal(seed + 1, inputs, rank), normal(seed + 2, inputs)
 
 
+def right_by_sample(made: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same shapes with the right factor by sample and one left factor for all."""
+    left, right, row = made
+    scale = 1 + torch.arange(len(left))[:, None, None] / 4
+    return left[0], (right * scale).mT.contiguous().mT, row
+
+
 def eye_outputs(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
     """Masks as outputs: ones for weights, the identity for inputs."""
-    outputs, inputs = left.shape[1], len(right)
-    x = torch.eye(inputs).expand(len(left), -1, -1)
+    outputs, inputs = left.shape[-2], len(row)
+    sets = len(left) if left.ndim == 3 else len(right) if right.ndim == 3 else 1
+    x = torch.eye(inputs).expand(sets, -1, -1)
     return factored_linear(x, torch.ones(outputs, inputs), None, left, right, row)
 
 
-@given(st.integers(1, 3), tall, sizes, ranks, seeds)
-def test_masks_are_the_references_exactly(sets: int, outputs: int, inputs: int, rank: int, seed: int) -> None:
+@given(st.integers(1, 3), tall, sizes, ranks, st.booleans(), seeds)
+def test_masks_are_the_references_exactly(
+    sets: int, outputs: int, inputs: int, rank: int, right: bool, seed: int
+) -> None:
     made = factors(seed, sets, outputs, inputs, rank)
+    made = right_by_sample(made) if right else made
     with using("reference"):
         reference = eye_outputs(*made)
     with using("tiled"):
@@ -44,9 +55,13 @@ def test_masks_are_the_references_exactly(sets: int, outputs: int, inputs: int, 
     assert torch.equal(tiled, reference)
 
 
+@pytest.mark.parametrize("right", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs", "rank"), [(1280, 1280, 16), (640, 768, 480), (320, 1280, 9)])
-def test_masks_of_layers_of_many_tiles_are_the_references_exactly(outputs: int, inputs: int, rank: int) -> None:
+def test_masks_of_layers_of_many_tiles_are_the_references_exactly(
+    outputs: int, inputs: int, rank: int, right: bool
+) -> None:
     made = factors(3, 1, outputs, inputs, rank)
+    made = right_by_sample(made) if right else made
     with using("reference"):
         reference = eye_outputs(*made)
     with using("tiled"):
@@ -61,7 +76,7 @@ def test_outputs_and_gradients_are_the_references(
     lead = data.draw(st.sampled_from([(rows,), (rows, 3), (rows, 2, 2)]))
     bias = normal(seed + 4, outputs) if data.draw(st.booleans()) else None
     tau = data.draw(st.sampled_from([1.0, 0.5]))
-    noisy = data.draw(st.booleans())
+    noisy, by_right = data.draw(st.booleans()), data.draw(st.booleans())
     drawn = [gumbel_noise((outputs, inputs), seed + r) for r in range(rows)]
     weight = normal(seed + 3, inputs, outputs).T if data.draw(st.booleans()) else normal(seed + 3, outputs, inputs)
     if data.draw(st.booleans()):  # inputs that are not contiguous
@@ -76,7 +91,8 @@ def test_outputs_and_gradients_are_the_references(
     results = {}
     for name in ("reference", "tiled"):
         # Few-row products sum in another order, so scores are drawn away from the threshold by exact fractions.
-        left, right, row = (t.mul(8).round().div(8) for t in factors(seed, sets, outputs, inputs, rank))
+        made = factors(seed, sets, outputs, inputs, rank)
+        left, right, row = (t.mul(8).round().div(8) for t in (right_by_sample(made) if by_right else made))
         leaves = [t.clone().requires_grad_() for t in (x, left, right, row)]
         with using(name):
             out = factored_linear(leaves[0], weight, bias, *leaves[1:], tau, drawn.__getitem__ if noisy else None)
@@ -180,6 +196,10 @@ def test_bad_input_is_refused() -> None:
     x, weight = torch.zeros(4, 8), torch.zeros(4, 8)
     with pytest.raises(ValueError, match="expected factors"):
         factored_linear(x, weight, None, left, right[:, :2], row)
+    with pytest.raises(ValueError, match="expected factors"):
+        factored_linear(x, weight, None, left, right.expand(3, -1, -1), row)
+    with pytest.raises(ValueError, match="expected a batch that is a multiple of the 2 masks given, got 3"):
+        factored_linear(x[:3], weight, None, left[0], right.expand(2, -1, -1), row)
     with pytest.raises(ValueError, match="expected a batch that is a multiple of the 2 masks given, got 3"):
         factored_linear(x[:3], weight, None, left, right, row)
     with pytest.raises(ValueError, match="expected a batch that is a multiple of the 3 masks given, got 4"):

@@ -311,7 +311,7 @@ def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | Non
     made = Case(0).layer(2, 5, 24, 16, rank=4, masks=2)
     layer, draw = LayerSpec("up_blocks.0.to_q", (24, 16)), Draw(seed=drawn)
     module = torch.nn.Linear(16, 24).to(DEVICE).requires_grad_(False)
-    form = FactoredLogits(made["left"], made["right"], made["row"], (24, 16))
+    form = FactoredLogits((made["left"], made["right"]), made["row"], (24, 16))
     mask = form.mask(layer, draw, 2)
     expected = form.apply(layer, module, made["x"], mask)
     for name in ("auto", "tiled", "reference"):

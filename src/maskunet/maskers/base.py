@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..operators import factored_linear, layer_noise, masked_conv2d, masked_linear, packed_linear, unpack_bits
+from ..operators import (
+    factored_linear,
+    factored_logits,
+    layer_noise,
+    masked_conv2d,
+    masked_linear,
+    packed_linear,
+    unpack_bits,
+)
 from ..relaxation import derive_seed, gumbel_sigmoid, threshold
 from ..targets import LayerSpec, Network
 
@@ -120,24 +128,34 @@ class Logits(LayerMask):
         return gumbel_sigmoid(logits, noise, draw.tau)
 
 
+Factors = tuple[Tensor, Tensor]
+
+
 class FactoredLogits(Logits):
     """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
 
     Args:
-        left: (B, O, r), or (B, kh, kw, O, r) where each position of a kernel has a product of its own.
-        right: (I, r); (I kh kw, r) where one product is the whole kernel.
+        factors: left (O, r) or (B, O, r), and right (I, r) or (B, I, r), one of them by sample; (I kh kw, r) where one
+            product is the whole kernel, (B, kh, kw, I, r) where each position of a kernel has one of its own. Or what
+            makes them when the layer runs, so that those of a block are not held all at once.
         row: (I,) or (I kh kw,), added to every row.
         shape: the layer's weight shape.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, row: Tensor, shape: tuple[int, ...]) -> None:
-        self.left, self.right, self.row, self.shape = left, right, row, shape
+    def __init__(self, factors: Factors | Callable[[], Factors], row: Tensor, shape: tuple[int, ...]) -> None:
+        self._factors, self.row, self.shape = factors, row, shape
+
+    @property
+    def factors(self) -> Factors:
+        """Left and right; made anew at each call where they were given as what makes them."""
+        return self._factors() if callable(self._factors) else self._factors
 
     def logits(self) -> Tensor:
         """Expand the product: (B, *shape)."""
-        product = self.left @ self.right.T + self.row
-        product = product if product.ndim == 3 else product.permute(0, 3, 4, 1, 2)
-        return product.reshape(len(product), *self.shape)
+        left, right = self.factors
+        if right.ndim == 5:
+            return (left @ right.mT + self.row).permute(0, 3, 4, 1, 2)
+        return factored_logits(left, right, self.row).reshape(-1, *self.shape)
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
         """Compute a linear layer from the factors."""
@@ -148,8 +166,7 @@ class FactoredLogits(Logits):
             noise = partial(_row_of, _drawn(layer, draw, x.device), len(layer.shape))
         elif draw.seed is not None:
             noise = _seeds(layer, draw)
-        factors = (self.left, self.right, self.row)
-        return factored_linear(x, module.weight, module.bias, *factors, draw.tau, noise)
+        return factored_linear(x, module.weight, module.bias, *self.factors, self.row, draw.tau, noise)
 
 
 def _row_of(noise: Tensor, dimensions: int, row: int) -> Tensor:

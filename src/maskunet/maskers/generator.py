@@ -9,8 +9,9 @@ For block b with hidden state :math:`x_b`, last skip :math:`s_b` and timestep em
     S_l &= (A_l Z_b + a_l 1^T) B_l^T + 1 b_l^T                  && (B, O_l, I_l)
 
 gives the logits of every target layer l of the block. For a convolution the pooling is adaptive to its kernel, and
-the same networks act at every kernel position. The logits stay factored, as left = A_l Z_b + a_l 1^T (B, O, C_i / f)
-and right = B_l, until their layer runs.
+the same networks act at every kernel position. Only Z_b is made at the block's entry. When a layer runs, the product is
+taken from the right, as left = [A_l, a_l] (O, C_o / f + 1) and right = [B_l Z_b^T, B_l 1] (B, I, C_o / f + 1): of rank
+C_o / f, which in a decoder that also reads skips is a half to a third of C_i / f.
 
 Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.3.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -66,9 +68,15 @@ class _LayerFactors(nn.Module):
         self.in_weight = nn.Parameter(torch.zeros(inputs, columns))
         self.in_bias = nn.Parameter(torch.full((inputs,), initial_logit))
 
+    def _factors(self, reduced: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(reduced.device.type, enabled=False):
+            sums = self.in_weight.sum(1).expand(*reduced.shape[:-2], 1, -1)
+            right = torch.cat([reduced @ self.in_weight.T, sums], -2)
+            return torch.cat([self.out_weight, self.out_bias[:, None]], 1), right.mT
+
     def forward(self, reduced: Tensor) -> FactoredLogits:
-        left = self.out_weight @ reduced + self.out_bias[:, None]
-        return FactoredLogits(left, self.in_weight, self.in_bias, self.shape)
+        # Factors of a whole block are as large as the generator; a layer's are made when it runs.
+        return FactoredLogits(partial(self._factors, reduced), self.in_bias, self.shape)
 
 
 class _BlockGenerator(nn.Module):

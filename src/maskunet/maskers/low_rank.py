@@ -73,7 +73,7 @@ class _LayerFactors(nn.Module):
         offsets = (self.out_weight @ row[:, :, None]) + self.out_bias[:, None]
         ones = self.in_weight.new_ones(len(self.in_weight), 1)
         left, right = torch.cat([weights, offsets], -1), torch.cat([self.in_weight, ones], -1)
-        return FactoredLogits(left, right, self.in_bias, self.shape)
+        return FactoredLogits((left, right), self.in_bias, self.shape)
 
 
 class _BlockFactors(nn.Module):

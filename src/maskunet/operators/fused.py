@@ -43,6 +43,20 @@ def _noise_of(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device
     return lambda row: layer_noise(shape, seeds[row % len(seeds)], device)
 
 
+def factored_logits(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
+    """Return logits S = left @ right^T + row, (M, O, I).
+
+    Args:
+        left: (M, O, r), or (O, r) for all.
+        right: (I, r) for all, or (M, I, r).
+        row: (I,), added to every row.
+    """
+    if right.ndim == 2:
+        return left @ right.T + row
+    # One product a sample, as the tiles take them: a batched one may add in another order.
+    return torch.stack([a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]) + row
+
+
 def factored_linear(
     x: Tensor,
     weight: Tensor,
@@ -59,8 +73,8 @@ def factored_linear(
         x: inputs (B, ..., I).
         weight: (O, I), frozen or not.
         bias: (O,) or None.
-        left: (M, O, r) where M divides B: row b of the batch takes set b mod M.
-        right: (I, r).
+        left: (M, O, r) where M divides B: row b of the batch takes set b mod M; or (O, r) for all.
+        right: (I, r) for all, or (M, I, r).
         row: (I,), added to every row.
         tau: temperature of the straight-through gradient.
         noise: seeds of Gumbel noise g, sample b takes seed b mod their number; or what gives sample b its noise (O, I).
@@ -73,21 +87,29 @@ def factored_linear(
         ValueError: shapes do not fit each other.
     """
     outputs, inputs = weight.shape
-    shapes = (tuple(left.shape[1:]), tuple(right.shape), tuple(row.shape))
-    rank = left.shape[-1]
-    if left.ndim != 3 or shapes != ((outputs, rank), (inputs, rank), (inputs,)):
+    given = (tuple(left.shape), tuple(right.shape), tuple(row.shape))
+    if left.ndim == 2:
+        left = left.expand(len(right) if right.ndim == 3 else 1, -1, -1)
+    rank, sets = left.shape[-1], [len(left)] if right.ndim == 3 else []
+    if (
+        left.ndim != 3
+        or [*left.shape[1:], *right.shape] != [outputs, rank, *sets, inputs, rank]
+        or given[2] != (inputs,)
+    ):
         raise ValueError(
-            f"expected factors (M, {outputs}, r), ({inputs}, r) and ({inputs},) for a weight {tuple(weight.shape)}, got "
-            f"{tuple(left.shape)}, {tuple(right.shape)} and {tuple(row.shape)}"
+            f"expected factors (M, {outputs}, r), ({inputs}, r) or (M, {inputs}, r), and ({inputs},) for a weight "
+            f"{tuple(weight.shape)}, got {given[0]}, {given[1]} and {given[2]}"
         )
     rows = len(x) if x.ndim > 1 else 1
     _check_sets(len(left), rows)
     factors = any(t.requires_grad for t in (left, right, row))
     trains_base = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     name = "reference" if trains_base else choose(x, weight, len(left) if noise is None else rows)
-    if rank > tiles.CHEAP_RANK and name != "reference":
+    if (rank > tiles.CHEAP_RANK or right.ndim == 3) and name != "reference":
         # Logits that are dear to make again are made once: kept for the backward pass, not made for each tile of tokens.
-        name = "reference" if factors and torch.is_grad_enabled() else "tiled"
+        # The kernels know a right factor that all samples share.
+        keeps = rank > tiles.CHEAP_RANK and factors and torch.is_grad_enabled()
+        name = "reference" if keeps else "tiled"
     if name == "triton" and not callable(noise):
         seed = None if noise is None else torch.tensor(noise, device=x.device)
         return fused_gpu.factored_linear(x, weight, bias, left, right, row, tau, seed)
@@ -95,7 +117,7 @@ def factored_linear(
         noise = _noise_of(noise, tuple(weight.shape), x.device)
     if name != "reference":
         return tiles.factored_linear(x, weight, bias, left, right, row, tau, noise)
-    logits = left @ right.T + row
+    logits = factored_logits(left, right, row)
     if noise is None:
         return masked_linear(x, weight, bias, threshold(logits, tau))
     drawn = torch.stack([noise(b) for b in range(rows)])

@@ -41,6 +41,10 @@ def _scores(out: Tensor, left: Tensor, right: Tensor, row: Tensor) -> Tensor:
     return torch.mm(left, right.T, out=out).add_(row)
 
 
+def _of(right: Tensor, s: int) -> Tensor:
+    return right if right.ndim == 2 else right[s]
+
+
 def _keep(scores: Tensor, noisy: bool) -> Tensor:
     return scores.gt(0) if noisy else scores.ge(THRESHOLD)
 
@@ -74,7 +78,7 @@ class _FactoredLinear(torch.autograd.Function):
                 scores = row.new_empty(outputs, inputs) if keeps else None
                 for tile in _tiles(outputs, inputs, x.device):
                     buffer = scores[tile] if scores is not None else row.new_empty(tile.stop - tile.start, inputs)
-                    _scores(buffer, left[b % sets, tile], right, row)
+                    _scores(buffer, left[b % sets, tile], _of(right, b % sets), row)
                     if drawn is not None:
                         buffer += drawn[tile]
                     torch.mul(weight[tile], _keep(buffer, drawn is not None), out=masked[tile])
@@ -100,15 +104,15 @@ class _FactoredLinear(torch.autograd.Function):
             if kept:
                 scores = kept[b]
             else:
-                _scores(scores, left[s], right, row)
+                _scores(scores, left[s], _of(right, s), row)
             if grad_x is not None:
                 masked = weight * _keep(scores, ctx.noisy)
                 torch.matmul(grad[b], masked, out=grad_x[b])
             if factors:
                 slope = _slope(scores, ctx.noisy, ctx.tau)
                 slope *= (grad[b].reshape(-1, outputs).T @ x[b].reshape(-1, inputs)).mul_(weight)
-                grad_left[s] += slope @ right  # type: ignore[index]
-                grad_right.addmm_(slope.T, left[s])  # type: ignore[union-attr]
+                grad_left[s] += slope @ _of(right, s)  # type: ignore[index]
+                _of(grad_right, s).addmm_(slope.T, left[s])  # type: ignore[arg-type]
                 grad_row += slope.sum(0)  # type: ignore[operator]
         return grad_x, None, None, grad_left, grad_right, grad_row, None, None, None
 
