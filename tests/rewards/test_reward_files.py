@@ -22,17 +22,6 @@ Write = Callable[[Path], None]
 
 
 @pytest.fixture
-def image_reward_folder(recording: Read, write_bert_tokenizer: Write, tmp_path: Path) -> Path:
-    """The public repository's files, in small."""
-    it = recording("image_reward_tiny")
-    torch.save(it.checkpoint | {"blip.vision_proj.weight": torch.zeros(8, 48)}, tmp_path / "ImageReward.pt")
-    med = it.config["text"] | {"architectures": ["BertModel"], "model_type": "bert", "type_vocab_size": 2}
-    (tmp_path / "med_config.json").write_text(json.dumps(med))
-    write_bert_tokenizer(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def hpsv2_folder(recording: Read, write_clip_tokenizer: Write, tmp_path: Path) -> Path:
     it = recording("hpsv2_tiny")
     torch.save({"epoch": 1, "name": "x", "state_dict": it.checkpoint}, tmp_path / "HPS_v2_compressed.pt")
