@@ -171,7 +171,7 @@ def test_missing_files_are_named(tmp_path: Path, clip_folder: Path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, image_reward_folder: Path) -> list[Any]:
     """Replace the hub's client by the folder; returns what was asked."""
     asked: list[Any] = []
 
@@ -179,9 +179,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         asked.append((repo_id, name, revision, token))
         if repo_id == "off/line":
             raise LocalEntryNotFoundError("no connection\nmore")
-        if not (tmp_path / name).exists():
+        if not (image_reward_folder / name).exists():
             raise EntryNotFoundError(f"404 for {name}")
-        return str(tmp_path / name)
+        return str(image_reward_folder / name)
 
     monkeypatch.setattr(files, "hf_hub_download", download)
     return asked
