@@ -14,7 +14,7 @@ PYTHON, SHELL = ("python",), ("sh", "bash", "shell", "console", "indented")
 #: Blocks that are looked at and not run: what a program prints, and files.
 SHOWN = ("text", "toml", "json", "jsonl", "bibtex", "diff")
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}) *(\w*)")
+_FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,}) *(\w*)")
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
@@ -35,7 +35,8 @@ class Block:
 def read_blocks(page: Path) -> list[Block]:
     """Return a page's blocks in order, fenced and indented ones."""
     blocks: list[Block] = []
-    fence, language, start, lines, listed = "", "", 0, [], False
+    lines: list[str] = []
+    fence, language, start, indent, listed = "", "", 0, 0, False
 
     def close() -> None:
         if any(line.strip() for line in lines):
@@ -46,17 +47,17 @@ def read_blocks(page: Path) -> list[Block]:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         found = _FENCE.match(line)
         if fence:
-            if found and found[1] == fence and not found[2]:
+            if found and found[2] == fence and not found[3]:
                 close()
                 fence = ""
             else:
-                lines.append(line)
+                lines.append(line if line[:indent].strip() else line[indent:])
             continue
         code = line.startswith("    ") and not listed and (lines or not before.strip())
         if lines and line.strip() and not code:
             close()
         if found:
-            fence, language, start = found[1], found[2], number + 1
+            indent, fence, language, start = len(found[1]), found[2], found[3], number + 1
         elif code or (lines and not line.strip()):
             if not lines:
                 language, start = "indented", number
