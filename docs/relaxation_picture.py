@@ -30,7 +30,7 @@ def draw(folder: Path) -> list[Path]:
     for axis in (left, right):
         axis.axvline(THRESHOLD, color=COLOURS[-1], linewidth=0.8, alpha=0.5)
         axis.legend(loc="best")
-    left.annotate("log log 2", (THRESHOLD, 0.02), (THRESHOLD + 0.15, 0.02), fontsize=8)
+    left.text(THRESHOLD - 0.15, 0.95, "log log 2", horizontalalignment="right", fontsize=8)
     return save_figure(figure, folder / "relaxation.png")
 
 

@@ -94,5 +94,9 @@ NOT_RUN = [
 #: Python blocks that are compiled and not run, by a text in them.
 COMPILED: list[tuple[str, str]] = []
 
-#: First words of messages that troubleshooting quotes and that are not ours.
-NOT_OURS = ("torch.OutOfMemoryError", "RuntimeError: operator torchvision::nms", "Killed")
+
+#: Options in the text that are other programs'.
+OTHER_OPTIONS = ("--to_safetensors",)
+
+#: Words of the form maskunet.x that are no names of Python.
+FILES: tuple[str, ...] = ()
