@@ -7,7 +7,7 @@ export MALLOC_MMAP_THRESHOLD_ := 8589934592
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maskunet demo
@@ -23,6 +23,10 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Links only; the blocks of code on the pages are run by `make test`, in tests/docs.
+docs:
+	$(PYTHON) docs/check_links.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/masked_forward.py

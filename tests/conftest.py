@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from diffusers import (
 from hypothesis import settings
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from maskunet.cli import main as cli
+
+pytest_plugins = ["published_formats"]
 
 torch.set_num_threads(1)
 settings.register_profile("maskunet", deadline=None, max_examples=40, derandomize=True)
@@ -208,3 +213,26 @@ def draw_latents() -> Callable[..., Tensor]:
         ).images
 
     return generate
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in process: words to exit code, output and errors."""
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("maskunet.allocator.keep_freed_memory", lambda: True)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maskunet", *map(str, words)])
+        capsys.readouterr()  # what fixtures wrote
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        out = capsys.readouterr()
+        return int(code or 0), out.out, out.err  # type: ignore[call-overload]
+
+    return call

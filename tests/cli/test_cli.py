@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 import maskunet as mu
 
 Run = Callable[..., tuple[int, str, str]]
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture
@@ -144,27 +143,10 @@ def test_info_of_fixed_and_random_masks(run: Run, pipe: StableDiffusionPipeline,
     assert "0.9 (drawn)" in run("info", tmp_path / "random")[1]
 
 
-def _authors(tmp_path: Path, pipe: StableDiffusionPipeline) -> tuple[Path, Path, Path]:
-    """The recording's parts as the authors' two files, and a pipeline around its U-Net."""
-    from diffusers import UNet2DConditionModel
-    from safetensors import safe_open
-
-    with safe_open(FIXTURES / "authors_masked_unet_a.safetensors", "pt") as file:
-        config = json.loads(file.metadata()["unet_config"])
-        tensors = {k: file.get_tensor(k) for k in file.keys() if k.startswith("weights.")}  # noqa: SIM118
-    tensors = {k.removeprefix("weights."): v for k, v in tensors.items()}
-    for part in ("mask_generators", "adapters"):
-        own = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
-        torch.save(own, tmp_path / f"{part}.pth")
-    unet = UNet2DConditionModel(**config)
-    unet.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(("mask_generators.", "adapters."))})
-    pipe.register_modules(unet=unet)
-    pipe.save_pretrained(tmp_path / "authors_model")
-    return tmp_path / "mask_generators.pth", tmp_path / "adapters.pth", tmp_path / "authors_model"
-
-
-def test_convert_the_authors_files(run: Run, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    generators, adapters, model = _authors(tmp_path, pipe)
+def test_convert_the_authors_files(
+    run: Run, pipe: StableDiffusionPipeline, authors_files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    generators, adapters, model = authors_files
     code, _, err = run("convert", generators, adapters, "--model", model, "--output", "converted")
     assert code == 0, err
     masker = mu.load(tmp_path / "converted", pipe)
@@ -172,8 +154,10 @@ def test_convert_the_authors_files(run: Run, pipe: StableDiffusionPipeline, tmp_
     assert torch.equal(masker.blocks["up_blocks__1"].temb_proj.weight, weights["1.proj_temb.weight"])
 
 
-def test_convert_refuses_what_is_not_a_state_dict(run: Run, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    generators, _, model = _authors(tmp_path, pipe)
+def test_convert_refuses_what_is_not_a_state_dict(
+    run: Run, authors_files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    generators, _, model = authors_files
 
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:

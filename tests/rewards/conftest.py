@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
-
-DATA = Path(__file__).parent / "data"
-
-
-@dataclass
-class Recording:
-    """A tiny random checkpoint in a public key layout, inputs, and what the original modules give."""
-
-    config: dict[str, Any]
-    checkpoint: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-
-@pytest.fixture(scope="session")
-def recording() -> Callable[[str], Recording]:
-    def read(name: str) -> Recording:
-        parts: dict[str, dict[str, Tensor]] = {"checkpoint": {}, "input": {}, "output": {}}
-        with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                kind, _, rest = key.partition(".")
-                parts[kind][rest] = file.get_tensor(key)
-            config = json.loads(file.metadata()["config"])
-        return Recording(config, parts["checkpoint"], parts["input"], parts["output"])
-
-    return read
 
 
 @pytest.fixture
@@ -51,11 +23,6 @@ def write_clip_tokenizer() -> Callable[[Path], None]:
     return _clip_tokenizer
 
 
-@pytest.fixture
-def write_bert_tokenizer() -> Callable[[Path], None]:
-    return _bert_tokenizer
-
-
 def _clip_tokenizer(folder: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -64,12 +31,6 @@ def _clip_tokenizer(folder: Path) -> None:
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": "<|endoftext|>", **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def _bert_tokenizer(folder: Path) -> None:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
 
 @pytest.fixture

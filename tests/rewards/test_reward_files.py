@@ -22,17 +22,6 @@ Write = Callable[[Path], None]
 
 
 @pytest.fixture
-def image_reward_folder(recording: Read, write_bert_tokenizer: Write, tmp_path: Path) -> Path:
-    """The public repository's files, in small."""
-    it = recording("image_reward_tiny")
-    torch.save(it.checkpoint | {"blip.vision_proj.weight": torch.zeros(8, 48)}, tmp_path / "ImageReward.pt")
-    med = it.config["text"] | {"architectures": ["BertModel"], "model_type": "bert", "type_vocab_size": 2}
-    (tmp_path / "med_config.json").write_text(json.dumps(med))
-    write_bert_tokenizer(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def hpsv2_folder(recording: Read, write_clip_tokenizer: Write, tmp_path: Path) -> Path:
     it = recording("hpsv2_tiny")
     torch.save({"epoch": 1, "name": "x", "state_dict": it.checkpoint}, tmp_path / "HPS_v2_compressed.pt")
@@ -182,7 +171,7 @@ def test_missing_files_are_named(tmp_path: Path, clip_folder: Path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, image_reward_folder: Path) -> list[Any]:
     """Replace the hub's client by the folder; returns what was asked."""
     asked: list[Any] = []
 
@@ -190,9 +179,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         asked.append((repo_id, name, revision, token))
         if repo_id == "off/line":
             raise LocalEntryNotFoundError("no connection\nmore")
-        if not (tmp_path / name).exists():
+        if not (image_reward_folder / name).exists():
             raise EntryNotFoundError(f"404 for {name}")
-        return str(tmp_path / name)
+        return str(image_reward_folder / name)
 
     monkeypatch.setattr(files, "hf_hub_download", download)
     return asked
