@@ -64,7 +64,7 @@ def _share_cores() -> None:
     import os
 
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def _quiet() -> None:
