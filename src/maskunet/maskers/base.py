@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -136,8 +135,8 @@ class FactoredLogits(Logits):
 
     Args:
         factors: left (O, r) or (B, O, r), and right (I, r) or (B, I, r), one of them by sample; (I kh kw, r) where one
-            product is the whole kernel, (B, kh, kw, I, r) where each position of a kernel has one of its own. Or what
-            makes them when the layer runs, so that those of a block are not held all at once.
+            product is the whole kernel, (B, kh, kw, I, r) where each position has one. Or what makes them when the layer
+            runs, so that those of a block are not held all at once.
         row: (I,) or (I kh kw,), added to every row.
         shape: the layer's weight shape.
     """
@@ -163,14 +162,11 @@ class FactoredLogits(Logits):
             return super().run(layer, module, x, draw, batch)
         noise: Callable[[int], Tensor] | tuple[int, ...] | None = None
         if draw.noise is not None:
-            noise = partial(_row_of, _drawn(layer, draw, x.device), len(layer.shape))
+            drawn = _drawn(layer, draw, x.device).reshape(-1, *layer.shape)
+            noise = lambda row: drawn[row % len(drawn)]  # noqa: E731
         elif draw.seed is not None:
             noise = _seeds(layer, draw)
         return factored_linear(x, module.weight, module.bias, *self.factors, self.row, draw.tau, noise)
-
-
-def _row_of(noise: Tensor, dimensions: int, row: int) -> Tensor:
-    return noise if noise.ndim == dimensions else noise[row % len(noise)]
 
 
 class GivenMask(LayerMask):
