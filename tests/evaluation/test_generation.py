@@ -33,6 +33,14 @@ def test_negative_prompt_and_guidance_act(pipe: StableDiffusionPipeline) -> None
     assert not torch.equal(base, weak)
 
 
+def test_progress_is_told_and_changes_nothing(pipe: StableDiffusionPipeline) -> None:
+    done: list[float] = []
+    options = {"num_inference_steps": 2, "batch_size": 2, "progress": False}
+    told = generate(pipe, PROMPTS, on_step=done.append, **options)
+    torch.testing.assert_close(told, generate(pipe, PROMPTS, **options), atol=0, rtol=0)
+    assert done == pytest.approx([1 / 3, 2 / 3, 5 / 6, 1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

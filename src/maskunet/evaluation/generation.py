@@ -27,6 +27,7 @@ def generate(
     negative_prompt: str | None = None,
     batch_size: int = 8,
     progress: bool = True,
+    on_step: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Generate one picture for each prompt.
 
@@ -39,6 +40,7 @@ def generate(
         negative_prompt: what to steer away from.
         batch_size: prompts a call of the pipeline, >= 1.
         progress: show a progress bar.
+        on_step: is told after every denoising step which share of the work is done, in (0, 1].
 
     Returns:
         Pictures (N, 3, H, W), float32 in [0, 1], on the CPU.
@@ -61,6 +63,7 @@ def generate(
             chunk = list(prompts[start : start + batch_size])
             # Noise is drawn on the CPU, so that a seed means the same picture on every device.
             generators = [torch.Generator().manual_seed(s) for s in numbers[start : start + batch_size]]
+            told = None if on_step is None else _teller(on_step, start, len(chunk), len(prompts))
             out = pipe(
                 chunk,
                 num_inference_steps=num_inference_steps,
@@ -68,11 +71,23 @@ def generate(
                 negative_prompt=None if negative_prompt is None else [negative_prompt] * len(chunk),
                 generator=generators,
                 output_type="np",
+                callback_on_step_end=told,
             ).images
             pictures.append(torch.from_numpy(np.asarray(out, np.float32)).permute(0, 3, 1, 2))
     finally:
         pipe.set_progress_bar_config(**{"disable": False} | bar_config)
     return torch.cat(pictures)
+
+
+def _teller(on_step: Callable[[float], None], start: int, count: int, total: int) -> Callable[..., dict[str, Any]]:
+    """What a pipeline calls at the end of each step of a batch that begins at picture `start`."""
+
+    def told(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps = max(int(getattr(pipe, "num_timesteps", 0)), index + 1)
+        on_step((start + count * (index + 1) / steps) / total)
+        return tensors
+
+    return told
 
 
 def maker(pipe: Any, *, masks: bool = True, **options: Any) -> Make:

@@ -13,6 +13,7 @@ _PUBLIC = {
     "search": "engine",
     "SearchResult": "result",
     "StepwiseSampler": "sampling",
+    "SearchStep": "step",
 }
 
 __all__ = [*_PUBLIC]
@@ -26,3 +27,4 @@ if TYPE_CHECKING:
     from .engine import search
     from .result import SearchResult
     from .sampling import StepwiseSampler
+    from .step import SearchStep

@@ -36,6 +36,7 @@ from .result import SearchResult
 from .reuse import Reuse
 from .rollout import rolled_out
 from .sampling import StepwiseSampler
+from .step import OnStep, SearchStep
 
 
 def search(
@@ -47,6 +48,7 @@ def search(
     seeds: Sequence[int] | None = None,
     decoder: Any = None,
     progress: bool = True,
+    on_step: OnStep | None = None,
 ) -> SearchResult:
     """Search masks for a batch of prompts, each with masks of its own.
 
@@ -62,6 +64,9 @@ def search(
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
             pipeline's own.
         progress: show a progress bar with reward and density.
+        on_step: is told of every trial of masks, and of every step that is taken without. When it answers true the
+            optimising ends, as after `time_limit_s`: the steps that are left are taken as they are and the result holds what
+            was found. It changes no bit of a search that it lets run.
 
     Returns:
         Pictures with and without masks, rewards of both, the masks, and the history.
@@ -87,7 +92,7 @@ def search(
         "width": config.width,
     }
     with prepared(pipe, config, decoder):
-        run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder)
+        run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder, on_step)
         base = None
         if config.compare_base:
             with torch.no_grad():
@@ -111,9 +116,16 @@ class _Search:
     """One search under way."""
 
     def __init__(
-        self, pipe: Any, sampler: StepwiseSampler, reward: Reward, config: SearchConfig, decoder: Any
+        self,
+        pipe: Any,
+        sampler: StepwiseSampler,
+        reward: Reward,
+        config: SearchConfig,
+        decoder: Any,
+        on_step: OnStep | None = None,
     ) -> None:
         self.pipe, self.sampler, self.reward, self.config, self.decoder = pipe, sampler, reward, config, decoder
+        self.on_step, self.stopped = on_step, False
         self.network = describe(pipe.unet, config.targets)
         count = len(sampler.prompts)
         scaled = torch.float16 in _dtypes(sampler, decoder, reward)
@@ -158,20 +170,22 @@ class _Search:
             if self.reuse is not None:
                 self.reuse.remove()
 
-    def _out_of_time(self) -> bool:
+    def _ended(self) -> bool:
+        """Whether optimising is over, by the clock or because the caller said so."""
         limit = self.config.time_limit_s
-        return limit is not None and time.monotonic() - self.started > limit
+        return self.stopped or limit is not None and time.monotonic() - self.started > limit
 
     def _step(self) -> None:
         config, index, rows = self.config, self.sampler.index, list(range(len(self.sampler.prompts)))
         if self.reuse is not None:
             self.reuse.clear()
-        iterations = 0 if self._out_of_time() else config.iterations_at(index, len(self.sampler.timesteps))
+        iterations = 0 if self._ended() else config.iterations_at(index, len(self.sampler.timesteps))
         if not iterations and not config.carry_over:
             self.live.masks = {}
             with torch.no_grad():
                 output = self.sampler.predict()
             self._note(index, 0, dict.fromkeys(rows, float("nan")), dict.fromkeys(rows, 1.0))
+            self._tell(output, rows, rows)
             self.sampler.advance(output)
             return
         if index == 0 or not config.carry_over:
@@ -185,7 +199,7 @@ class _Search:
             found = self._iterate(index, k, rows, active, gradient=not last and config.ascend, judged=judged)
             best.offer(*found, rows, active)
             active = [i for i in active if not best.done(i)]
-            if last or not active or self._out_of_time():
+            if last or not active or self._ended():
                 break
             if config.ascend:
                 self.ascent.improve(active)
@@ -260,6 +274,7 @@ class _Search:
         kept = torch.stack([m.flatten(1).sum(1).float() for m in masks.values()]).sum(0) / self.network.weights
         noted = [dict(zip(rows, x.tolist(), strict=True)) for x in (found, kept)]
         self._note(index, k, *({i: values[i] for i in active} for values in noted))
+        self._tell(output.detach(), rows, active)
         return found, output.detach(), masks
 
     def _note(self, index: int, k: int, rewards: dict[int, float], density: dict[int, float]) -> None:
@@ -274,6 +289,19 @@ class _Search:
                 "seconds": time.monotonic() - self.started,
             }
         )
+
+    def _tell(self, output: Tensor, rows: list[int], active: list[int]) -> None:
+        """Show the caller the latest entry of the history, and ask whether to go on."""
+        if self.on_step is None:
+            return
+
+        @torch.no_grad()
+        def preview() -> Tensor:
+            clean = self.sampler.pred_x0(output, rows)[[rows.index(i) for i in active]]
+            return self.sampler.decode(self._preview(clean), self.decoder).cpu()
+
+        steps = len(self.sampler.timesteps)
+        self.stopped |= bool(self.on_step(SearchStep(self.sampler.index, steps, self.history, tuple(active), preview)))
 
 
 def _dtypes(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> set[torch.dtype]:
