@@ -51,8 +51,9 @@ CHEAPER = [
     (r"maskunet search", "--steps 2 --iterations 1 --device cpu"),
     (
         r"maskunet train",
-        "--max_train_steps 2 --train_batch_size 2 --max_train_samples 8 --validation_samples 2 --device cpu",
+        "--max_train_steps 2 --train_batch_size 2 --gradient_accumulation_steps 1 --max_train_samples 8 --device cpu",
     ),
+    (r"maskunet train", "--validation_samples 2 --validation_num_inference_steps 2"),
     (r"maskunet train.* --objective reward", "--reward_batch_size 1 --reward_num_inference_steps 2"),
     (r"maskunet train.* --objective reward", "--validation_rewards 2"),
     (r"maskunet evaluate", "--device cpu"),

@@ -51,6 +51,8 @@ def test_options_in_the_text_exist(page: Path) -> None:
         known = everywhere
         if code.startswith("maskunet "):
             known = options_of(command_of(shlex.split(code)[1:]))
+        if script := re.match(r"python (\S+\.py)", code):
+            assert (ROOT / script[1]).is_file(), f"{page.name}: there is no {script[1]}"
         unknown = set(_FLAG.findall(code)) - known - set(tables.OTHER_OPTIONS)
         assert not unknown, f"{page.name}: `{code}` names {', '.join(sorted(unknown))}, which is no option"
 
