@@ -8,7 +8,7 @@ Three networks: the reward, its referee, and the CLIP that gives features, which
 - near misses: how often the own caption beats those of three scenes that differ in one thing, and the same for pictures.
 - AUC: of two pictures generated for one prompt, one right and one wrong by the judge, how often the right one has the higher
   reward; on final pictures, and on the pictures predicted after some steps of sampling, or after a roll-out of a few
-  coarse steps from there. No network has seen the judge.
+  coarse steps from there; of final pictures also by task. No network has seen the judge.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def against_near_misses(reward: Reward) -> dict[str, float]:
     }
 
 
-def auc(scores: Tensor, right: Tensor) -> dict[str, float]:
+def auc(scores: Tensor, right: Tensor) -> dict[str, float | None]:
     """Share of (right, wrong) pairs of one prompt that are ordered well, prompts weighing alike: scores, right (P, S)."""
     shares = []
     for score, good in zip(scores, right, strict=True):
@@ -71,11 +71,8 @@ def auc(scores: Tensor, right: Tensor) -> dict[str, float]:
             over = score[good][:, None] - score[~good][None]
             shares.append(float((over > 0).float().mean()))
     values = torch.tensor(shares)
-    return {
-        "mean": float(values.mean()),
-        "ci95": float(1.96 * values.std() / len(values) ** 0.5),
-        "prompts": len(values),
-    }
+    mean, half = (float(values.mean()), float(1.96 * values.std() / len(values) ** 0.5)) if shares else (None, None)
+    return {"mean": mean, "ci95": half if len(shares) > 1 else None, "prompts": len(shares)}
 
 
 @torch.no_grad()
@@ -116,6 +113,9 @@ def main() -> None:
     good = torch.stack(right, 1)
     for name, by_look in scores.items():
         result[name]["auc"] = {look: auc(torch.stack(values, 1), good) for look, values in by_look.items()}
+        final, tasks = torch.stack(by_look["final"], 1), sorted({p.task for p in prompts})
+        rows = {task: torch.tensor([p.task == task for p in prompts]) for task in tasks}
+        result[name]["auc_by_task"] = {task: auc(final[r], good[r]) for task, r in rows.items()}
         print(name, json.dumps(result[name], indent=1))
     settings = {
         "scenes": COUNT,
