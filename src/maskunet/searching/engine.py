@@ -173,7 +173,7 @@ class _Search:
     def _ended(self) -> bool:
         """Whether optimising is over, by the clock or because the caller said so."""
         limit = self.config.time_limit_s
-        return self.stopped or limit is not None and time.monotonic() - self.started > limit
+        return self.stopped or (limit is not None and time.monotonic() - self.started > limit)
 
     def _step(self) -> None:
         config, index, rows = self.config, self.sampler.index, list(range(len(self.sampler.prompts)))
