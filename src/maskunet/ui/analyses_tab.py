@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gradio as gr
 
+from .asked import MOST_ANALYSED
 from .parts import QUEUED, Asked, request_of, sentences, shown
 from .studio import Studio
 
@@ -14,12 +16,23 @@ _KEPT_S = 3600  # seconds that a person's latest analysis stays in memory
 
 def analyses_tab(studio: Studio, asked: Asked) -> None:
     """Lay the tab out and connect it."""
-    gr.Markdown("Looks at what the chosen masker does. Some of these take minutes; others wait their turn meanwhile.")
+    gr.Markdown(
+        "Looks at what the chosen masker does. More pictures give narrower intervals and take longer, some of these minutes."
+    )
     names = list(studio.analyses.NAMES)
-    with gr.Row(equal_height=True):
-        name = gr.Dropdown(names, value=names[0], label="Analysis", elem_id="analysis-name", min_width=160)
-        run = gr.Button("Analyse", variant="primary", elem_id="analysis-run", min_width=120)
-    answer = gr.Markdown(elem_id="analysis-answer")
+    with gr.Row():
+        name = gr.Dropdown(names, value=names[0], label="Analysis", elem_id="analysis-name", min_width=170)
+        count = gr.Number(
+            12,
+            label="Pictures a side",
+            precision=0,
+            minimum=1,
+            maximum=MOST_ANALYSED,
+            elem_id="analysis-count",
+            min_width=120,
+        )
+    run = gr.Button("Analyse", variant="primary", elem_id="analysis-run")
+    answer = gr.Markdown(label="Answer", elem_id="analysis-answer")
     figure = gr.Plot(label="Figure", elem_id="analysis-figure")
     table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="analysis-table")
     latest = gr.State(None, time_to_live=_KEPT_S)
@@ -32,12 +45,13 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
         guidance: float,
         seed: int,
         name: str,
+        count: int,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Run an analysis of the chosen masker; its answer, figure and table."""
         with sentences():
             request = request_of(model, masker, prompt, steps, guidance, seed)
-            found = studio.analyse(name, request, shown(progress))
+            found = studio.analyse(name, request, count, shown(progress))
             headers = list(dict.fromkeys(key for row in found.rows for key in row))
             rows = [[_cell(row.get(key)) for key in headers] for row in found.rows]
             return (
@@ -47,10 +61,10 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
                 found,
             )
 
-    inputs = [*asked.inputs, name]
+    inputs = [*asked.inputs, name, count]
     run.click(analyse, inputs, [answer, figure, table, latest], api_name="analyse", show_progress_on=figure, **QUEUED)
     keep = gr.Button("Keep figure and table", elem_id="analysis-keep")
-    kept = gr.Markdown(elem_id="analysis-kept")
+    kept = gr.Markdown(label="Kept", elem_id="analysis-kept")
 
     def save(found: Any, name: str, masker: str) -> str:
         """Keep the figure and the table of the latest analysis of this person."""
@@ -61,4 +75,6 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else value
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else ""
+    return "" if value is None else value

@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..searching import SearchResult
 from .words import Verdict, real, whole
 
-MOST_STEPS, MOST_GUIDANCE, MOST_SEED, MOST_PICTURES = 200, 50.0, 2**32 - 1, 16
+MOST_STEPS, MOST_GUIDANCE, MOST_SEED, MOST_PICTURES, MOST_ANALYSED = 200, 50.0, 2**32 - 1, 16, 600
 _LONGEST_PROMPT = 1000
 #: Is told which share of the work is done, in [0, 1], and what is being done.
 Progress = Callable[[float, str], None]

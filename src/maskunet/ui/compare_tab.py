@@ -15,13 +15,14 @@ def compare_tab(studio: Studio, asked: Asked) -> None:
     """Lay out the tab of one comparison and connect it."""
     run = gr.Button("Compare", variant="primary", elem_id="compare-run")
     slider = gr.ImageSlider(
-        label="Base on the left, masked on the right", format="png", interactive=False, max_height=512,
+        label="Base on the left, masked on the right",
+        show_label=False, format="png", interactive=False, max_height=512,
         buttons=["download", "fullscreen"], elem_id="compare-slider",
     )  # fmt: skip
     with gr.Row():
-        base = gr.Markdown(elem_id="compare-base", min_height=24)
-        masked = gr.Markdown(elem_id="compare-masked", min_height=24)
-    remark = gr.Markdown(elem_id="compare-note")
+        base = gr.Markdown(label="Base", elem_id="compare-base", min_height=24)
+        masked = gr.Markdown(label="Masked", elem_id="compare-masked", min_height=24)
+    remark = gr.Markdown(label="Note", elem_id="compare-note")
 
     def compare(
         model: str,
@@ -37,7 +38,7 @@ def compare_tab(studio: Studio, asked: Asked) -> None:
             request = request_of(model, masker, prompt, steps, guidance, seed)
             pair = studio.compare(request, shown(progress))
             pictures = (image(pair.base.picture), image(pair.masked.picture))
-            words = said("Base", pair.base), said("Masked", pair.masked)
+            words = said("Base, on the left", pair.base), said("Masked, on the right", pair.masked)
             return pictures, *words, note(studio, request.checked(), str(pair.seed))
 
     gr.on(
@@ -53,22 +54,15 @@ def compare_tab(studio: Studio, asked: Asked) -> None:
 
 def seeds_tab(studio: Studio, asked: Asked) -> None:
     """Lay out the tab of several seeds and connect it."""
-    with gr.Row(equal_height=True):
-        count = gr.Number(
-            4,
-            label="How many seeds",
-            precision=0,
-            minimum=1,
-            maximum=MOST_PICTURES,
-            elem_id="seeds-count",
-            min_width=120,
-        )
-        run = gr.Button("Draw them", variant="primary", elem_id="seeds-run", min_width=120)
+    gr.Markdown("The same prompt from several seeds, each without masks and with.")
+    count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="How many seeds", elem_id="seeds-count")
+    run = gr.Button("Draw them", variant="primary", elem_id="seeds-run")
     gallery = gr.Gallery(
-        label="Base, then masked, seed by seed", columns=4, format="png", object_fit="contain", height="auto",
+        label="Base, then masked, seed by seed",
+        show_label=False, columns=4, format="png", object_fit="contain", height="auto",
         interactive=False, buttons=["download", "fullscreen"], elem_id="seeds-gallery",
     )  # fmt: skip
-    remark = gr.Markdown(elem_id="seeds-note")
+    remark = gr.Markdown(label="Note", elem_id="seeds-note")
 
     def draw(
         model: str,

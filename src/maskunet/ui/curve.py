@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
-_WIDTH, _HEIGHT = 560, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 30
+_WIDTH, _HEIGHT = 100, 100  # the drawing is stretched to the page's width, its lines are not
 
 
 def reward_curve(values: Sequence[float], base: float | None, name: str) -> str:
-    """Draw rewards by trial as SVG.
+    """Draw rewards by trial as a piece of a page.
 
     Args:
         values: the rewards so far.
@@ -24,30 +24,27 @@ def reward_curve(values: Sequence[float], base: float | None, name: str) -> str:
     room = max((high - low) * 0.1, 1e-3)
     low, high = low - room, high + room
 
-    def x(index: int) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (index / max(len(values) - 1, 1))
-
     def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+        return round(_HEIGHT * (high - value) / (high - low), 2)
 
-    parts = []
-    for tick in _ticks(low, high):
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    ticks = _ticks(low, high)
+    lines = [f'<path d="M0 {y(tick)}H{_WIDTH}" class="grid"/>' for tick in ticks]
     if base is not None:
-        level = y(base)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" class="base"/>')
-        parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{level - 5:.1f}" text-anchor="end">without the search</text>')
-    if values:
-        points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values))
-        parts.append(f'<polyline points="{points}" class="reward"/>')
-        parts.append(f'<circle cx="{x(len(values) - 1):.1f}" cy="{y(values[-1]):.1f}" r="4" class="now"/>')
-    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{len(values)} trials</text>')
-    said = f"Reward {name} after {len(values)} trials" + (f": {values[-1]:.4f}" if values else "")
+        lines.append(f'<path d="M0 {y(base)}H{_WIDTH}" class="base"/>')
+    across = _WIDTH / max(len(values) - 1, 1)
+    lines.append(f'<path d="{_path([(i * across, y(v)) for i, v in enumerate(values)])}" class="reward"/>')
+    marks = "".join(f'<span class="tick" style="top: {1.8 * y(tick):.1f}px">{tick:.4g}</span>' for tick in ticks)
+    said = f"Reward {html.escape(name)} of the predicted picture: {len(values)} trials"
+    said += f", now {values[-1]:.4f}" if values else ""
+    said += "" if base is None else f"; dashed, without the search: {base:.4f}"
     return (
-        f'<svg class="reward-curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">'
-        f"{''.join(parts)}</svg>"
+        f'<div class="reward-curve" role="img" aria-label="{said}">{marks}'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none">{"".join(lines)}</svg><p>{said}</p></div>'
     )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "".join(f"{'L' if i else 'M'}{x:.2f} {y:.2f}" for i, (x, y) in enumerate(points))
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -16,18 +16,24 @@ TITLE = "maskunet: base or masked"
 _INTRO = (
     "# Base or masked?\n"
     "The same model draws your prompt twice from the same noise: once as it is, and once with some of its weights switched "
-    "off by a mask. Drag the line across the picture to compare."
+    "off by a mask. Drag the line across the picture to compare. Masks do not make every picture better; *Seeds* shows "
+    "several."
 )
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .prose p { overflow-wrap: anywhere; }
-.reward-curve { width: 100%; height: auto; font-size: 12px; }
-.reward-curve text { fill: var(--body-text-color-subdued); }
+.reward-curve { position: relative; padding-left: 3.2em; color: var(--body-text-color-subdued); font-size: 13px; }
+.reward-curve svg { display: block; width: 100%; height: 180px; overflow: visible; }
+.reward-curve svg * { vector-effect: non-scaling-stroke; }
+.reward-curve .tick { position: absolute; left: 0; width: 2.8em; text-align: right; transform: translateY(-50%); }
+.reward-curve p { margin: 6px 0 0; }
 .reward-curve .grid { stroke: var(--border-color-primary); }
 .reward-curve .base { stroke: var(--body-text-color-subdued); stroke-dasharray: 5 4; }
 .reward-curve .reward { fill: none; stroke: var(--color-accent); stroke-width: 2.5; stroke-linejoin: round; }
-.reward-curve .now { fill: var(--color-accent); }
+#seeds-gallery .grid-wrap { max-height: none; min-height: 0; }
+#seeds-gallery .caption-label { max-width: 100%; padding: 1px 6px; font-size: 12px; }
+@media (max-width: 640px) { #seeds-gallery .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
 """
 
 

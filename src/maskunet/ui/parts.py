@@ -26,7 +26,13 @@ NONE = "none"
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 #: What the page does for itself: at once, and not in the interface for programs.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-_PROMPTS = ("a red circle and a blue star", "three stars", "a ring above a square", "a green heart", "a purple cross")
+_PROMPTS = (
+    "a yellow triangle and a pink square",
+    "a green heart and a purple ring",
+    "a ring above a square",
+    "two hearts",
+    "a red circle and a blue star",
+)
 _SHOWN = 512  # pixels a side that small pictures are enlarged to, for the eye only
 
 
@@ -62,9 +68,9 @@ def controls(studio: Studio) -> Asked:
     if bundled:
         gr.Examples([[text] for text in _PROMPTS], prompt, label="Prompts to try", elem_id="prompts")
     with gr.Row():
-        model = gr.Dropdown(models, value=models[0], label="Model", elem_id="model", min_width=140)
+        model = gr.Dropdown(models, value=models[0], label="Model", elem_id="model", min_width=170)
         masker = gr.Dropdown(
-            [*maskers, NONE], value=(maskers or [NONE])[0], label="Masker", elem_id="masker", min_width=140
+            [*maskers, NONE], value=(maskers or [NONE])[0], label="Masker", elem_id="masker", min_width=170
         )
     with gr.Row():
         steps = gr.Number(25, label="Steps", precision=0, elem_id="steps", minimum=1, maximum=MOST_STEPS, min_width=90)

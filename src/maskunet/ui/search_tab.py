@@ -55,18 +55,20 @@ def search_tab(studio: Studio, asked: Asked, page: gr.Blocks) -> None:
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="search-stop", min_width=120)
     with gr.Row():
         base = gr.Image(
-            label="Without the search", format="png", interactive=False, buttons=["download"], min_width=140,
+            label="Without the search",
+            show_label=False, format="png", interactive=False, buttons=["download"], min_width=140,
             elem_id="search-base",
         )  # fmt: skip
         now = gr.Image(
-            label="With the masks so far", format="png", interactive=False, buttons=["download"], min_width=140,
+            label="With the masks so far",
+            show_label=False, format="png", interactive=False, buttons=["download"], min_width=140,
             elem_id="search-now",
         )  # fmt: skip
     with gr.Row():
-        base_words = gr.Markdown(elem_id="search-base-words", min_height=24)
-        now_words = gr.Markdown(elem_id="search-now-words", min_height=24)
-    curve = gr.HTML(elem_id="search-curve")
-    status = gr.Markdown(elem_id="search-status")
+        base_words = gr.Markdown(label="Without", elem_id="search-base-words", min_height=24)
+        now_words = gr.Markdown(label="With masks", elem_id="search-now-words", min_height=24)
+    curve = gr.HTML(label="Reward by trial", elem_id="search-curve")
+    status = gr.Markdown(label="Status", elem_id="search-status")
     found = gr.State(None, time_to_live=_KEPT_S)
 
     def search(
@@ -116,12 +118,11 @@ def search_tab(studio: Studio, asked: Asked, page: gr.Blocks) -> None:
 
 
 def _keep_row(studio: Studio, asked: Asked, found: gr.State) -> None:
-    with gr.Row(equal_height=True):
-        name = gr.Textbox(
-            label="Keep these masks as", placeholder="a name", max_lines=1, elem_id="search-name", min_width=160
-        )
-        keep = gr.Button("Keep and use", elem_id="search-keep", min_width=120)
-    kept = gr.Markdown(elem_id="search-kept")
+    name = gr.Textbox(
+        label="Name for these masks", placeholder="the prompt, if left empty", max_lines=1, elem_id="search-name"
+    )
+    keep = gr.Button("Keep these masks and use them", elem_id="search-keep")
+    kept = gr.Markdown(label="Kept", elem_id="search-kept")
 
     def save(found: Any, name: str) -> tuple[Any, str]:
         """Keep the masks that the latest search of this person found, and choose them as the masker."""
@@ -144,8 +145,8 @@ def _shown(studio: Studio, request: Request, moment: Moment) -> tuple[Any, ...]:
     return (
         image(moment.base.picture),
         gr.skip() if judged is None else image(judged.picture),
-        said("Without", moment.base),
-        "" if judged is None else said("With masks", judged),
+        said("Without the search", moment.base),
+        "" if judged is None else said("With the masks" if moment.found else "With the masks so far", judged),
         drawn,
         status,
         moment.found,

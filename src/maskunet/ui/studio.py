@@ -23,7 +23,7 @@ from ..errors import DataError
 from ..evaluation import generate
 from ..maskers import Masker
 from ..searching import SearchConfig, SearchResult, SearchStep, search
-from .asked import MOST_PICTURES, Judged, Moment, Pair, Progress, Request
+from .asked import MOST_ANALYSED, MOST_PICTURES, Judged, Moment, Pair, Progress, Request
 from .folder import Folder
 from .models import Models
 from .words import Verdict, verdicts, whole
@@ -174,13 +174,22 @@ class Studio:
             raise DataError("expected a search that found masks; there is none yet to keep")
         return "found/" + self.folder.keep("found", name or found.settings["prompts"][0], found.save)
 
-    def analyse(self, name: str, request: Request, progress: Progress) -> Any:
-        """Run an analysis of a masker; see `maskunet.analysis`.
+    def analyse(self, name: str, request: Request, count: int, progress: Progress) -> Any:
+        """Run an analysis of a masker, on held-out prompts of the bundled model, on the prompt asked for of another one.
+
+        Args:
+            name: one of `maskunet.analysis.NAMES`.
+            request: the masker, and how to draw.
+            count: pictures a side.
+            progress: is told how far it is.
+
+        Returns:
+            A `maskunet.analysis.Analysis`.
 
         Raises:
             MaskUNetError: something asked for is missing, out of range, or does not fit.
         """
-        request = request.checked()
+        request, count = request.checked(), whole(count, "the number of pictures", 1, MOST_ANALYSED)
         if name not in self.analyses.NAMES:
             raise DataError(f"expected an analysis among {', '.join(self.analyses.NAMES)}, got {name!r}")
         if request.masker is None:
@@ -188,7 +197,11 @@ class Studio:
         progress(0.0, "Loading")
         pipe, masker = self.models.pipe(request.model), self.models.masker(request.masker, request.model)
         settings = self.analyses.AnalysisSettings(
-            num_inference_steps=request.steps, guidance_scale=request.guidance_scale, seed=request.seed
+            prompts=None if self.models.is_bundled(request.model) else (request.prompt,),
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            seed=request.seed,
+            count=count,
         )
         with self._turn, _attached(pipe, masker):
             return self.analyses.analyze(name, pipe, settings, progress=progress)

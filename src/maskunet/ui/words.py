@@ -15,6 +15,9 @@ from ..shapes.captions import read_caption
 from ..shapes.judge import judge
 from ..shapes.vocabulary import COUNT_WORDS, plural
 
+#: How the rules say that an object is there, but in the wrong place.
+_MISPLACED = re.compile(r"expected (\w+) [\w ]+ target, found ([\w ]*) target")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -22,43 +25,27 @@ class Verdict:
 
     Args:
         right: whether it holds what was asked for; None where the prompt is no caption of the shapes world.
-        why: what is wrong, empty where nothing is.
-        seen: the objects in it, in words.
+        text: the same as a sentence.
     """
 
     right: bool | None
-    why: str
-    seen: str
-
-    @property
-    def text(self) -> str:
-        """The verdict as a sentence."""
-        if self.right is None:
-            return f"it sees {self.seen}; it cannot say whether that is right, since the prompt is not of its world"
-        return f"right, it sees {self.seen}" if self.right else f"wrong: {self.why}; it sees {self.seen}"
+    text: str
 
 
 def verdicts(pictures: Tensor, prompt: str) -> list[Verdict]:
     """Let the judge of the shapes world say whether pictures (N, 3, H, W) in [0, 1] hold what the prompt asks for."""
     asked, found = read_caption(prompt), []
     for detections in judge(pictures):
-        wrong = None if asked is None else check(detections, asked.metadata())
-        found.append(Verdict(None if asked is None else wrong is None, _plain(wrong or ""), _listed(detections)))
+        seen = _listed(detections)
+        if asked is None:
+            found.append(Verdict(None, f"it sees {seen}; it cannot tell whether that is what the prompt asks for"))
+        elif wrong := check(detections, asked.metadata()):
+            place = _MISPLACED.search(wrong)
+            where = f", where the {place[1]} is {place[2] or 'in no clear place'}" if place else ""
+            found.append(Verdict(False, f"wrong: expected {asked.prompt}, found {seen}{where}"))
+        else:
+            found.append(Verdict(True, f"right: {seen}"))
     return found
-
-
-def _plain(wrong: str) -> str:
-    """Say in words what the rules say in signs: "expected circle>=2" is "expected at least 2 circles"."""
-
-    def bound(match: re.Match[str]) -> str:
-        what, sign, count = match.groups()
-        number = f"fewer than {count}" if sign == "<" else "1" if count == "1" else f"at least {count}"
-        return f"expected {number} {what if count == '1' else plural(what)}"
-
-    text = re.sub(r"expected ([\w ]+?)(>=|<)(\d+)", bound, wrong)
-    text = re.sub(r"no target for (\w+) to be (.*)", r"there is nothing for the \1 to be \2", text)
-    text = re.sub(r"found +target", "found it in no clear place", text).replace(" target", " the other")
-    return text.replace("; and", " and").replace("\n", "; ")
 
 
 def _listed(detections: Sequence[Detection]) -> str:
