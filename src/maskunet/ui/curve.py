@@ -34,7 +34,7 @@ def reward_curve(values: Sequence[float], base: float | None, name: str) -> str:
     across = _WIDTH / max(len(values) - 1, 1)
     lines.append(f'<path d="{_path([(i * across, y(v)) for i, v in enumerate(values)])}" class="reward"/>')
     marks = "".join(f'<span class="tick" style="top: {1.8 * y(tick):.1f}px">{tick:.4g}</span>' for tick in ticks)
-    said = f"Reward {html.escape(name)} of the predicted picture: {len(values)} trials"
+    said = f"Reward ({html.escape(name)}) of the predicted picture: {len(values)} trials"
     said += f", now {values[-1]:.4f}" if values else ""
     said += "" if base is None else f"; dashed, without the search: {base:.4f}"
     return (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import make_folder
 
 _MASKS = Path("masks") / "00000"
 
@@ -32,13 +33,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
         self.cache = self.path / "cache"
-        try:
-            for folder in (self.path / "found", self.path / "analyses", self.cache):
-                folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise DataError(f"expected a folder that can be written, got {path}: {error}") from error
+        for folder in (self.path / "found", self.path / "analyses", self.cache):
+            make_folder(folder)
 
     def masks(self) -> dict[str, Path]:
         """Return the folders of the masks that were kept, by name."""

@@ -83,7 +83,7 @@ def controls(studio: Studio) -> Asked:
             step=0.5,
             min_width=90,
         )
-        seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", minimum=0, maximum=MOST_SEED, min_width=90)
+        seed = gr.Number(1, label="Seed", precision=0, elem_id="seed", minimum=0, maximum=MOST_SEED, min_width=90)
     return Asked(model, masker, prompt, steps, guidance, seed)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import DataError
-from ..metrics.geneval import THRESHOLD, Detection, check
+from ..metrics.geneval import check, select
 from ..shapes.captions import read_caption
 from ..shapes.judge import judge
 from ..shapes.vocabulary import COUNT_WORDS, plural
 
-#: How the rules say that an object is there, but in the wrong place.
+#: How the rules say that an object is there, but in the wrong place; and that another of its shape counts.
 _MISPLACED = re.compile(r"expected (\w+) [\w ]+ target, found ([\w ]*) target")
+_OTHER_COLOUR = re.compile(r"expected (\w+) (\w+)>=1, found 0 \w+; and 1 (\w+)")
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,38 @@ def verdicts(pictures: Tensor, prompt: str) -> list[Verdict]:
     """Let the judge of the shapes world say whether pictures (N, 3, H, W) in [0, 1] hold what the prompt asks for."""
     asked, found = read_caption(prompt), []
     for detections in judge(pictures):
-        seen = _listed(detections)
+        kept = select(detections, counting=asked is not None and asked.task == "counting")
+        objects = [(d.colour or "", d.name) for same in kept.values() for d in same]
+        seen = _listed(objects)
         if asked is None:
             found.append(Verdict(None, f"it sees {seen}; it cannot tell whether that is what the prompt asks for"))
         elif wrong := check(detections, asked.metadata()):
-            place = _MISPLACED.search(wrong)
-            where = f", where the {place[1]} is {place[2] or 'in no clear place'}" if place else ""
-            found.append(Verdict(False, f"wrong: expected {asked.prompt}, found {seen}{where}"))
+            why = _why(wrong, objects)
+            found.append(Verdict(False, f"wrong: expected {asked.prompt}, found {seen}{why}"))
         else:
             found.append(Verdict(True, f"right: {seen}"))
     return found
 
 
-def _listed(detections: Sequence[Detection]) -> str:
-    sure = [(d.colour or "", d.name) for d in detections if d.confidence > THRESHOLD]
-    if not sure:
-        return "no object that it knows"
+def _why(wrong: str, objects: Sequence[tuple[str, str]]) -> str:
+    """Say what a list of the objects does not: a wrong place, or that the surest object of a shape is another one."""
+    if place := _MISPLACED.search(wrong):
+        return f", where the {place[1]} is {place[2] or 'in no clear place'}"
+    if (other := _OTHER_COLOUR.search(wrong)) and (other[1], other[2]) in objects:
+        return f", of which the surest {other[2]} is {other[3]}"
+    return ""
+
+
+def _listed(objects: Sequence[tuple[str, str]]) -> str:
+    """Say in words which coloured shapes there are."""
     words = []
-    for colour, name in dict.fromkeys(sure):
-        count = sure.count((colour, name))
+    for colour, name in dict.fromkeys(objects):
+        count = objects.count((colour, name))
         number = ("an" if colour[:1] in "aeiou" else "a") if count == 1 else COUNT_WORDS.get(count, str(count))
         words.append(f"{number} {colour} {name if count == 1 else plural(name)}")
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    if len(words) < 2:
+        return words[0] if words else "no object that it is sure of"
+    return ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
