@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,29 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: f
     Raises:
         DataError: matplotlib is not installed.
     """
+    with _new(width * columns, height * rows) as figure:
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def new_mosaic(layout: str, *, width: float = 4.2, heights: Sequence[float] = (3.2,)) -> tuple[Any, dict[str, Any]]:
+    """Return a figure and its axes by letter, where a panel may span columns or rows.
+
+    Args:
+        layout: rows of letters, "AAB;CDD"; "." is left free.
+        width: width of a column, in inches.
+        heights: heights of the rows, in inches.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
+    columns = len(layout.split(";")[0])
+    with _new(width * columns, sum(heights)) as figure:
+        return figure, figure.subplot_mosaic(layout, gridspec_kw={"height_ratios": list(heights)})
+
+
+@contextlib.contextmanager
+def _new(width: float, height: float) -> Iterator[Any]:
+    """An empty figure, and the look while its axes are made."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,9 +65,9 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: f
     except ImportError as error:
         raise DataError("expected matplotlib for plots, it is not installed; pip install 'maskunet[plots]'") from error
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width * columns, height * rows))
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, squeeze=False)
+        yield figure
 
 
 def save_figure(figure: Any, path: Path) -> list[Path]:
@@ -96,3 +121,42 @@ def log_ticks(axis: Any) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.yaxis.set_minor_locator(NullLocator())
+
+
+def band(
+    axis: Any,
+    x: Sequence[float],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    number: int,
+    **options: Any,
+) -> None:
+    """Draw a line with its interval as a band; nothing is shaded where bounds are not numbers.
+
+    Args:
+        axis: where to draw.
+        x, values, low, high: points and their bounds.
+        number: which of the colours and markers.
+        options: of the line, as `label`.
+    """
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    axis.plot(x, values, **{"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.2} | options)
+    axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def show_picture(axis: Any, picture: Any, title: str = "", **options: Any) -> None:
+    """Draw a picture (H, W) or (H, W, 3) without ticks or grid.
+
+    Args:
+        axis: where to draw.
+        picture: array, in [0, 1] where it has colours.
+        title: above it.
+        options: of `imshow`.
+    """
+    axis.imshow(picture, **{"interpolation": "nearest"} | options)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    axis.set_title(title, fontsize=8)

@@ -26,6 +26,7 @@ from .inputs import (
 from .reproduce import reproduce_app
 from .search import search
 from .train import train
+from .ui import ui
 
 app = typer.Typer(
     name="maskunet",
@@ -40,6 +41,7 @@ app.add_typer(reproduce_app, name="reproduce")
 app.command()(train)
 app.command()(evaluate)
 app.command()(search)
+app.command()(ui)
 
 
 @app.callback()

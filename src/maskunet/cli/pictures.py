@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..attachment import disabled
-from ..errors import DataError
 from ..evaluation import Make, generate
+from ..files import make_folder, save_text, save_whole
 from ..metrics.geneval import check
 from ..shapes.judge import judge
 from ..shapes.scenes import held_out_prompts
@@ -27,39 +26,9 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray((picture.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for output.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
-
-
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name, then rename it."""
-    _save(path, lambda part: image.save(part, "PNG"))
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write a text under a temporary name, then rename it."""
-    _save(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _save(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        raise DataError(f"expected a file that can be written, got {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    save_whole(path, lambda part: image.save(part, "PNG"))
 
 
 def write_pictures(

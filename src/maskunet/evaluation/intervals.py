@@ -12,8 +12,6 @@ from torch import Tensor
 _RESAMPLES = 2000
 #: 97.5 % point of the normal distribution.
 _Z = 1.959964
-#: 97.5 % point of Student's t with n - 1 degrees of freedom, for n = 2 to 10 runs.
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 @dataclass(frozen=True)
@@ -63,5 +61,7 @@ def student(values: Tensor) -> Estimate:
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = _STUDENT.get(len(values), 1.96) * float(values.std()) / len(values) ** 0.5
+    from scipy.stats import t  # slow to import, and not every interval needs it
+
+    half = float(t.ppf(0.975, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half)

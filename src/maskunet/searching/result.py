@@ -47,12 +47,12 @@ class SearchResult:
     @property
     def images(self) -> list[Any]:
         """The pictures as PIL images."""
-        return _images(self.pictures)
+        return to_images(self.pictures)
 
     @property
     def base_images(self) -> list[Any]:
         """The base pictures as PIL images; empty without them."""
-        return [] if self.base is None else _images(self.base)
+        return [] if self.base is None else to_images(self.base)
 
     def summary(self, index: int, density: Tensor | None = None) -> dict[str, Any]:
         """Return one picture's settings, rewards and history as JSON values; `density` (B) spares computing it."""
@@ -104,7 +104,8 @@ class SearchResult:
         return path
 
 
-def _images(pictures: Tensor) -> list[Any]:
+def to_images(pictures: Tensor) -> list[Any]:
+    """Turn pictures (N, 3, H, W) in [0, 1] into PIL images."""
     from PIL import Image
 
     values = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

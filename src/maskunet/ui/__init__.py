@@ -1,0 +1,1 @@
+"""The page of `maskunet ui`: `studio` computes, `page` shows, `serve` answers a browser."""

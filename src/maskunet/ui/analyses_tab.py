@@ -1,0 +1,80 @@
+"""A tab of the analyses for the masker that is chosen: an answer, a figure and a table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gradio as gr
+
+from .asked import MOST_ANALYSED
+from .parts import QUEUED, Asked, request_of, sentences, shown
+from .studio import Studio
+
+_KEPT_S = 3600  # seconds that a person's latest analysis stays in memory
+
+
+def analyses_tab(studio: Studio, asked: Asked) -> None:
+    """Lay the tab out and connect it."""
+    gr.Markdown(
+        "Looks at what the chosen masker does. More pictures give narrower intervals and take longer, some of these minutes."
+    )
+    names = list(studio.analyses.NAMES)
+    with gr.Row():
+        name = gr.Dropdown(names, value=names[0], label="Analysis", elem_id="analysis-name", min_width=170)
+        count = gr.Number(
+            12,
+            label="Pictures a side",
+            precision=0,
+            minimum=1,
+            maximum=MOST_ANALYSED,
+            elem_id="analysis-count",
+            min_width=120,
+        )
+    run = gr.Button("Analyse", variant="primary", elem_id="analysis-run")
+    answer = gr.Markdown(label="Answer", elem_id="analysis-answer")
+    figure = gr.Plot(label="Figure", elem_id="analysis-figure")
+    table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="analysis-table")
+    latest = gr.State(None, time_to_live=_KEPT_S)
+
+    def analyse(
+        model: str,
+        masker: str,
+        prompt: str,
+        steps: int,
+        guidance: float,
+        seed: int,
+        name: str,
+        count: int,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        """Run an analysis of the chosen masker; its answer, figure and table."""
+        with sentences():
+            request = request_of(model, masker, prompt, steps, guidance, seed)
+            found = studio.analyse(name, request, count, shown(progress))
+            headers = list(dict.fromkeys(key for row in found.rows for key in row))
+            rows = [[_cell(row.get(key)) for key in headers] for row in found.rows]
+            return (
+                f"### {found.title}\n{found.answer}",
+                found.draw(),
+                {"headers": headers, "data": rows},
+                found,
+            )
+
+    inputs = [*asked.inputs, name, count]
+    run.click(analyse, inputs, [answer, figure, table, latest], api_name="analyse", show_progress_on=figure, **QUEUED)
+    keep = gr.Button("Keep figure and table", elem_id="analysis-keep")
+    kept = gr.Markdown(label="Kept", elem_id="analysis-kept")
+
+    def save(found: Any, name: str, masker: str) -> str:
+        """Keep the figure and the table of the latest analysis of this person."""
+        with sentences():
+            return f"Kept in `{studio.keep_analysis(found, f'{name}-{masker}')}`."
+
+    keep.click(save, [latest, name, asked.masker], kept, api_name="keep_analysis", concurrency_id="files")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else ""
+    return "" if value is None else value
