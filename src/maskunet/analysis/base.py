@@ -54,7 +54,7 @@ class AnalysisSettings:
     seed: int = 0
     batch_size: int = 24
     count: int | None = None
-    rates: tuple[float, ...] = (0.01, 0.05, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
     mask_seeds: int = 3
     layer: str | None = None
     run: Path | None = None
@@ -128,7 +128,10 @@ class Analysis:
         writer.writerows({k: "" if _missing(v) else v for k, v in row.items()} for row in self.rows)
         record = {"name": self.name, "title": self.title, "answer": self.answer, "settings": self.settings}
         rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in self.rows]
-        for suffix, text in ((".csv", table.getvalue()), (".json", json.dumps(record | {"rows": rows}, indent=0) + "\n")):
+        for suffix, text in (
+            (".csv", table.getvalue()),
+            (".json", json.dumps(record | {"rows": rows}, indent=0) + "\n"),
+        ):
             save_text(text, place / f"{self.name}{suffix}")
             written.append(place / f"{self.name}{suffix}")
         return written

@@ -71,7 +71,9 @@ def read_training(run: Path) -> list[tuple[int, float]]:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         found = [(int(e["step"]), float(e["density"])) for e in entries if e.get("density") is not None]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"expected a run's folder with stats.jsonl, or that file, could not read {path}: {error}") from error
+        raise DataError(
+            f"expected a run's folder with stats.jsonl, or that file, could not read {path}: {error}"
+        ) from error
     if not found:
         raise DataError(f"expected densities in {path}, it has none; only runs that train masks and validate log them")
     return found

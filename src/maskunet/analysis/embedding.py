@@ -57,7 +57,9 @@ def study(subject: Subject) -> Analysis:
     """
     count = len(subject.texts)
     if count < 3:
-        raise DataError(f"expected at least 3 pictures a side for a distance, got {count}; give --count or more prompts")
+        raise DataError(
+            f"expected at least 3 pictures a side for a distance, got {count}; give --count or more prompts"
+        )
     name, features, real = _world(subject)
     if len(real) < 6:
         raise DataError(f"expected at least 6 real pictures, got {len(real)}; give a larger --reference")
@@ -151,7 +153,9 @@ def _rows(spaces: Spaces, gap: Estimate, axes: Tensor, share: float) -> list[dic
     unit = f"FID, {spaces.name}"
     rows = [row("Frechet distance to real pictures", v, unit, side=name) for name, v in _distances(spaces).items()]
     rows.append(row("masked minus base", gap, unit, side="masked - base"))
-    rows.append(row("move of a picture", _moves(spaces), "of the mean distance of two base pictures", side="masked - base"))
+    rows.append(
+        row("move of a picture", _moves(spaces), "of the mean distance of two base pictures", side="masked - base")
+    )
     rows.append(row("variance shown by two axes", share, "share", side="real"))
     for side in ("real", *SIDES):
         for i, (x, y) in enumerate((getattr(spaces, side) @ axes).tolist()):
@@ -168,10 +172,12 @@ def _answer(spaces: Spaces, gap: Estimate, share: float) -> str:
         verdict = "farther"
     d = _distances(spaces)
     moves = _moves(spaces)
+    apart = d["real, held apart"]
     return (
-        f"{verdict.capitalize()}: Frechet distance to real pictures {d['masked']:.2f} masked and {d['base']:.2f} base (difference "
-        f"{gap:+.2f}), where {len(spaces.held)} real pictures held apart have {d['real, held apart']:.2f}; masks move a picture by "
-        f"{moves:.2f} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the real variance)."
+        f"{verdict.capitalize()}: Frechet distance to real pictures {d['masked']:.2f} masked and {d['base']:.2f} base "
+        f"(difference {gap:+.2f}), where {len(spaces.held)} real pictures held apart have {apart:.2f}; masks move a "
+        f"picture by {moves:.2f} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the "
+        "real variance)."
     )
 
 
@@ -188,14 +194,15 @@ def _draw(spaces: Spaces, gap: Estimate, axes: Tensor, share: float) -> Any:
         axis.plot(*points.mean(0).tolist(), markersize=11, markeredgecolor="black", zorder=5, **style)
     axis.plot(*real.mean(0).tolist(), "*", color="black", markersize=13, zorder=4, label="means: large marks")
     axis.set_xlabel("first principal component of the real pictures")
-    axis.set_ylabel("second")
+    axis.set_ylabel("second principal component")
     axis.set_title(f"{spaces.name}; both axes show {100 * share:.0f} % of the variance", fontsize=9)
     axis.legend(fontsize=8)
     axis = panels["B"]
-    for i, (name, value) in enumerate(_distances(spaces).items()):
+    distances = _distances(spaces)
+    for i, value in enumerate(distances.values()):
         axis.bar(i, value, color=(COLOURS[0], COLOURS[1], "#BBBBBB")[i], width=0.6)
         axis.text(i, value, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(range(i + 1), list(_distances(spaces))[: i + 1])
+    axis.set_xticks(range(len(distances)), [name.replace(", ", ",\n") for name in distances])
     axis.set_ylabel("Frechet distance to real pictures")
     axis.set_title(f"masked minus base {gap:+.2f}", fontsize=9)
     return figure

@@ -83,7 +83,11 @@ def _pairs(matrices: Tensor) -> Tensor:
     """Mean of each matrix over pairs of different entries, (B,)."""
     size = matrices.shape[1]
     pairs = list(combinations(range(size), 2))
-    return torch.stack([matrices[:, i, j] for i, j in pairs], 1).nanmean(1) if pairs else matrices.new_full((1,), torch.nan)
+    return (
+        torch.stack([matrices[:, i, j] for i, j in pairs], 1).nanmean(1)
+        if pairs
+        else matrices.new_full((1,), torch.nan)
+    )
 
 
 def _finite(values: Tensor) -> Estimate:
@@ -146,8 +150,8 @@ def _unpacked(packed: dict[tuple[str, int, int], Tensor], layer: LayerSpec, step
 def _thumbnail(bits: Tensor) -> Tensor:
     """Share that is off, (T, H, W), a pixel a weight where the layer is small enough."""
     flat = bits.reshape(len(bits), 1, bits.shape[1], -1).float()
-    size = [min(_SIDE, s) for s in flat.shape[2:]]
-    return F.adaptive_avg_pool2d(flat, size)[:, 0] if size != list(flat.shape[2:]) else flat[:, 0]
+    height, width = (min(_SIDE, s) for s in flat.shape[2:])
+    return F.adaptive_avg_pool2d(flat, (height, width))[:, 0]
 
 
 def _rows(overlaps: dict[str, Overlaps], timesteps: Sequence[float]) -> list[dict[str, Any]]:
@@ -163,7 +167,9 @@ def _rows(overlaps: dict[str, Overlaps], timesteps: Sequence[float]) -> list[dic
             rows.append(row(f"overlap {what}, by chance", chance, "Jaccard", projection=name))
         for i, j in combinations(range(len(timesteps)), 2):
             pair = {"timestep": timesteps[i], "other_timestep": timesteps[j]}
-            rows.append(row("overlap of two timesteps", _finite(over_time[:, i, j]), "Jaccard", projection=name, **pair))
+            rows.append(
+                row("overlap of two timesteps", _finite(over_time[:, i, j]), "Jaccard", projection=name, **pair)
+            )
     return rows
 
 
@@ -187,12 +193,18 @@ def _answer(overlaps: dict[str, Overlaps]) -> str:
     ]
     verdict = ""
     if "v" in time and len(time) > 1:
-        rest = [e for p, e in time.items() if p != "v" and e.value == e.value]
-        stays = all(time["v"].low > e.high for e in rest)
-        moves = all(time["v"].high < e.low for e in rest)
+        gaps = _gaps_of_v(overlaps)
+        stays, moves = all(e.low > 0 for e in gaps.values()), all(e.high < 0 for e in gaps.values())
         least = "v stays more than the others" if stays else "v moves more than the others" if moves else ""
-        verdict = f": {least or 'v is between the others or level with them'}"
+        verdict = f": {least or 'v is between the others or level with them'} between timesteps"
+        verdict += f" (v minus {', minus '.join(f'{p} {e:+.2f}' for p, e in gaps.items())})"
     return f"Overlap (Jaccard) of the switched-off sets: {'; '.join(words)}{verdict}."
+
+
+def _gaps_of_v(overlaps: dict[str, Overlaps]) -> dict[str, Estimate]:
+    """Overlap between timesteps of v minus that of each other projection, paired by picture."""
+    means = {p: _pairs(o.between_timesteps()) for p, o in overlaps.items()}
+    return {p: _finite(means["v"] - values) for p, values in means.items() if p != "v"}
 
 
 def _draw(
@@ -239,7 +251,9 @@ def _means(axis: Any, values: dict[str, Estimate], chance: dict[str, float], tit
         axis.errorbar(
             i, e.value, yerr=[[e.value - e.low], [e.high - e.value]], color=COLOURS[i], marker=MARKERS[i], capsize=4
         )
-        axis.plot([i - 0.3, i + 0.3], [chance[name]] * 2, color="black", linestyle=":", label="by chance" if i == 0 else None)
+        axis.plot(
+            [i - 0.3, i + 0.3], [chance[name]] * 2, color="black", linestyle=":", label="by chance" if i == 0 else None
+        )
     axis.set_xticks(range(len(values)), list(values))
     axis.set_xlim(-0.5, len(values) - 0.5)
     axis.set_ylim(0, 1)

@@ -69,7 +69,9 @@ class Subject:
         size = -(-self.settings.batch_size // sets) * sets
         return [list(range(i, min(i + size, len(self.texts)))) for i in range(0, len(self.texts), size)]
 
-    def samplers(self, word: str, share: tuple[float, float] = (0.0, 1.0)) -> Iterator[tuple[list[int], StepwiseSampler]]:
+    def samplers(
+        self, word: str, share: tuple[float, float] = (0.0, 1.0)
+    ) -> Iterator[tuple[list[int], StepwiseSampler]]:
         """Yield the numbers of each batch and its sampling loop, and tell how far they are.
 
         Args:
@@ -79,12 +81,15 @@ class Subject:
         s, batches = self.settings, self.batches()
         for k, numbers in enumerate(batches):
             self.progress(share[0] + (share[1] - share[0]) * k / len(batches), word)
-            yield numbers, StepwiseSampler(
-                self.pipe,
-                [self.texts[i] for i in numbers],
-                seeds=[self.seeds[i] for i in numbers],
-                num_inference_steps=s.num_inference_steps,
-                guidance_scale=s.guidance_scale,
+            yield (
+                numbers,
+                StepwiseSampler(
+                    self.pipe,
+                    [self.texts[i] for i in numbers],
+                    seeds=[self.seeds[i] for i in numbers],
+                    num_inference_steps=s.num_inference_steps,
+                    guidance_scale=s.guidance_scale,
+                ),
             )
 
     def record(self, *used: str, **more: Any) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class Subject:
             "guidance_scale": s.guidance_scale,
             "batch_size": s.batch_size,
             "scheduler": type(pipe.scheduler).__name__,
-            "model": "bundled model" if is_bundled(pipe) else _last_part(pipe.name_or_path),
+            "model": "bundled model" if is_bundled(pipe) else _last_part(str(pipe.name_or_path or "")),
             "masker": "no masker" if attachment is None else type(attachment.masker).__name__,
             "prompts": list(dict.fromkeys(self.texts)) if s.prompts else "held-out prompts of the shapes world",
             **own,
@@ -116,7 +121,7 @@ class Subject:
 
 def _last_part(name: str) -> str:
     # Of a folder its last part: the rest is this machine's business.
-    return Path(name).name if Path(name).is_dir() else name or "a pipeline"
+    return (Path(name).name if Path(name).is_dir() else name) or "a pipeline"
 
 
 def is_bundled(pipe: Any) -> bool:
