@@ -131,6 +131,7 @@ def band(
     high: Sequence[float],
     *,
     number: int,
+    colour: str | None = None,
     **options: Any,
 ) -> None:
     """Draw a line with its interval as a band; nothing is shaded where bounds are not numbers.
@@ -139,9 +140,10 @@ def band(
         axis: where to draw.
         x, values, low, high: points and their bounds.
         number: which of the colours and markers.
+        colour: another colour.
         options: of the line, as `label`.
     """
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = colour or COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     axis.plot(x, values, **{"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.2} | options)
     axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 

@@ -54,7 +54,7 @@ class AnalysisSettings:
     seed: int = 0
     batch_size: int = 24
     count: int | None = None
-    rates: tuple[float, ...] = (0.01, 0.05, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5)
     mask_seeds: int = 3
     layer: str | None = None
     run: Path | None = None

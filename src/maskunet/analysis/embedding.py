@@ -172,10 +172,12 @@ def _answer(spaces: Spaces, gap: Estimate, share: float) -> str:
         verdict = "farther"
     d = _distances(spaces)
     moves = _moves(spaces)
+    apart = d["real, held apart"]
     return (
-        f"{verdict.capitalize()}: Frechet distance to real pictures {d['masked']:.2f} masked and {d['base']:.2f} base (difference "
-        f"{gap:+.2f}), where {len(spaces.held)} real pictures held apart have {d['real, held apart']:.2f}; masks move a picture by "
-        f"{moves:.2f} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the real variance)."
+        f"{verdict.capitalize()}: Frechet distance to real pictures {d['masked']:.2f} masked and {d['base']:.2f} base "
+        f"(difference {gap:+.2f}), where {len(spaces.held)} real pictures held apart have {apart:.2f}; masks move a "
+        f"picture by {moves:.2f} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the "
+        "real variance)."
     )
 
 
@@ -192,14 +194,15 @@ def _draw(spaces: Spaces, gap: Estimate, axes: Tensor, share: float) -> Any:
         axis.plot(*points.mean(0).tolist(), markersize=11, markeredgecolor="black", zorder=5, **style)
     axis.plot(*real.mean(0).tolist(), "*", color="black", markersize=13, zorder=4, label="means: large marks")
     axis.set_xlabel("first principal component of the real pictures")
-    axis.set_ylabel("second")
+    axis.set_ylabel("second principal component")
     axis.set_title(f"{spaces.name}; both axes show {100 * share:.0f} % of the variance", fontsize=9)
     axis.legend(fontsize=8)
     axis = panels["B"]
-    for i, (name, value) in enumerate(_distances(spaces).items()):
+    distances = _distances(spaces)
+    for i, value in enumerate(distances.values()):
         axis.bar(i, value, color=(COLOURS[0], COLOURS[1], "#BBBBBB")[i], width=0.6)
         axis.text(i, value, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(range(i + 1), list(_distances(spaces))[: i + 1])
+    axis.set_xticks(range(len(distances)), [name.replace(", ", ",\n") for name in distances])
     axis.set_ylabel("Frechet distance to real pictures")
     axis.set_title(f"masked minus base {gap:+.2f}", fontsize=9)
     return figure

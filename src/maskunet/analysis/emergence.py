@@ -24,7 +24,7 @@ from .base import Analysis, percent, row
 from .subject import Subject, by_task, chosen
 
 _TITLE = "Predicted clean pictures over steps: what comes earlier with masks?"
-_SHOWN = 7  # steps in the plot
+_SHOWN = 5  # steps in the plot
 _EXAMPLES = 2
 _COARSE = 8  # layout is what a picture of an eighth of the size still has
 SIDES = ("base", "masked")
@@ -52,7 +52,8 @@ class Course:
 
 def study(subject: Subject) -> Analysis:
     """Draw the subject's pictures on both sides, decoding what is predicted at each step."""
-    courses, timesteps = {}, []
+    courses: dict[str, Course] = {}
+    timesteps: list[float] = []
     for k, side in enumerate(SIDES):
         with disabled(subject.pipe) if side == "base" else contextlib.nullcontext():
             courses[side], timesteps = _course(subject, side, (k / 2, (k + 1) / 2))
@@ -82,11 +83,8 @@ def _course(subject: Subject, side: str, share: tuple[float, float]) -> tuple[Co
         coarse.append(torch.stack([p[0] for p in parts]))
         fine.append(torch.stack([p[1] for p in parts]))
         right.append(_judged(subject, numbers, pictures))
-        kept.append(
-            (torch.stack(pictures) * 255).round().byte()
-            if subject.requirements
-            else torch.stack([(p[:_EXAMPLES] * 255).round().byte() for p in pictures])
-        )
+        keep = len(numbers) if subject.requirements else _EXAMPLES  # small pictures are all kept
+        kept.append((torch.stack([p[:keep] for p in pictures]) * 255).round().byte())
         final.append(last)
     judged = None if subject.requirements is None else torch.cat([r for r in right if r is not None], 1)
     return Course(torch.cat(coarse, 1), torch.cat(fine, 1), judged, torch.cat(kept, 1), torch.cat(final)), timesteps
@@ -141,8 +139,7 @@ def _gap(courses: dict[str, Course], what: str) -> Estimate:
 
 
 def _relative(distances: Tensor) -> list[Estimate]:
-    first = distances[:1].mean().clamp_min(1e-9)
-    return [student(d) for d in distances / first]
+    return [student(d) for d in distances / distances[:1].clamp_min(1e-9)]
 
 
 def _right(subject: Subject, flags: Tensor) -> Estimate:
@@ -198,8 +195,8 @@ def _draw(subject: Subject, courses: dict[str, Course], timesteps: list[float], 
     steps = chosen(len(timesteps), _SHOWN)
     curves = ["layout", "detail"] + ([] if subject.requirements is None else ["right"])
     letters, width = "ABC"[: len(curves)], 6
-    layout = ";".join([letter * width for letter in "PQ"[: len(examples)]] + [_spread(letters, width)])
-    figure, axes = new_mosaic(layout, width=1.9, heights=[3.3] * len(examples) + [2.8])
+    layout = f"{_spread('PQ'[: len(examples)], width)};{_spread(letters, width)}"
+    figure, axes = new_mosaic(layout, width=2.1, heights=(4.1, 2.8))
     for letter, i in zip("PQ", examples, strict=False):
         _strip(axes[letter], courses, steps, timesteps, i, subject.texts[i])
     for letter, what in zip(letters, curves, strict=True):
@@ -220,10 +217,10 @@ def _strip(axis: Any, courses: dict[str, Course], steps: list[int], timesteps: l
     height, wide = base.shape[2:]
     rows = [torch.cat([F.pad(x, (0, 2, 0, 2), value=1.0) for x in side], 2) for side in (base, masked, shades)]
     show_picture(
-        axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), f"“{text}”   (difference: black = {scale:.2f} of [0, 1])"
+        axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), f"“{text}” (difference: black is {scale:.2f} of [0, 1])"
     )
     axis.set_xticks(
-        [(k + 0.5) * (wide + 2) for k in range(len(steps))], [f"step {s + 1}, t = {timesteps[s]:g}" for s in steps]
+        [(k + 0.5) * (wide + 2) for k in range(len(steps))], [f"step {s + 1}\nt = {timesteps[s]:g}" for s in steps]
     )
     axis.set_yticks([(k + 0.5) * (height + 2) for k in range(3)], ["base", "masked", "difference"])
     axis.tick_params(length=0, labelsize=8)
@@ -239,9 +236,9 @@ def _curve(axis: Any, subject: Subject, courses: dict[str, Course], what: str) -
         bounds = [[100 * getattr(e, key) for e in found] for key in ("value", "low", "high")]
         band(axis, range(1, len(found) + 1), *bounds, number=number, label=side, markevery=3)
     gap = _gap(courses, what)
-    name = {"right": "what was asked for"}.get(what, what)
-    axis.set_title(f"{name}: masked {gap:+.2f} steps", fontsize=9)
+    name = {"right": "asked for"}.get(what, what)
+    axis.set_title(f"{name}: masked {gap:+.2f} steps", fontsize=8)
     axis.set_xlabel("step")
     axis.set_ylabel("right predictions (%)" if what == "right" else "left to the final picture (%)")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right" if what == "right" else "upper right")

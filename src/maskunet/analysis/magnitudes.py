@@ -121,12 +121,11 @@ def _draw(by_size: Tensor, total: Tensor, timesteps: list[float], histogram: Ten
 
     figure, axes = new_mosaic("ABC", width=4.4, heights=(3.6,))
     steps = chosen(len(timesteps), 5)
-    shades = mpl.colormaps["cividis"]([0.0, 0.25, 0.5, 0.75, 0.95])
+    shades = [mpl.colors.to_hex(c) for c in mpl.colormaps["cividis"]([0.0, 0.25, 0.5, 0.75, 0.95])]
     for i, k in enumerate(steps):
         found = [student(r) for r in (by_size[k] / total * 100).T]
         bounds = [[getattr(e, key) for e in found] for key in ("value", "low", "high")]
-        shade = shades[i]
-        band(axes["A"], range(1, _TENTHS + 1), *bounds, number=i, label=f"t = {timesteps[k]:g}", color=shade)
+        band(axes["A"], range(1, _TENTHS + 1), *bounds, number=i, label=f"t = {timesteps[k]:g}", colour=shades[i])
     axes["A"].set_xticks(range(1, _TENTHS + 1))
     axes["A"].set_xlabel("tenth of a layer's weights by |w| (10: largest)")
     axes["A"].set_title("by magnitude, at chosen timesteps", fontsize=9)
@@ -145,8 +144,8 @@ def _draw(by_size: Tensor, total: Tensor, timesteps: list[float], histogram: Ten
     axes["B"].set_title("over timesteps", fontsize=9)
     for letter in "AB":
         axes[letter].set_ylabel("switched off (%)")
-        axes[letter].set_ylim(bottom=0)
-        axes[letter].legend(fontsize=8)
+        axes[letter].set_ylim(0, 1.35 * axes[letter].get_ylim()[1])  # room for the legend
+        axes[letter].legend(fontsize=8, ncols=3, loc="upper center")
     _histograms(axes["C"], histogram, everything - histogram)
     return figure
 

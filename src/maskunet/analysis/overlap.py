@@ -150,8 +150,8 @@ def _unpacked(packed: dict[tuple[str, int, int], Tensor], layer: LayerSpec, step
 def _thumbnail(bits: Tensor) -> Tensor:
     """Share that is off, (T, H, W), a pixel a weight where the layer is small enough."""
     flat = bits.reshape(len(bits), 1, bits.shape[1], -1).float()
-    size = [min(_SIDE, s) for s in flat.shape[2:]]
-    return F.adaptive_avg_pool2d(flat, size)[:, 0] if size != list(flat.shape[2:]) else flat[:, 0]
+    height, width = (min(_SIDE, s) for s in flat.shape[2:])
+    return F.adaptive_avg_pool2d(flat, (height, width))[:, 0]
 
 
 def _rows(overlaps: dict[str, Overlaps], timesteps: Sequence[float]) -> list[dict[str, Any]]:
@@ -193,12 +193,18 @@ def _answer(overlaps: dict[str, Overlaps]) -> str:
     ]
     verdict = ""
     if "v" in time and len(time) > 1:
-        rest = [e for p, e in time.items() if p != "v" and e.value == e.value]
-        stays = all(time["v"].low > e.high for e in rest)
-        moves = all(time["v"].high < e.low for e in rest)
+        gaps = _gaps_of_v(overlaps)
+        stays, moves = all(e.low > 0 for e in gaps.values()), all(e.high < 0 for e in gaps.values())
         least = "v stays more than the others" if stays else "v moves more than the others" if moves else ""
-        verdict = f": {least or 'v is between the others or level with them'}"
+        verdict = f": {least or 'v is between the others or level with them'} between timesteps"
+        verdict += f" (v minus {', minus '.join(f'{p} {e:+.2f}' for p, e in gaps.items())})"
     return f"Overlap (Jaccard) of the switched-off sets: {'; '.join(words)}{verdict}."
+
+
+def _gaps_of_v(overlaps: dict[str, Overlaps]) -> dict[str, Estimate]:
+    """Overlap between timesteps of v minus that of each other projection, paired by picture."""
+    means = {p: _pairs(o.between_timesteps()) for p, o in overlaps.items()}
+    return {p: _finite(means["v"] - values) for p, values in means.items() if p != "v"}
 
 
 def _draw(

@@ -19,6 +19,7 @@ from ..attachment import attach, detach
 from ..evaluation import generate
 from ..evaluation.intervals import Estimate, bootstrap, student
 from ..maskers import RandomMasks
+from ..metrics.distances import frechet_distance
 from ..metrics.geneval import check
 from ..plotting import COLOURS, band, new_mosaic, show_picture
 from ..shapes.judge import judge
@@ -76,16 +77,16 @@ def study(subject: Subject) -> Analysis:
                 attach(subject.pipe, RandomMasks(network, 1 - rate, seed=s.seed + run))
             made[rate].append(_drawn(noisy, weights if rate == shown and run == 0 else None, steps))
     sides = [Side(rate, torch.stack(p), _judged(subject, torch.stack(p))) for rate, p in made.items()]
-    gaps = _gaps(subject, sides)
+    average = _average(subject, sides)
     record = subject.record("rates", "mask_seeds", masker="random masks", rate_shown=shown, reference=_REFERENCE)
     record |= {"n": len(subject.texts) * s.mask_seeds, "weights": network.weights}
     return Analysis(
         "random",
         _TITLE,
-        _answer(subject, sides, gaps),
-        _rows(subject, sides, gaps, weights),
+        _answer(subject, sides, average),
+        _rows(subject, sides, average, weights),
         record,
-        lambda: _draw(subject, sides, gaps, weights, shown),
+        lambda: _draw(subject, sides, average, weights, shown),
     )
 
 
@@ -131,14 +132,22 @@ def _judged(subject: Subject, pictures: Tensor) -> Tensor | None:
     )
 
 
-def _gaps(subject: Subject, sides: list[Side]) -> dict[float, Estimate]:
-    """FID minus the base's by drop ratio; empty where the world is not the bundled one."""
+@dataclass
+class Average:
+    """FID by drop ratio, and its difference to the base's; both empty where the world is not the bundled one."""
+
+    fid: dict[float, float]
+    gaps: dict[float, Estimate]
+
+
+def _average(subject: Subject, sides: list[Side]) -> Average:
     if subject.requirements is None:
-        return {}
+        return Average({}, {})
     subject.progress(0.97, "distances")
     real = bundled_reference(_REFERENCE)
-    base, *others = (bundled_features(side.pictures.flatten(0, 1)) for side in sides)
-    return {side.rate: frechet_gap(base, x, real) for side, x in zip(sides[1:], others, strict=True)}
+    features = {side.rate: bundled_features(side.pictures.flatten(0, 1)) for side in sides}
+    gaps = {rate: frechet_gap(features[0.0], x, real) for rate, x in features.items() if rate}
+    return Average({rate: frechet_distance(x, real) for rate, x in features.items()}, gaps)
 
 
 def _share(subject: Subject, flags: Tensor) -> Estimate:
@@ -164,14 +173,16 @@ def _change(side: Side, base: Side) -> Estimate:
     return student((side.pictures - base.pictures).square().mean((2, 3, 4)).sqrt().mean(0))
 
 
-def _rows(subject: Subject, sides: list[Side], gaps: dict[float, Estimate], weights: Weights) -> list[dict[str, Any]]:
+def _rows(subject: Subject, sides: list[Side], average: Average, weights: Weights) -> list[dict[str, Any]]:
     rows = []
     for side in sides:
         for name, value in _verdicts(subject, side, sides[0]).items():
             rows.append(row(f"{name} pictures" if " " not in name else name, value, "share", drop_ratio=side.rate))
         if side.rate:
             rows.append(row("change of a picture", _change(side, sides[0]), "RMS of [0, 1]", drop_ratio=side.rate))
-    rows += [row("FID minus base", gap, "FID, bundled CLIP", drop_ratio=rate) for rate, gap in gaps.items()]
+    unit = "FID, bundled CLIP"
+    rows += [row("FID", value, unit, drop_ratio=rate) for rate, value in average.fid.items()]
+    rows += [row("FID minus base", gap, unit, drop_ratio=rate) for rate, gap in average.gaps.items()]
     for what, hist in (("all", weights.every), *((f"removed at step {k + 1}", h) for k, h in weights.removed.items())):
         middles = ((weights.edges[1:] + weights.edges[:-1]) / 2).tolist()
         rows += [
@@ -181,7 +192,7 @@ def _rows(subject: Subject, sides: list[Side], gaps: dict[float, Estimate], weig
     return rows
 
 
-def _answer(subject: Subject, sides: list[Side], gaps: dict[float, Estimate]) -> str:
+def _answer(subject: Subject, sides: list[Side], average: Average) -> str:
     words = []
     for side in sides[1:]:
         found = _verdicts(subject, side, sides[0])
@@ -189,21 +200,29 @@ def _answer(subject: Subject, sides: list[Side], gaps: dict[float, Estimate]) ->
         if found:
             text += (
                 f"{percent(found['mended'].value)} of the pictures are mended and {percent(found['spoilt'].value)} spoilt "
-                f"(right minus base {percent(found['right minus base'])}, FID {gaps[side.rate]:+.1f})"
+                f"(right minus base {percent(found['right minus base'])}, FID {average.gaps[side.rate]:+.1f})"
             )
         else:
             text += f"a picture changes by {_change(side, sides[0])} RMS"
         words.append(text)
-    base = sides[0]
-    head = "Judge and FID are left out: only the bundled model's world has them; "
-    if base.right is not None:
-        best = max(sides[1:], key=lambda s: _verdicts(subject, s, base)["right minus base"].low)
-        sure = _verdicts(subject, best, base)["right minus base"].low > 0
-        head = "Single pictures do, the average " + (f"does at {100 * best.rate:g} %: " if sure else "does not: ")
+    if sides[0].right is None:
+        head = "Judge and FID are left out, since only the bundled model's own prompts have them: "
+    else:
+        gains = {side.rate: _verdicts(subject, side, sides[0])["right minus base"] for side in sides[1:]}
+        better = [rate for rate, gain in gains.items() if gain.low > 0]
+        worse = [rate for rate, gain in gains.items() if gain.high < 0 or average.gaps[rate].low > 0]
+        mended = any(_verdicts(subject, side, sides[0])["mended"].value > 0 for side in sides[1:])
+        head = f"Single pictures {'do' if mended else 'do not'}, the average "
+        head += f"does at {_percents(better)}" if better else "does not"
+        head += f" and is worse at {_percents(worse)}: " if worse else ": "
     return f"{head}{'; '.join(words)}."
 
 
-def _draw(subject: Subject, sides: list[Side], gaps: dict[float, Estimate], weights: Weights, shown: float) -> Any:
+def _percents(rates: list[float]) -> str:
+    return " and ".join(f"{100 * rate:g} %" for rate in rates)
+
+
+def _draw(subject: Subject, sides: list[Side], average: Average, weights: Weights, shown: float) -> Any:
     count = min(_PAIRS, len(subject.texts))
     judged = sides[0].right is not None
     layout = ("AABBCC" if judged else "AAABBB") + ";" + "defghi"[:count].ljust(6, ".")
@@ -217,7 +236,7 @@ def _draw(subject: Subject, sides: list[Side], gaps: dict[float, Estimate], weig
         axes["B"].set_ylabel("share of pictures (%)")
         axes["B"].set_title("single pictures: mended and spoilt", fontsize=9)
         axes["B"].legend(fontsize=8)
-        _line(axes["C"], rates, [gaps[side.rate] for side in sides[1:]], 2, "FID minus base", scale=1)
+        _line(axes["C"], rates, [average.gaps[side.rate] for side in sides[1:]], 2, "FID minus base", scale=1)
         axes["C"].set_ylabel("FID minus base (below 0: better)")
         axes["C"].set_title("the average: distance to real pictures", fontsize=9)
     else:

@@ -109,7 +109,7 @@ class Subject:
             "guidance_scale": s.guidance_scale,
             "batch_size": s.batch_size,
             "scheduler": type(pipe.scheduler).__name__,
-            "model": "bundled model" if is_bundled(pipe) else _last_part(pipe.name_or_path),
+            "model": "bundled model" if is_bundled(pipe) else _last_part(str(pipe.name_or_path or "")),
             "masker": "no masker" if attachment is None else type(attachment.masker).__name__,
             "prompts": list(dict.fromkeys(self.texts)) if s.prompts else "held-out prompts of the shapes world",
             **own,
@@ -121,7 +121,7 @@ class Subject:
 
 def _last_part(name: str) -> str:
     # Of a folder its last part: the rest is this machine's business.
-    return Path(name).name if Path(name).is_dir() else name or "a pipeline"
+    return (Path(name).name if Path(name).is_dir() else name) or "a pipeline"
 
 
 def is_bundled(pipe: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MaskUNetError
+from .analyze import analyze_app
 from .evaluate import evaluate
 from .inputs import (
     BatchSize,
@@ -38,6 +39,7 @@ app = typer.Typer(
 zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(reproduce_app, name="reproduce")
+app.add_typer(analyze_app, name="analyze")
 app.command()(train)
 app.command()(evaluate)
 app.command()(search)
