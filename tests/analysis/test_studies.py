@@ -127,7 +127,7 @@ def test_weights_sees_which_are_switched_off(pipe: StableDiffusionPipeline) -> N
     for layer in network.layers:
         size = modules[layer.name].weight.abs()
         masks[layer.name] = size < size.flatten().kthvalue(size.numel() // 2 + 1).values
-    mu.attach(pipe, mu.FixedMasks(network, masks))
+    mu.attach(pipe, mu.FixedMasks(masks))
     found = analyze("weights", pipe, SETTINGS)
     by_tenth = [values(found.rows, "mask ratio by magnitude", timestep="mean", tenth=k)[0] for k in range(1, 11)]
     assert by_tenth == pytest.approx([0.0] * 5 + [1.0] * 5, abs=0.02)

@@ -68,6 +68,7 @@ CHEAPER = [
 PARSED = [
     (r"maskunet reproduce ", "hours"),
     (r"maskunet zoo train", "hours"),
+    (r"maskunet analyze ", "half a minute to two each; run in tests/analysis"),
     (r"maskunet ui\b", "a server, which runs until it is stopped"),
     (r"maskunet .*--benchmark t2i-compbench", "needs spaCy and a download"),
     (r"maskunet .*inception", "needs torchvision and a download"),

@@ -1,12 +1,14 @@
-"""Distances between sets of pictures with an interval, and the features that the bundled world is measured in."""
+"""What sets of pictures are compared by: distances and shares with intervals, and the bundled world's features."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import zoo
-from ..evaluation.intervals import Estimate
+from ..evaluation.intervals import Estimate, bootstrap, wilson
 from ..metrics.distances import frechet_distance
 from ..shapes.drawing import draw
 from ..shapes.scenes import held_out_scenes
@@ -24,6 +26,19 @@ def bundled_features(pictures: Tensor) -> Tensor:
 def bundled_reference(count: int) -> Tensor:
     """Return features of `count` correctly drawn pictures of held-out prompts, (count, 128)."""
     return bundled_features(draw(held_out_scenes(count)))
+
+
+def share_of(flags: Tensor, groups: Sequence[Sequence[int]]) -> Estimate:
+    """Return the mean over groups of a share of pictures, resampled by prompt; Wilson's interval where all agree.
+
+    Args:
+        flags: verdicts, or their differences in [-1, 1], of S pictures for each of n prompts, (S, n).
+        groups: numbers of the prompts of each task.
+    """
+    found = bootstrap(flags.float().mean(0), [torch.tensor(g) for g in groups])
+    if flags.dtype == torch.bool and found.value in (0.0, 1.0):  # nothing to resample
+        return wilson(found.value, flags.numel())
+    return found
 
 
 def frechet_gap(first: Tensor, second: Tensor, real: Tensor, seed: int = 0) -> Estimate:

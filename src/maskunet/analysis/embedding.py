@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..attachment import disabled
 from ..errors import DataError
-from ..evaluation import generate
 from ..evaluation.features import load_features
 from ..evaluation.folder import picture_files, read_pictures
 from ..evaluation.intervals import Estimate, student
@@ -66,7 +65,7 @@ def study(subject: Subject) -> Analysis:
     sides = {}
     for k, side in enumerate(SIDES):
         with disabled(subject.pipe) if side == "base" else contextlib.nullcontext():
-            sides[side] = features(_drawn(subject, side, k))
+            sides[side] = features(subject.pictures(f"{side} pictures", (k / 2, (k + 1) / 2)))
     held = min(count, len(real) // 2)
     spaces = Spaces(sides["base"], sides["masked"], real[held:], real[:held], name)
     axes, share = principal_axes(spaces.real)
@@ -119,24 +118,6 @@ def _real_pictures() -> Tensor:
     from ..shapes.scenes import held_out_scenes
 
     return draw(held_out_scenes(_REFERENCE))
-
-
-def _drawn(subject: Subject, side: str, k: int) -> Tensor:
-    s, batches, made = subject.settings, subject.batches(), []
-    for b, numbers in enumerate(batches):
-        subject.progress((k + b / len(batches)) / 2, f"{side} pictures")
-        made.append(
-            generate(
-                subject.pipe,
-                [subject.texts[i] for i in numbers],
-                seeds=[subject.seeds[i] for i in numbers],
-                num_inference_steps=s.num_inference_steps,
-                guidance_scale=s.guidance_scale,
-                batch_size=len(numbers),
-                progress=False,
-            )
-        )
-    return torch.cat(made)
 
 
 def _moves(spaces: Spaces) -> Estimate:

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attachment import disabled
-from ..evaluation.intervals import Estimate, bootstrap, student
+from ..evaluation.intervals import Estimate, student
 from ..metrics.geneval import check
 from ..plotting import band, new_mosaic, show_picture
 from ..shapes.judge import judge
 from .base import Analysis, percent, row
+from .distances import share_of
 from .subject import Subject, by_task, chosen
 
 _TITLE = "Predicted clean pictures over steps: what comes earlier with masks?"
@@ -143,7 +144,7 @@ def _relative(distances: Tensor) -> list[Estimate]:
 
 
 def _right(subject: Subject, flags: Tensor) -> Estimate:
-    return bootstrap(flags.float(), [torch.tensor(g) for g in by_task(subject.requirements, len(flags))])
+    return share_of(flags[None], by_task(subject.requirements, len(flags)))
 
 
 def _rows(subject: Subject, courses: dict[str, Course], timesteps: list[float]) -> list[dict[str, Any]]:
@@ -216,9 +217,8 @@ def _strip(axis: Any, courses: dict[str, Course], steps: list[int], timesteps: l
     shades = 1 - (difference / scale).expand(-1, 3, -1, -1)
     height, wide = base.shape[2:]
     rows = [torch.cat([F.pad(x, (0, 2, 0, 2), value=1.0) for x in side], 2) for side in (base, masked, shades)]
-    show_picture(
-        axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), f"“{text}” (difference: black is {scale:.2f} of [0, 1])"
-    )
+    title = f"among the most changed: “{text}” (difference: black is {scale:.2f})"
+    show_picture(axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), title)
     axis.set_xticks(
         [(k + 0.5) * (wide + 2) for k in range(len(steps))], [f"step {s + 1}\nt = {timesteps[s]:g}" for s in steps]
     )

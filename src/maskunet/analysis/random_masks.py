@@ -9,6 +9,8 @@ steps, pictures without and with), and its COCO 2017 FID of random masks, 270 ag
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..attachment import attach, detach
-from ..evaluation import generate
-from ..evaluation.intervals import Estimate, bootstrap, student
+from ..evaluation.intervals import Estimate, student
 from ..maskers import RandomMasks
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval import check
@@ -25,7 +26,7 @@ from ..plotting import COLOURS, band, new_mosaic, show_picture
 from ..shapes.judge import judge
 from ..targets import describe, maskable_layers, unet_of
 from .base import Analysis, percent, row
-from .distances import bundled_features, bundled_reference, frechet_gap
+from .distances import bundled_features, bundled_reference, frechet_gap, share_of
 from .stream import watching
 from .subject import Subject, by_task, chosen, with_texts
 
@@ -71,11 +72,13 @@ def study(subject: Subject) -> Analysis:
     for run in range(s.mask_seeds):
         noisy = with_texts(subject, s.seed + run * len(subject.texts))
         for k, rate in enumerate(made):
-            subject.progress((run * len(made) + k) / total, f"drop ratio {rate:g}, masks {run + 1} of {s.mask_seeds}")
+            done, word = run * len(made) + k, f"drop ratio {rate:g}, masks {run + 1} of {s.mask_seeds}"
             detach(subject.pipe)
             if rate:
                 attach(subject.pipe, RandomMasks(network, 1 - rate, seed=s.seed + run))
-            made[rate].append(_drawn(noisy, weights if rate == shown and run == 0 else None, steps))
+            first = rate == shown and run == 0
+            with _collecting(subject, weights, steps) if first else contextlib.nullcontext():
+                made[rate].append(noisy.pictures(word, (0.95 * done / total, 0.95 * (done + 1) / total)))
     sides = [Side(rate, torch.stack(p), _judged(subject, torch.stack(p))) for rate, p in made.items()]
     average = _average(subject, sides)
     record = subject.record("rates", "mask_seeds", masker="random masks", rate_shown=shown, reference=_REFERENCE)
@@ -90,32 +93,26 @@ def study(subject: Subject) -> Analysis:
     )
 
 
-def _drawn(subject: Subject, weights: Weights | None, steps: list[int]) -> Tensor:
-    """Draw pictures (n, 3, H, W); with `weights`, histograms of what is removed are added to it."""
-    s = subject.settings
-    options: dict[str, Any] = {
-        "seeds": subject.seeds,
-        "num_inference_steps": s.num_inference_steps,
-        "guidance_scale": s.guidance_scale,
-        "batch_size": s.batch_size,
-        "progress": False,
-    }
-    if weights is None:
-        return generate(subject.pipe, subject.texts, **options)
+def _collecting(subject: Subject, weights: Weights, steps: list[int]) -> AbstractContextManager[None]:
+    """A context in which histograms of what is removed at some steps are added to `weights`."""
     modules = maskable_layers(unet_of(subject.pipe))
+    for call in steps:
+        weights.removed[call] = torch.zeros_like(weights.every)
 
     def see(call: int, name: str, off: Tensor) -> None:
-        if call in steps:
-            values = modules[name].weight.detach().float().cpu().flatten()  # type: ignore[union-attr, operator]
-            weights.removed[call] = weights.removed.get(call, 0) + torch.histogram(values[off[0]], weights.edges).hist
+        if call in steps:  # of the first batch: calls are counted on over the others, whose masks are the same
+            weights.removed[call] += torch.histogram(_values(modules[name])[off[0]], weights.edges).hist
 
-    with watching(subject.pipe, see):
-        return generate(subject.pipe, subject.texts, **options)
+    return watching(subject.pipe, see)
+
+
+def _values(module: Any) -> Tensor:
+    return module.weight.detach().float().cpu().flatten()  # type: ignore[no-any-return]
 
 
 def _weights(subject: Subject) -> Weights:
     modules = maskable_layers(unet_of(subject.pipe))
-    values = [modules[x.name].weight.detach().float().cpu().flatten() for x in describe(subject.pipe).layers]  # type: ignore[union-attr, operator]
+    values = [_values(modules[layer.name]) for layer in describe(subject.pipe).layers]
     reach = max(float(v.abs().max()) for v in values)
     edges = torch.linspace(-reach, reach, _BINS + 1)
     return Weights(edges, torch.stack([torch.histogram(v, edges).hist for v in values]).sum(0), {})
@@ -152,8 +149,7 @@ def _average(subject: Subject, sides: list[Side]) -> Average:
 
 def _share(subject: Subject, flags: Tensor) -> Estimate:
     """Mean over tasks of a share (S, n), resampled by prompt."""
-    groups = [torch.tensor(g) for g in by_task(subject.requirements, flags.shape[1])]
-    return bootstrap(flags.float().mean(0), groups)
+    return share_of(flags, by_task(subject.requirements, flags.shape[1]))
 
 
 def _verdicts(subject: Subject, side: Side, base: Side) -> dict[str, Estimate]:

@@ -10,9 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .. import __version__, zoo
 from ..attachment import attachment_of
 from ..errors import DataError
+from ..evaluation import maker
 from ..machine import machine
 from ..maskers import Masker
 from ..searching.sampling import StepwiseSampler
@@ -91,6 +95,15 @@ class Subject:
                     guidance_scale=s.guidance_scale,
                 ),
             )
+
+    def pictures(self, word: str, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """Return the pictures (n, 3, H, W) in [0, 1], on the CPU, and tell how far they are; see `samplers`."""
+        s, batches, made = self.settings, self.batches(), []
+        make = maker(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
+        for k, numbers in enumerate(batches):
+            self.progress(share[0] + (share[1] - share[0]) * k / len(batches), word)
+            made.append(make([self.texts[i] for i in numbers], [self.seeds[i] for i in numbers]))
+        return torch.cat(made)
 
     def record(self, *used: str, **more: Any) -> dict[str, Any]:
         """Return what an analysis was made with, as JSON values.
