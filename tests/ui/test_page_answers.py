@@ -55,7 +55,7 @@ def test_a_comparison_through_the_programming_interface(address: str) -> None:
     assert pictures == [Path(p).read_bytes() for p in again[0]]
     assert "Reward" in first[1]
     assert "Judge" in first[2]
-    with pytest.raises(Exception, match="expected a prompt"):
+    with pytest.raises(Exception, match="Expected a prompt"):
         client.predict(**(options | {"prompt": "  "}), api_name="/compare")
     client.close()
 
