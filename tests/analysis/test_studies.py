@@ -13,12 +13,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.analysis import NAMES, AnalysisSettings, analyze
+from maskunet.analysis import NAMES, AnalysisSettings, analyze, emergence
 from maskunet.analysis.embedding import principal_axes
 from maskunet.analysis.emergence import halfway, settled
 from maskunet.analysis.layers import projection_of, short_name
 from maskunet.analysis.overlap import Overlaps
-from maskunet.analysis.subject import chosen
+from maskunet.analysis.subject import choose_subject, chosen
 from maskunet.attachment import attachment_of
 from maskunet.targets import describe, maskable_layers
 
@@ -183,6 +183,26 @@ def test_random_puts_back_what_was_attached(pipe: StableDiffusionPipeline, tmp_p
     assert not values(found.rows, "FID minus base")
     assert found.settings["masker"] == "random masks"
     found.save(tmp_path)
+
+
+def test_a_search_result_of_one_prompt(pipe: StableDiffusionPipeline) -> None:
+    mu.attach(pipe, schedule(pipe, 1))
+    settings = AnalysisSettings(("a b",), num_inference_steps=3, mask_seeds=1, rates=(0.2,))
+    for name in ("random", "density", "masks", "weights", "emergence"):
+        found = analyze(name, pipe, settings)
+        assert found.settings["n"] == 1
+        assert "nan" not in found.answer
+        found.draw()
+
+
+def test_examples_are_the_pictures_of_their_prompts(pipe: StableDiffusionPipeline) -> None:
+    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.5))
+    settings = AnalysisSettings(("a", "b", "c"), num_inference_steps=2, batch_size=1)
+    course, _ = emergence._course(choose_subject(pipe, settings, 1, lambda share, word: None), "masked", (0, 1))
+    assert course.shown.shape[1] == 2
+    assert course.final.shape[0] == 3
+    last = (course.final[:2] * 255).round()
+    assert (course.shown[-1].float() - last).abs().mean() < (course.shown[-1].flip(0).float() - last).abs().mean()
 
 
 def test_files_hold_what_was_measured(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ def _three(estimate: Estimate) -> tuple[float, float, float]:
     return estimate.value, estimate.low, estimate.high
 
 
+def brief(estimate: Estimate, spec: str = ".2f") -> str:
+    """Return "0.51 [0.48, 0.53]" in a format; without brackets where it has no interval, as of a single picture."""
+    return f"{estimate.value:{spec}}" if math.isnan(estimate.low) else f"{estimate:{spec}}"
+
+
 def percent(estimate: Estimate | float, digits: int = 1) -> str:
     """Return a share as "3.2 % [3.0, 3.4]"; without brackets where it has no interval."""
     if isinstance(estimate, (int, float)):

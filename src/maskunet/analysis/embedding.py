@@ -21,7 +21,7 @@ from ..evaluation.folder import picture_files, read_pictures
 from ..evaluation.intervals import Estimate, student
 from ..metrics.distances import frechet_distance
 from ..plotting import COLOURS, MARKERS, new_mosaic
-from .base import Analysis, row
+from .base import Analysis, brief, row
 from .distances import bundled_features, bundled_reference, frechet_gap
 from .subject import Subject
 
@@ -157,7 +157,7 @@ def _answer(spaces: Spaces, gap: Estimate, share: float) -> str:
     return (
         f"{verdict.capitalize()}: Frechet distance to real pictures {d['masked']:.2f} masked and {d['base']:.2f} base "
         f"(difference {gap:+.2f}), where {len(spaces.held)} real pictures held apart have {apart:.2f}; masks move a "
-        f"picture by {moves:.2f} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the "
+        f"picture by {brief(moves)} of the mean distance of two pictures (the plot's axes show {100 * share:.0f} % of the "
         "real variance)."
     )
 
@@ -172,8 +172,16 @@ def _draw(spaces: Spaces, gap: Estimate, axes: Tensor, share: float) -> Any:
     for number, (name, points) in enumerate((("base", base), ("masked", masked))):
         style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
         axis.plot(*points.T.numpy(), markersize=3.5, label=f"{name} ({len(points)})", zorder=3, **style)
-        axis.plot(*points.mean(0).tolist(), markersize=11, markeredgecolor="black", zorder=5, **style)
-    axis.plot(*real.mean(0).tolist(), "*", color="black", markersize=13, zorder=4, label="means: large marks")
+        hollow = {"markersize": 15 - 4 * number, "markerfacecolor": "none", "markeredgewidth": 2.5, "zorder": 5}
+        axis.plot(*points.mean(0).tolist(), **hollow, **style)
+    axis.plot(
+        *real.mean(0).tolist(),
+        "*",
+        color="black",
+        markersize=6,
+        zorder=6,
+        label="mean of real; hollow: of base, masked",
+    )
     axis.set_xlabel("first principal component of the real pictures")
     axis.set_ylabel("second principal component")
     axis.set_title(f"{spaces.name}; both axes show {100 * share:.0f} % of the variance", fontsize=9)

@@ -20,7 +20,7 @@ from ..evaluation.intervals import Estimate, student
 from ..metrics.geneval import check
 from ..plotting import band, new_mosaic, show_picture
 from ..shapes.judge import judge
-from .base import Analysis, percent, row
+from .base import Analysis, brief, percent, row
 from .distances import share_of
 from .subject import Subject, by_task, chosen
 
@@ -40,7 +40,7 @@ class Course:
         coarse: layout, distances to the final one, (T, n).
         fine: detail, likewise.
         right: whether the judge finds what was asked for, (T, n); None without a judge.
-        shown: pictures of the first samples, (T, k, 3, H, W).
+        shown: predicted pictures of the first k samples, bytes (T, k, 3, H, W).
         final: finished pictures (n, 3, H, W).
     """
 
@@ -84,7 +84,8 @@ def _course(subject: Subject, side: str, share: tuple[float, float]) -> tuple[Co
         coarse.append(torch.stack([p[0] for p in parts]))
         fine.append(torch.stack([p[1] for p in parts]))
         right.append(_judged(subject, numbers, pictures))
-        keep = len(numbers) if subject.requirements else _EXAMPLES  # small pictures are all kept
+        # Small pictures are all kept, of others the first, so that a picture's place is its number.
+        keep = len(numbers) if subject.requirements else max(0, _EXAMPLES - numbers[0])
         kept.append((torch.stack([p[:keep] for p in pictures]) * 255).round().byte())
         final.append(last)
     judged = None if subject.requirements is None else torch.cat([r for r in right if r is not None], 1)
@@ -169,7 +170,7 @@ def _answer(subject: Subject, courses: dict[str, Course]) -> str:
     kinds = PARTS if subject.requirements is None else (*PARTS, "right")
     gaps = {names[k]: _gap(courses, k) for k in kinds}
     sure = {name: "earlier" if e.high < 0 else "later" for name, e in gaps.items() if e.high < 0 or e.low > 0}
-    words = "; ".join(f"{name} {e:+.2f} steps" for name, e in gaps.items())
+    words = "; ".join(f"{name} {brief(e, '+.2f')} steps" for name, e in gaps.items())
     what = ", ".join(f"{name} {when}" for name, when in sure.items()) or "nothing for sure earlier or later"
     text = f"With masks {what} (masked minus base, to half of the way: {words})"
     base, masked = courses["base"].right, courses["masked"].right
@@ -199,7 +200,8 @@ def _draw(subject: Subject, courses: dict[str, Course], timesteps: list[float], 
     layout = f"{_spread('PQ'[: len(examples)], width)};{_spread(letters, width)}"
     figure, axes = new_mosaic(layout, width=2.1, heights=(4.1, 2.8))
     for letter, i in zip("PQ", examples, strict=False):
-        _strip(axes[letter], courses, steps, timesteps, i, subject.texts[i])
+        word = f"{'among the most changed: ' if subject.requirements else ''}“{subject.texts[i]}”"
+        _strip(axes[letter], courses, steps, timesteps, i, word)
     for letter, what in zip(letters, curves, strict=True):
         _curve(axes[letter], subject, courses, what)
     return figure
@@ -217,7 +219,7 @@ def _strip(axis: Any, courses: dict[str, Course], steps: list[int], timesteps: l
     shades = 1 - (difference / scale).expand(-1, 3, -1, -1)
     height, wide = base.shape[2:]
     rows = [torch.cat([F.pad(x, (0, 2, 0, 2), value=1.0) for x in side], 2) for side in (base, masked, shades)]
-    title = f"among the most changed: “{text}” (difference: black is {scale:.2f})"
+    title = f"{text} (difference: black is {scale:.2f})"
     show_picture(axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), title)
     axis.set_xticks(
         [(k + 0.5) * (wide + 2) for k in range(len(steps))], [f"step {s + 1}\nt = {timesteps[s]:g}" for s in steps]
@@ -237,7 +239,7 @@ def _curve(axis: Any, subject: Subject, courses: dict[str, Course], what: str) -
         band(axis, range(1, len(found) + 1), *bounds, number=number, label=side, markevery=3)
     gap = _gap(courses, what)
     name = {"right": "asked for"}.get(what, what)
-    axis.set_title(f"{name}: masked {gap:+.2f} steps", fontsize=8)
+    axis.set_title(f"{name}: masked {brief(gap, '+.2f')} steps", fontsize=8)
     axis.set_xlabel("step")
     axis.set_ylabel("right predictions (%)" if what == "right" else "left to the final picture (%)")
     axis.set_ylim(bottom=0)

@@ -22,7 +22,7 @@ from ..evaluation.intervals import Estimate, student
 from ..operators import pack_bits, unpack_bits
 from ..plotting import COLOURS, MARKERS, new_mosaic, show_picture
 from ..targets import LayerSpec
-from .base import Analysis, row
+from .base import Analysis, brief, row
 from .layers import projection_of, projections_of, short_name
 from .stream import sets_of_samples, stream_masks
 from .subject import Subject, chosen
@@ -187,24 +187,25 @@ def _answer(overlaps: dict[str, Overlaps]) -> str:
     samples = {p: _finite(_others(o.between_samples())) for p, o in overlaps.items()}
     if not any(e.value == e.value for e in time.values()):
         return "Nothing is switched off at the compared steps, or at one step only, so there is nothing to compare."
-    words = [
-        f"{p} {time[p]:.2f} between timesteps (chance {o.by_chance()[0]:.2f}) and {samples[p]:.2f} between samples"
-        for p, o in overlaps.items()
-    ]
-    verdict = ""
-    if "v" in time and len(time) > 1:
-        gaps = _gaps_of_v(overlaps)
+    words = []
+    for p, e in time.items():
+        text = f"{p} {e.value:.2f} between timesteps (chance {overlaps[p].by_chance()[0]:.2f})"
+        text += "" if samples[p].value != samples[p].value else f" and {samples[p].value:.2f} between samples"
+        words.append(text if e.value == e.value else f"{p} none, it switches nothing off")
+    text = f"Overlap (Jaccard) of the switched-off sets: {'; '.join(words)}"
+    if gaps := _gaps_of_v(overlaps):
         stays, moves = all(e.low > 0 for e in gaps.values()), all(e.high < 0 for e in gaps.values())
-        least = "v stays more than the others" if stays else "v moves more than the others" if moves else ""
-        verdict = f": {least or 'v is between the others or level with them'} between timesteps"
-        verdict += f" (v minus {', minus '.join(f'{p} {e:+.2f}' for p, e in gaps.items())})"
-    return f"Overlap (Jaccard) of the switched-off sets: {'; '.join(words)}{verdict}."
+        verdict = "v stays more than the others" if stays else "v moves more than the others" if moves else ""
+        text += f": {verdict or 'v is between the others or level with them'} between timesteps"
+        text += f" (v minus {', minus '.join(p + ' ' + brief(e, '+.2f') for p, e in gaps.items())})"
+    return text + "."
 
 
 def _gaps_of_v(overlaps: dict[str, Overlaps]) -> dict[str, Estimate]:
-    """Overlap between timesteps of v minus that of each other projection, paired by picture."""
+    """Overlap between timesteps of v minus that of each other projection, paired by picture; empty without v."""
     means = {p: _pairs(o.between_timesteps()) for p, o in overlaps.items()}
-    return {p: _finite(means["v"] - values) for p, values in means.items() if p != "v"}
+    found = {p: _finite(means["v"] - values) for p, values in means.items() if p != "v" and "v" in means}
+    return {p: e for p, e in found.items() if e.value == e.value}
 
 
 def _draw(

@@ -25,7 +25,7 @@ from ..metrics.geneval import check
 from ..plotting import COLOURS, band, new_mosaic, show_picture
 from ..shapes.judge import judge
 from ..targets import describe, maskable_layers, unet_of
-from .base import Analysis, percent, row
+from .base import Analysis, brief, percent, row
 from .distances import bundled_features, bundled_reference, frechet_gap, share_of
 from .stream import watching
 from .subject import Subject, by_task, chosen, with_texts
@@ -82,7 +82,7 @@ def study(subject: Subject) -> Analysis:
     sides = [Side(rate, torch.stack(p), _judged(subject, torch.stack(p))) for rate, p in made.items()]
     average = _average(subject, sides)
     record = subject.record("rates", "mask_seeds", masker="random masks", rate_shown=shown, reference=_REFERENCE)
-    record |= {"n": len(subject.texts) * s.mask_seeds, "weights": network.weights}
+    record |= {"n": len(subject.texts) * s.mask_seeds, "unit": "pictures a drop ratio", "weights": network.weights}
     return Analysis(
         "random",
         _TITLE,
@@ -199,7 +199,7 @@ def _answer(subject: Subject, sides: list[Side], average: Average) -> str:
                 f"(right minus base {percent(found['right minus base'])}, FID {average.gaps[side.rate]:+.1f})"
             )
         else:
-            text += f"a picture changes by {_change(side, sides[0])} RMS"
+            text += f"a picture changes by {brief(_change(side, sides[0]), '.3f')} RMS"
         words.append(text)
     if sides[0].right is None:
         head = "Judge and FID are left out, since only the bundled model's own prompts have them: "

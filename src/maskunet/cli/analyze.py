@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DataError
-from .inputs import BatchSize, Device, Dtype, MaskerPath, Model, Seed, Steps
+from .inputs import Device, Dtype, MaskerPath, Model, Seed, Steps
 
 analyze_app = typer.Typer(
     help="What masks switch off, when, and what that does, as plots and data.", no_args_is_help=True
@@ -68,7 +68,7 @@ def _analyze(
         float | None, typer.Option(help="Strength of classifier-free guidance; 4 for 'shapes', else 7.5.")
     ] = None,
     seed: Seed = 0,
-    batch_size: BatchSize = 24,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts a call; 24 for 'shapes', else 4.")] = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -95,7 +95,7 @@ def _analyze(
         num_inference_steps=steps,
         guidance_scale=guidance_scale if guidance_scale is not None else 4.0 if model == "shapes" else 7.5,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size or (24 if model == "shapes" else 4),
         count=count,
         **given,
     )
