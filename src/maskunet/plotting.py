@@ -161,4 +161,6 @@ def show_picture(axis: Any, picture: Any, title: str = "", **options: Any) -> No
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
     axis.set_title(title, fontsize=8)

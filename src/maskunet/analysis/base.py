@@ -126,13 +126,11 @@ class Analysis:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: "" if _missing(v) else v for k, v in row.items()} for row in self.rows)
-        record = {"name": self.name, "title": self.title, "answer": self.answer, "settings": self.settings}
-        rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in self.rows]
-        for suffix, text in (
-            (".csv", table.getvalue()),
-            (".json", json.dumps(record | {"rows": rows}, indent=0) + "\n"),
-        ):
-            save_text(text, place / f"{self.name}{suffix}")
+        head = {"name": self.name, "title": self.title, "answer": self.answer, "settings": self.settings}
+        rows = ",\n".join(json.dumps({k: None if _missing(v) else v for k, v in row.items()}) for row in self.rows)
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]\n}}\n'  # a row a line
+        for suffix, content in ((".csv", table.getvalue()), (".json", text)):
+            save_text(content, place / f"{self.name}{suffix}")
             written.append(place / f"{self.name}{suffix}")
         return written
 

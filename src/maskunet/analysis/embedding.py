@@ -185,7 +185,9 @@ def _draw(spaces: Spaces, gap: Estimate, axes: Tensor, share: float) -> Any:
     axis.set_xlabel("first principal component of the real pictures")
     axis.set_ylabel("second principal component")
     axis.set_title(f"{spaces.name}; both axes show {100 * share:.0f} % of the variance", fontsize=9)
-    axis.legend(fontsize=8)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.16 * (high - low))  # room for the legend
+    axis.legend(fontsize=8, ncols=2, loc="upper center")
     axis = panels["B"]
     distances = _distances(spaces)
     for i, value in enumerate(distances.values()):

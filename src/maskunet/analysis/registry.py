@@ -16,7 +16,7 @@ from .subject import choose_subject
 
 #: Module and number of pictures by default of each analysis; adding one is a module with `study` and a line here.
 _STUDIES = {
-    "random": ("random_masks", 30),
+    "random": ("random_masks", 24),
     "density": ("density", 48),
     "masks": ("overlap", 12),
     "weights": ("magnitudes", 24),

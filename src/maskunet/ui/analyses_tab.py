@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,6 +13,8 @@ from .asked import MOST_ANALYSED
 from .parts import QUEUED, Asked, request_of, sentences, shown
 from .studio import Studio
 
+#: Columns of a row that are shown as one.
+_VALUE = ("value", "low", "high", "unit")
 _KEPT_S = 3600  # seconds that a person's latest analysis stays in memory
 
 
@@ -33,8 +37,9 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
         )
     run = gr.Button("Analyse", variant="primary", elem_id="analysis-run")
     answer = gr.Markdown(label="Answer", elem_id="analysis-answer")
-    figure = gr.Plot(label="Figure", elem_id="analysis-figure")
-    table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="analysis-table")
+    figure = gr.Plot(label="Figure", show_label=False, elem_id="analysis-figure")
+    with gr.Accordion("Numbers", open=False, elem_id="analysis-numbers"):
+        table = gr.HTML(label="Numbers", elem_id="analysis-table")
     latest = gr.State(None, time_to_live=_KEPT_S)
 
     def analyse(
@@ -52,12 +57,10 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
         with sentences():
             request = request_of(model, masker, prompt, steps, guidance, seed)
             found = studio.analyse(name, request, count, shown(progress))
-            headers = list(dict.fromkeys(key for row in found.rows for key in row))
-            rows = [[_cell(row.get(key)) for key in headers] for row in found.rows]
             return (
                 f"### {found.title}\n{found.answer}",
                 found.draw(),
-                {"headers": headers, "data": rows},
+                _table(found.rows),
                 found,
             )
 
@@ -74,7 +77,26 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
     keep.click(save, [latest, name, asked.masker], kept, api_name="keep_analysis", concurrency_id="files")
 
 
-def _cell(value: Any) -> Any:
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tidy rows as a table that scrolls in its own frame: a value with its interval and unit is one column, the last."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _VALUE]
+    lines = [_line("th", [*keys, "value"])]
+    lines += [_line("td", [*(_cell(row.get(key)) for key in keys), _value(row)]) for row in rows]
+    return f'<div class="numbers" tabindex="0"><table>{"".join(lines)}</table></div>'
+
+
+def _line(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    low, high = (_cell(row.get(key)) for key in ("low", "high"))
+    return " ".join(
+        filter(None, (_cell(row.get("value")), f"[{low}, {high}]" if low and high else "", row.get("unit")))
+    )
+
+
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else ""
-    return "" if value is None else value
+    return "" if value is None else str(value)

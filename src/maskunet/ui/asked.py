@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -74,12 +75,25 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a search is ended from outside.
+
+    Args:
+        stop: when set it ends soon, and what was found so far is kept.
+        leave: when set it ends at its next step and nothing is kept: nobody looks any more.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    leave: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
 class Moment:
     """A search under way, or done.
 
     Args:
-        share: of the denoising steps that are taken, in [0, 1].
-        base: the picture without the search.
+        share: of the denoising steps that are taken, in [0, 1]; of those without the search while `base` is None.
+        base: the picture without the search, which is drawn first; None until then.
         curve: rewards of the predicted picture, in the order of the trials.
         judged: the picture that is predicted now, in the end the finished one; None before the first step.
         found: the result, in the end.
@@ -87,7 +101,7 @@ class Moment:
     """
 
     share: float
-    base: Judged
+    base: Judged | None = None
     curve: tuple[float, ...] = ()
     judged: Judged | None = None
     found: SearchResult | None = None

@@ -31,9 +31,15 @@ CSS = """
 .reward-curve .grid { stroke: var(--border-color-primary); }
 .reward-curve .base { stroke: var(--body-text-color-subdued); stroke-dasharray: 5 4; }
 .reward-curve .reward { fill: none; stroke: var(--color-accent); stroke-width: 2.5; stroke-linejoin: round; }
+.numbers { width: 0; min-width: 100%; overflow: auto; max-height: 420px; font-size: 13px; }  /* 0: asks for no room */
+.numbers th, .numbers td { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
+.numbers th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; }
 #seeds-gallery .grid-wrap { max-height: none; min-height: 0; }
 #seeds-gallery .caption-label { max-width: 100%; padding: 1px 6px; font-size: 12px; }
-@media (max-width: 640px) { #seeds-gallery .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+@media (max-width: 640px) {
+  #seeds-gallery .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  .tab-container button { padding-left: 9px !important; padding-right: 9px !important; }
+}
 """
 
 
@@ -51,9 +57,8 @@ def build(studio: Studio) -> gr.Blocks:
                     seeds_tab(studio, asked)
                 with gr.Tab("Search", id="search"):
                     search_tab(studio, asked, page)
-                if studio.analyses is not None:
-                    with gr.Tab("Analyses", id="analyses"):
-                        analyses_tab(studio, asked)
+                with gr.Tab("Analyses", id="analyses"):
+                    analyses_tab(studio, asked)
         page.load(lambda chosen: masker_choices(studio, chosen), asked.masker, asked.masker, **AT_ONCE)
     return page
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from ..searching import PRESETS
-from .asked import Moment, Request
+from .asked import Ending, Moment, Request
 from .curve import reward_curve
 from .parts import AT_ONCE, NONE, QUEUED, Asked, image, masker_choices, note, request_of, said, sentences
 from .studio import Studio
@@ -22,31 +21,35 @@ _EFFORTS = [("quick", "fast"), ("normal", "default"), ("as in the paper", "paper
 _KEPT_S = 3600  # seconds that a person's latest masks stay in memory
 
 
-class _Stops:
-    """Who wants to stop: a flag for each person whose search runs or waits."""
+class _Endings:
+    """Who wants to stop or has left: an ending for each person whose search runs or waits."""
 
     def __init__(self) -> None:
-        self._flags: dict[str, threading.Event] = {}
+        self._endings: dict[str, Ending] = {}
 
     def arm(self, person: str) -> None:
-        self._flags[person] = threading.Event()
+        self._endings[person] = Ending()
 
-    def of(self, person: str) -> threading.Event:
-        return self._flags.setdefault(person, threading.Event())
+    def of(self, person: str) -> Ending:
+        return self._endings.setdefault(person, Ending())
 
     def stop(self, person: str) -> None:
-        if person in self._flags:
-            self._flags[person].set()
+        if person in self._endings:
+            self._endings[person].stop.set()
 
-    def forget(self, person: str, flag: threading.Event) -> None:
-        if self._flags.get(person) is flag:
-            del self._flags[person]
+    def leave(self, person: str) -> None:
+        if person in self._endings:
+            self._endings[person].leave.set()
+
+    def forget(self, person: str, ending: Ending) -> None:
+        if self._endings.get(person) is ending:
+            del self._endings[person]
 
 
 def search_tab(studio: Studio, asked: Asked, page: gr.Blocks) -> None:
     """Lay the tab out and connect it."""
     assert {value for _, value in _EFFORTS} == set(PRESETS)
-    stops = _Stops()
+    endings = _Endings()
     gr.Markdown(_ABOUT)
     effort = gr.Radio(_EFFORTS, value="default", label="Effort", elem_id="search-effort")
     on_top = gr.Checkbox(False, label="Search on top of the chosen masker", elem_id="search-on-top")
@@ -83,28 +86,28 @@ def search_tab(studio: Studio, asked: Asked, page: gr.Blocks) -> None:
         person: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Search masks for a prompt and a seed; yields the pictures, what is said of them, the curve and where it is."""
-        flag = stops.of(str(person.session_hash))
+        ending = endings.of(str(person.session_hash))
         try:
             with sentences():
                 request = request_of(model, masker if on_top else NONE, prompt, steps, guidance, seed)
-                for moment in studio.search(request, effort, flag):
+                for moment in studio.search(request, effort, ending):
                     yield _shown(studio, request, moment)
         finally:
-            stops.forget(str(person.session_hash), flag)
+            endings.forget(str(person.session_hash), ending)
 
     def arm(person: gr.Request) -> tuple[Any, ...]:
-        stops.arm(str(person.session_hash))
+        endings.arm(str(person.session_hash))
         return gr.Button(interactive=False), gr.Button(interactive=True), None
 
     def rest() -> tuple[Any, Any]:
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
     def end(person: gr.Request) -> Any:
-        stops.stop(str(person.session_hash))
+        endings.stop(str(person.session_hash))
         return gr.Button(interactive=False)
 
     def leave(person: gr.Request) -> None:
-        stops.stop(str(person.session_hash))
+        endings.leave(str(person.session_hash))
 
     inputs = [*asked.inputs, effort, on_top]
     outputs = [base, now, base_words, now_words, curve, status, found]
@@ -135,10 +138,13 @@ def _keep_row(studio: Studio, asked: Asked, found: gr.State) -> None:
 
 
 def _shown(studio: Studio, request: Request, moment: Moment) -> tuple[Any, ...]:
+    taken = f"Step {round(moment.share * request.steps)} of {request.steps}"
+    if moment.base is None:
+        return None, None, "", "", "", f"{taken} of the picture without the search.", None
     reward = studio.models.reward(request.model)
     drawn = reward_curve(moment.curve, moment.base.reward, "" if reward is None else reward.name)
     judged = moment.judged
-    status = f"Step {round(moment.share * request.steps)} of {request.steps}, {len(moment.curve)} trials."
+    status = f"{taken}, {len(moment.curve)} trials."
     if moment.found is not None:
         ended = "Stopped; what was found by then is kept" if moment.stopped else "Done"
         status = f"{ended}. {note(studio, request, str(request.seed))}"

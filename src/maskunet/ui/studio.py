@@ -7,7 +7,6 @@ maskers and seeds never mix.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,15 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import analysis
 from ..attachment import attach, attachment_of, detach, reattach
 from ..errors import DataError
 from ..evaluation import generate
 from ..maskers import Masker
 from ..searching import SearchConfig, SearchResult, SearchStep, search
-from .asked import MOST_ANALYSED, MOST_PICTURES, Judged, Moment, Pair, Progress, Request
+from .asked import MOST_ANALYSED, MOST_PICTURES, Ending, Judged, Moment, Pair, Progress, Request
 from .folder import Folder
 from .models import Models
 from .words import Verdict, verdicts, whole
+
+
+class _Left(Exception):  # noqa: N818
+    """Nobody looks at the search any more."""
 
 
 class Studio:
@@ -40,7 +44,7 @@ class Studio:
 
     def __init__(self, models: Models, folder: Folder, analyses: Any = None) -> None:
         self.models, self.folder = models, folder
-        self.analyses = analyses or _analyses()
+        self.analyses = analyses or analysis
         self._turn = threading.Lock()
 
     def warm_up(self) -> None:
@@ -90,13 +94,13 @@ class Studio:
                     sides.append(self._judged(request, _draw(pipe, request, seeds, told)))
         return [Pair(*parts) for parts in zip(seeds, *sides, strict=True)]
 
-    def search(self, request: Request, preset: str, stop: threading.Event) -> Iterator[Moment]:
+    def search(self, request: Request, preset: str, ending: Ending) -> Iterator[Moment]:
         """Search masks for one picture, and show it as it goes.
 
         Args:
             request: what to draw; its masker lies under the search.
             preset: a name of `searching.PRESETS`.
-            stop: when set the search ends soon, and what was found so far is kept. Leaving the iterator sets it.
+            ending: ends it from outside. Leaving the iterator sets `leave`.
 
         Yields:
             Moments; some are left out where nobody takes them in time. The last has the result.
@@ -116,7 +120,9 @@ class Studio:
         def work() -> None:
             try:
                 with self._turn:
-                    self._search(request, config, stop, shown.put)
+                    self._search(request, config, ending, shown.put)
+            except _Left:
+                pass
             except Exception as error:  # raised again where the moments are taken
                 shown.put(error)
             finally:
@@ -126,12 +132,10 @@ class Studio:
         try:
             yield from _latest(shown)
         finally:
-            stop.set()  # nobody looks any more; not waited for, since whoever lets go may be an event loop
+            ending.leave.set()  # nobody looks any more; not waited for, since whoever lets go may be an event loop
 
-    def _search(
-        self, request: Request, config: SearchConfig, stop: threading.Event, show: Callable[[Moment], None]
-    ) -> None:
-        if stop.is_set():
+    def _search(self, request: Request, config: SearchConfig, ending: Ending, show: Callable[[Moment], None]) -> None:
+        if ending.stop.is_set():
             raise DataError("the search was stopped before it began; nothing was found")
         pipe, reward = self.models.pipe(request.model), self.models.reward(request.model)
         if reward is None:
@@ -142,8 +146,14 @@ class Studio:
                 f"expected a masker of whole batches under a search, {request.masker!r} masks the conditional half "
                 "alone; choose another one or none"
             )
+
+        def step_taken(moment: Moment) -> None:
+            show(moment)
+            if ending.leave.is_set():
+                raise _Left
+
         with _attached(pipe, under):
-            picture = _draw(pipe, request, [request.seed], lambda share: None)
+            picture = _draw(pipe, request, [request.seed], lambda share: step_taken(Moment(share)))
             base = self._judged(request, picture)[0]
             now = Moment(0.0, base)
             show(now)
@@ -152,15 +162,19 @@ class Studio:
                 nonlocal now
                 seen = self._judged(request, step.preview())[0]
                 now = Moment((step.step + 1) / step.steps, base, (*now.curve, seen.reward or 0.0), seen)
-                show(now)
-                return stop.is_set()
+                step_taken(now)
+                return ending.stop.is_set()
 
             found = search(pipe, [request.prompt], reward, config, seeds=[request.seed], progress=False, on_step=look)
         rewards = None if base.reward is None else torch.tensor([base.reward])
         found = replace(found, base=picture, base_rewards=rewards)
         show(
             replace(
-                now, share=1.0, judged=self._judged(request, found.pictures)[0], found=found, stopped=stop.is_set()
+                now,
+                share=1.0,
+                judged=self._judged(request, found.pictures)[0],
+                found=found,
+                stopped=ending.stop.is_set(),
             )
         )
 
@@ -273,11 +287,3 @@ def _latest(shown: SimpleQueue[Moment | Exception | None]) -> Iterator[Moment]:
             raise item
         if item is None:
             return
-
-
-def _analyses() -> Any:
-    """The module `maskunet.analysis`, or None in an installation without it."""
-    try:
-        return importlib.import_module("...analysis", __name__)
-    except ModuleNotFoundError:
-        return None
