@@ -12,8 +12,9 @@ export MALLOC_TOP_PAD_ := 268435456
 demo: $(VENV)/.installed
 	$(BIN)/maskunet demo
 
+# Two processes of one thread each: most tests are too small for two threads.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
