@@ -166,8 +166,17 @@ def test_a_newcomer_compares_with_one_press(open_page: Callable[..., Any], tmp_p
         assert "Reward 0." in page.inner_text("#compare-base")
         assert "Judge: " in page.inner_text("#compare-masked")
         assert fits(page)
-        # Dragging the line moves it.
+        # Dragging the line moves it. It finds its place in the middle only once both pictures are there.
         line = page.locator("#compare-slider .inner")
+        page.wait_for_function(
+            """() => {
+                const images = [...document.querySelectorAll("#compare-slider img")]
+                const frame = document.querySelector("#compare-slider").getBoundingClientRect()
+                const line = document.querySelector("#compare-slider .inner").getBoundingClientRect()
+                return images.every(x => x.complete && x.naturalWidth) && line.x > frame.x + frame.width / 4
+            }"""
+        )
+        line.scroll_into_view_if_needed()
         before = line.bounding_box()
         page.mouse.move(before["x"] + before["width"] / 2, before["y"] + before["height"] / 2)
         page.mouse.down()
