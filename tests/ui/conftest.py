@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 
 import maskunet as mu
 from maskunet.ui.asked import Request
@@ -32,8 +33,8 @@ class FakeAnalysis:
     answer: str = "This much."
     rows: list[dict[str, Any]] = field(default_factory=lambda: [{"measure": "a", "value": 0.5, "unit": "%"}])
 
-    def draw(self) -> Any:
-        raise NotImplementedError
+    def draw(self) -> Figure:
+        return Figure()
 
     def save(self, folder: Path) -> list[Path]:
         (folder / "how.csv").write_text("measure,value\n")
