@@ -6,9 +6,11 @@ import copy
 import itertools
 from typing import Any
 
+import accelerate
 import diffusers
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 import maskunet as mu
@@ -208,6 +210,21 @@ def test_gradient_checkpointing_gives_the_same(pipe: Any) -> None:
     plain = made(pipe)
     pipe.unet.enable_gradient_checkpointing()
     torch.testing.assert_close(made(pipe), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_offload_by_layer_gives_the_same(pipe: Any) -> None:
+    plain = made(pipe)
+    pipe = copy.deepcopy(pipe)  # its parts are shared among tests
+    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+        accelerate.cpu_offload(part, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(made(pipe), plain, atol=1e-5, rtol=1e-5)
+    assert next(pipe.unet.parameters()).device.type == "meta"
+
+
+def test_group_offload_is_refused(pipe: Any) -> None:
+    apply_group_offloading(pipe.unet, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(mu.DataError, match="without diffusers' group offload"):
+        made(pipe)
 
 
 def test_pictures_of_other_shapes(pipe: Any) -> None:

@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook, UserCpuOffloadHook, add_hook_to_module
+from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
 import maskunet as mu
@@ -129,6 +130,21 @@ def test_offload_is_back_after_a_failure(fresh: Any, offload: Callable[[Any], No
     assert same(hooks(fresh), before)
     assert away(fresh.unet)
     assert away(fresh.vae)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_group_offload_is_refused(fresh: Any, part: str) -> None:
+    before = [p.requires_grad for p in fresh.unet.parameters()]
+    apply_group_offloading(getattr(fresh, part), onload_device=CPU, offload_type="leaf_level")
+    with pytest.raises(mu.DataError, match=r"without diffusers' group offload.*enable_model_cpu_offload"):
+        searched(fresh)
+    assert [p.requires_grad for p in fresh.unet.parameters()] == before
+
+
+def test_group_offload_of_what_no_gradient_goes_through(fresh: Any) -> None:
+    expected = searched(fresh)
+    apply_group_offloading(fresh.text_encoder, onload_device=CPU, offload_type="leaf_level")
+    assert torch.equal(searched(fresh).pictures, expected.pictures)
 
 
 def test_what_ran_before_makes_room_and_other_hooks_stay() -> None:

@@ -31,6 +31,7 @@ from ..errors import DataError
 from ..evaluation.generation import Make
 from ..freezing import frozen
 from ..searching.preparation import upcast_decoder
+from ..searching.residence import resident
 from ..searching.sampling import StepwiseSampler
 from ..targets import unet_of
 from .binding import binding_loss
@@ -79,7 +80,8 @@ def syngen(
 
     Raises:
         DataError: a setting out of range; spaCy or its model is missing; phrases that no token is left of; attention
-            processors that do more than attend; no attention at this resolution; or what `StepwiseSampler` refuses.
+            processors that do more than attend; no attention at this resolution; a U-Net offloaded by groups of layers; or
+            what `StepwiseSampler` refuses.
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise DataError(f"expected a scale of at least 0, got {scale}")
@@ -88,7 +90,8 @@ def syngen(
     find = phrases or syntax_phrases()
     attached = attachment_of(pipe)
     masker = None if attached is None else attached.masker
-    with frozen(pipe, *([masker] if isinstance(masker, nn.Module) else [])), upcast_decoder(pipe):
+    own = [masker] if isinstance(masker, nn.Module) else []
+    with resident(pipe.unet), frozen(pipe, *own), upcast_decoder(pipe):
         sampler = StepwiseSampler(
             pipe,
             prompts,

@@ -72,7 +72,7 @@ def search(
         Pictures with and without masks, rewards of both, the masks, and the history.
 
     Raises:
-        DataError: no prompts, or a setting out of range.
+        DataError: no prompts, a setting out of range, or networks offloaded by groups of layers.
         RewardError: the reward gives another shape, is not finite, or has no gradient.
         TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
             prompts.

@@ -3,7 +3,8 @@
 Offload moves weights as modules are called: `enable_model_cpu_offload` sends the U-Net away when the decoder runs, by
 swapping the data of its parameters in place, and `enable_sequential_cpu_offload` replaces each layer's parameters after
 its call. A backward pass comes later and finds the swapped ones elsewhere. So accelerate's hooks are suspended meanwhile;
-they themselves stay where they are, since other wrappings look for them.
+they themselves stay where they are, since other wrappings look for them. diffusers' group offload, which swaps data as well
+and has no such hooks, is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from accelerate.hooks import AlignDevicesHook, CpuOffload, ModelHook, SequentialHook
 from accelerate.utils import send_to_device
 from torch import nn
+
+from ..errors import DataError
 
 
 class _Resident(ModelHook):  # type: ignore[misc]
@@ -60,14 +63,30 @@ def _send_back(module: nn.Module, hook: Any) -> None:
         hook.post_forward(module, None)
 
 
+def _in_groups(module: nn.Module) -> bool:
+    """Whether diffusers offloads it by groups of layers; told by the hook's name, as diffusers itself does."""
+    chain = getattr(module, "_diffusers_hook", None)
+    return chain is not None and chain.get_hook("group_offloading") is not None
+
+
 @contextlib.contextmanager
 def resident(*parts: Any) -> Iterator[None]:
     """Keep networks on their execution device; afterwards they are offloaded again, by the hooks they had.
 
     Args:
         parts: networks, offloaded by accelerate or not; whatever is no module is passed over.
+
+    Raises:
+        DataError: a network is offloaded by groups of layers.
     """
     modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
+    grouped = {type(p).__name__ for p in parts if isinstance(p, nn.Module) and any(map(_in_groups, p.modules()))}
+    if grouped:
+        raise DataError(
+            f"expected {' and '.join(sorted(grouped))} without diffusers' group offload where gradients go through them, "
+            "since its weights leave before the gradient comes back; load the pipeline again and use "
+            "pipe.enable_model_cpu_offload() to save memory"
+        )
     with contextlib.ExitStack() as after:
         for module in modules:
             hook = getattr(module, "_hf_hook", None)
