@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskunet.errors import DataError
-from maskunet.reproduce import world
+from maskunet.reproduce import ablations, world
 from maskunet.reproduce.ablations import REFERENCE, VARIANTS, AblationConfig, reproduce_ablations
 from maskunet.reproduce.plots import plot_ablations, plot_table1
 from maskunet.reproduce.report import ablations_markdown
@@ -51,6 +52,22 @@ def test_variants_differ_in_what_their_name_says(result: dict) -> None:  # type:
     count = {name: made[0]["parameters"] for name, made in cells.items() if name != "base"}
     assert count["without timestep"] < count[REFERENCE] == count["without sample"] < count["decoder attention + conv"]
     assert count["decoder attention + conv"] < count["all layers"]
+
+
+def test_a_dear_row_has_fewer_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def finished(path: Path, run: object) -> dict[str, object]:
+        asked.append(path.stem)
+        return {"art_gain": 0.0, "fid": {"clip": 1.0}, "curve": []}
+
+    for name in ("load_base", "World", "ArtRuns"):
+        monkeypatch.setattr(ablations, name, lambda *_: None)
+    monkeypatch.setattr(ablations, "cell", finished)
+    cells = reproduce_ablations(tmp_path, replace(CONFIG, seeds=3), variants=["all layers"])["cells"]
+    assert {name: len(made) for name, made in cells.items()} == {"base": 3, REFERENCE: 3, "all layers": 1}
+    assert "all-layers-0" in asked
+    assert "all-layers-1" not in asked
 
 
 def test_snapshots_follow_training(result: dict) -> None:  # type: ignore[type-arg]

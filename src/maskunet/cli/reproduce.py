@@ -31,12 +31,13 @@ def _report(
     plot: Callable[[dict[str, Any], Path], list[Path]],
 ) -> None:
     """Run a study and write its record, table and figures."""
+    from ..machine import machine
     from .pictures import make_folder, save_text
 
     # A trial must not take the place of the whole.
     output = output or (Path("docs/results") if whole else Path("runs") / name)
     make_folder(output)
-    result = run()
+    result = run() | {"machine": machine()}
     save_text(json.dumps(result, indent=1) + "\n", output / f"{name}.json")
     text = f"# {title}\n\n{table(result)}"
     save_text(text, output / f"{name}.md")

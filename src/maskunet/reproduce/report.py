@@ -122,7 +122,7 @@ def ablations_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{seeds_of(config)}, {config['prompts']} pictures a cell, {config['steps']} steps of 64 on "
         f"`shapes-art` at rate {config['learning_rate']:g} from logits {config['initial_logit']:g}. Brackets: Student's "
-        "95 % interval over training seeds.",
+        "95 % interval over training seeds; a row without brackets has one seed.",
         "",
         "| masks | parameters | art gain | density | FID, CLIP | FID, VAE | overall | paper, FID |",
         "|---|---|---|---|---|---|---|---|",
