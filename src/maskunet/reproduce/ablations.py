@@ -28,11 +28,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: settings of the masks, its rate as a share of the study's, and how many training seeds it gets at most."""
+    """A row: what it has in place of the study's settings.
+
+    Args:
+        mask: settings of the masks; those of `logit` aside.
+        rate: learning rate, as a share of the study's.
+        seeds: how many training seeds it gets at most.
+        logit: every mask logit at the start; the study's if None.
+        training: further settings of the trainer.
+    """
 
     mask: TrainableConfig = field(default_factory=MaskConfig)
     rate: float = 1.0
     seeds: int | None = None
+    logit: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -40,6 +50,9 @@ VARIANTS: dict[str, Variant] = {
     "without timestep": Variant(MaskConfig(use_timestep=False)),
     "without sample": Variant(MaskConfig(use_sample=False)),
     "at 0.3 of the rate": Variant(rate=0.3),
+    "temperature 0.3": Variant(MaskConfig(tau=0.3)),
+    "from logits 1": Variant(logit=1.0),
+    "towards density 0.97": Variant(training={"target_density": 0.97}),
     "low rank, r = 16": Variant(LowRankConfig()),
     "low rank, r = 16, at 0.5 of the rate": Variant(LowRankConfig(), 0.5),
     "low rank, r = 16, at 0.3 of the rate": Variant(LowRankConfig(), 0.3),
@@ -116,7 +129,8 @@ def reproduce_ablations(
         return found | {"density": world.density(pipe)}
 
     def settings(name: str) -> TrainableConfig:
-        return replace(VARIANTS[name].mask, initial_logit=config.initial_logit)
+        own = VARIANTS[name]
+        return replace(own.mask, initial_logit=config.initial_logit if own.logit is None else own.logit)
 
     def trained(name: str, seed: int) -> dict[str, Any]:
         pipe, run = runs.train(
@@ -126,7 +140,8 @@ def reproduce_ablations(
             seed=seed,
             steps=config.steps,
             mask=settings(name),
-            config={"validation_steps": every, "checkpointing_steps": every, "checkpoints_total_limit": None},
+            config={"validation_steps": every, "checkpointing_steps": every, "checkpoints_total_limit": None}
+            | VARIANTS[name].training,
         )
         last = run.stats[-1]
         own = {"art_gain": last["gain"], "art_gain_ci95": last["gain_ci95"]}
