@@ -19,7 +19,8 @@ class FixedMasks(Masker):
 
     Args:
         masks: for each layer a mask of 0 and 1 (or booleans): (O, I) shared by the batch or (B, O, I) per sample for a
-            Linear, (O, I, kh, kw) or (B, O, I, kh, kw) for a Conv2d. Row r of a batch takes mask r mod B.
+            Linear, (O, I, kh, kw) or (B, O, I, kh, kw) for a Conv2d. Row r of a batch takes mask r mod B. Read one after
+            the other, so a mapping that makes them when asked holds one at a time.
 
     Raises:
         TargetError: a name is not that of a layer in a block, or a mask is not binary or has no such shape.
@@ -32,6 +33,7 @@ class FixedMasks(Masker):
             raise TargetError("expected a mask for at least one layer, got none")
         blocks: dict[str, list[LayerSpec]] = {}
         samples: dict[str, int | None] = {}
+        packed: dict[str, Tensor] = {}
         for name, mask in masks.items():
             if mask.ndim not in (2, 3, 4, 5) or 0 in mask.shape:
                 raise TargetError(
@@ -43,12 +45,13 @@ class FixedMasks(Masker):
             samples[name] = mask.shape[0] if mask.ndim in (3, 5) else None
             shape = mask.shape[1:] if mask.ndim in (3, 5) else mask.shape
             blocks.setdefault(block_of(name), []).append(LayerSpec(name, tuple(shape)))
+            packed[name] = pack_bits(mask.detach())
         # The widths of the blocks do not matter to masks that are given.
         super().__init__(Network(tuple(BlockSpec(b, 0, 0, 0, tuple(layers)) for b, layers in blocks.items())))
         self.samples = samples
         self.sample_counts = frozenset(count for count in samples.values() if count is not None)
-        for name, mask in masks.items():
-            self.register_buffer(_key(name), pack_bits(mask.detach()), persistent=False)
+        for name, bits in packed.items():
+            self.register_buffer(_key(name), bits, persistent=False)
         self._names = {block: tuple(layer.name for layer in layers) for block, layers in blocks.items()}
         self._shapes = {layer.name: layer.shape for layer in self.network.layers}
 
