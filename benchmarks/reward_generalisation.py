@@ -2,9 +2,9 @@
 
     python benchmarks/reward_generalisation.py      # five minutes on two cores; docs/results/reward_generalisation.json
 
-Three networks: the reward, its referee, and the CLIP that gives features, which was the reward before.
+Four networks: the reward, the matcher, their referee, and the CLIP that gives features, which was the reward before.
 
-- cosine: of drawn pictures with their captions, by split.
+- level: of drawn pictures with their captions, by split: a cosine, or the matcher's log-probability.
 - near misses: how often the own caption beats those of three scenes that differ in one thing, and the same for pictures.
 - AUC: of two pictures generated for one prompt, one right and one wrong by the judge, how often the right one has the higher
   reward; on final pictures, and on the pictures predicted after some steps of sampling, or after a roll-out of a few
@@ -40,7 +40,7 @@ ROLLOUT = 3  # coarse steps from there, as a search may take before it shows a p
 ALL = ("train", "val", "test")
 
 
-def cosines(reward: Reward) -> dict[str, dict[str, float]]:
+def levels(reward: Reward) -> dict[str, dict[str, float]]:
     """Mean and deviation by split."""
     scenes = {"train": [training_scene(i) for i in range(COUNT)]}
     scenes |= {split: held_out_scenes(COUNT, split) for split in ("val", "test")}
@@ -84,11 +84,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     keep_freed_memory()
-    found: dict[str, Reward] = {"reward": rewards.load("shapes")}
+    found: dict[str, Reward] = {"reward": rewards.load("shapes"), "matcher": rewards.load("shapes-matching")}
     found |= {n: ShapesReward.from_pretrained(zoo.path(f"shapes-{n}")) for n in ("referee", "clip")}
     if args.reward:
         found["other"] = ShapesReward.from_pretrained(args.reward)
-    result = {n: {"cosine": cosines(r), "near_misses": against_near_misses(r), "auc": {}} for n, r in found.items()}
+    result = {n: {"level": levels(r), "near_misses": against_near_misses(r), "auc": {}} for n, r in found.items()}
     pipe, prompts = zoo.load("shapes"), held_out_prompts(PROMPTS, "val")
     scores: dict[str, dict[str, list[Tensor]]] = {n: {} for n in found}
     right = []

@@ -112,13 +112,17 @@ CHOICES: dict[str, Method] = {
         ascend=False, iterations=(15,) + (0,) * 14, initial_logit=0.0, rollout=3
     ),
 }
+#: How greedily particles are resampled; rewards differ in scale.
+PARTICLES: dict[str, Method] = {
+    f"particles, 4, lambda {scale:g}": partial(rivals.particles, count=4, scale=scale) for scale in (1.0, 3.0, 10.0)
+}
 NOTE = (
     "time is not recorded: other work ran beside it; cells without minus_plain are an earlier run's, which kept no verdict "
     "of each prompt, and four of them were made before the referee"
 )
 #: What of a cell is written down; time is not, where other work runs beside.
 KEPT = ("n", "reward", "referee", "accuracy", "fid", "forwards")
-VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES
+VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES | PARTICLES
 
 
 def minus_plain(cell: dict[str, Any], plain: dict[str, Any]) -> dict[str, list[float]]:
@@ -156,13 +160,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/search_variants"), help="folder of finished cells")
     parser.add_argument("--only", nargs="+", help="variants by name, or by a part of it, beside the reference")
     parser.add_argument("--seeds", type=int, default=STUDY.seeds, help="sets of starting noises")
+    parser.add_argument("--reward", default="shapes", help="what methods see: shapes or shapes-matching")
     parser.add_argument("--no-write", action="store_true", help="leave docs/results alone")
     args = parser.parse_args()
     keep_freed_memory()
     chosen = REFERENCE | {
         n: m for x in args.only or [""] for n, m in VARIANTS.items() if (n == x if x in VARIANTS else x in n)
     }
-    result = run_study(args.work, replace(STUDY, seeds=args.seeds), chosen, say=partial(print, flush=True))
+    result = run_study(
+        args.work, replace(STUDY, seeds=args.seeds, reward=args.reward), chosen, say=partial(print, flush=True)
+    )
     cells = {
         name: [
             {k: v for k, v in cell.items() if k in KEPT} | {"minus_plain": minus_plain(cell, plain)}
@@ -171,7 +178,9 @@ def main() -> None:
         for name, made in result["cells"].items()
     }
     path = Path(__file__).parents[1] / "docs" / "results" / "search_variants.json"
-    if args.only and not args.no_write:  # the others stay as they were measured
+    if args.reward != "shapes":
+        path = path.with_stem(f"search_variants_{args.reward}")
+    if args.only and path.exists() and not args.no_write:  # the others stay as they were measured
         cells = json.loads(path.read_text())["cells"] | cells
     cells = {name: cells[name] for name in VARIANTS if name in cells}
     print(table(cells))

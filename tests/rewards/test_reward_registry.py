@@ -13,7 +13,7 @@ from maskunet.errors import RewardError
 from maskunet.rewards import WeightedSum, load, names, parse_reward
 from maskunet.rewards.registry import BUILT_IN
 from maskunet.shapes.drawing import draw
-from maskunet.shapes.scenes import training_scene
+from maskunet.shapes.scenes import held_out_scenes, training_scene
 from maskunet.zoo.clip import swapped
 
 MODULE = """
@@ -130,10 +130,11 @@ def test_every_built_in_class_is_there() -> None:
         _ = mu.rewards.nothing
 
 
-def test_the_bundled_reward_prefers_what_the_picture_shows() -> None:
+@pytest.mark.parametrize("name", ["shapes", "shapes-matching"])
+def test_the_bundled_rewards_prefer_what_the_picture_shows(name: str) -> None:
     import random
 
-    reward = mu.rewards.load("shapes")
+    reward = mu.rewards.load(name)
     scenes = [training_scene(i, 99) for i in range(40)]
     pictures = draw(scenes, "plain").clamp(0, 1).requires_grad_()
     right = reward(pictures, [s.caption for s in scenes])
@@ -142,3 +143,27 @@ def test_the_bundled_reward_prefers_what_the_picture_shows() -> None:
     right.sum().backward()
     assert pictures.grad is not None
     assert (pictures.grad.abs().amax((1, 2, 3)) > 0).all()
+
+
+def test_the_matcher_tells_which_thing_has_which_colour() -> None:
+    """What a cosine of pooled features does not; in pairs that were never seen together."""
+    reward = mu.rewards.load("shapes-matching")
+    scenes = [s for s in held_out_scenes(360, "val") if s.task == "color_attr"]
+    scenes = [s for s in scenes if s.include[0]["color"] != s.include[1]["color"]]
+    exchanged = []
+    for scene in scenes:
+        one, other = (need["color"] for need in scene.include)
+        exchanged.append(scene.caption.replace(one, "?").replace(other, one).replace("?", other))
+    pictures = draw(scenes)
+    with torch.no_grad():
+        better = reward(pictures, [s.caption for s in scenes]) > reward(pictures, exchanged)
+    assert len(scenes) > 50
+    assert float(better.float().mean()) >= 0.95
+
+
+def test_a_matcher_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(mu.CheckpointError, match="expected a matcher"):
+        mu.rewards.load("shapes-matching", tmp_path)
+    (tmp_path / "config.json").write_text('{"vision": {"hidden_size": 7}}')
+    with pytest.raises(mu.CheckpointError, match="expected a matcher"):
+        mu.rewards.load("shapes-matching", tmp_path)

@@ -34,11 +34,11 @@ def test_plain_diffusers_loads_the_same_model(bundled: StableDiffusionPipeline) 
 
 def test_weights_are_small() -> None:
     files = [p for name in zoo.NAMES for p in zoo.path(name).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 34e6
+    assert sum(p.stat().st_size for p in files) <= 37e6
     tensors = [
         t for p in files if p.suffix == ".safetensors" and "masker" not in p.name for t in load_file(p).values()
     ]
-    assert sum(2 * t.numel() for t in tensors) <= 30e6  # in half precision; the text encoder is stored in single
+    assert sum(2 * t.numel() for t in tensors) <= 33e6  # in half precision; the text encoder is stored in single
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt", ".md"}
 
 

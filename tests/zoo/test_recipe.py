@@ -14,9 +14,11 @@ from transformers import CLIPModel
 
 import maskunet as mu
 from maskunet.shapes.scenes import training_scene
+from maskunet.shapes.vocabulary import COLOURS, SHAPES
 from maskunet.zoo.clip import swapped
+from maskunet.zoo.groups import GROUP, Matches, grouped_scenes
+from maskunet.zoo.matching import Contents, shape_tokens
 from maskunet.zoo.recipe import Recipe, train_shapes
-from maskunet.zoo.reward import GROUP, Matches, grouped_scenes
 from maskunet.zoo.stage import StageConfig, run_stage
 from maskunet.zoo.tokenizer import MAX_LENGTH, build_tokenizer, world_words
 
@@ -131,9 +133,38 @@ def test_recipe_leaves_standard_clips(trained: Path, name: str, width: int) -> N
     assert config["image_mean"] == [0.5, 0.5, 0.5]
 
 
+def test_recipe_leaves_a_matcher(trained: Path) -> None:
+    reward = mu.rewards.load("shapes-matching", trained / "out" / "shapes-matcher")
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = reward(pictures, ["a red circle", "two stars"])
+    assert found.shape == (2,)
+    assert (found <= 0).all()
+    found.sum().backward()
+    assert pictures.grad is not None
+    assert (pictures.grad != 0).any()
+
+
+def test_contents_of_pictures_and_names_of_shapes() -> None:
+    scenes = [training_scene(i, 5) for i in range(60)]
+    counts, places, colours = Contents.of(scenes)
+    tokenizer = build_tokenizer()
+    names = shape_tokens(tokenizer)
+    for n, scene in enumerate(scenes):
+        assert int(counts[n].sum()) == len(scene.objects)
+        said = {int(i) for i in names[tokenizer(scene.caption)["input_ids"]]} - {-1}
+        assert said == {SHAPES.index(need["class"]) for need in scene.include}
+        for one in scene.objects:
+            k = SHAPES.index(one.shape)
+            if counts[n, k] == 1:
+                assert places[n, k].tolist() == pytest.approx([one.x / 32 - 1, one.y / 32 - 1], abs=1e-5)
+                assert colours[n, k] == COLOURS.index(one.colour)
+            else:
+                assert colours[n, k] == -100
+
+
 def test_recipe_is_small_and_finished_stages_are_kept(trained: Path) -> None:
     stored = [t for path in (trained / "out").rglob("*.safetensors") for t in load_file(path).values()]
-    assert sum(2 * t.numel() for t in stored) <= 30e6  # in half precision; the text encoder is stored in single
+    assert sum(2 * t.numel() for t in stored) <= 33e6  # in half precision; the text encoder is stored in single
     before = (trained / "out" / "shapes" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     train_shapes(trained / "out", trained / "work", Recipe().shortened(0.0005), progress=False)
     after = (trained / "out" / "shapes" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()

@@ -194,7 +194,7 @@ def zoo_train(
     work: Annotated[Path | None, typer.Option(help="Folder of the runs under way; <output>/work by default.")] = None,
     share: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Share of the recipe, to try it out.")] = 1.0,
     rewards_only: Annotated[
-        bool, typer.Option("--rewards-only", help="Only the reward and its referee, for the pipeline as it is.")
+        bool, typer.Option("--rewards-only", help="Only the rewards and their referee, for the pipeline as it is.")
     ] = False,
 ) -> None:
     """Train the bundled model from nothing; the same command again resumes. About three hours on two CPU cores."""

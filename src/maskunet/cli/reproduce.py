@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,18 +124,20 @@ def search(
     work: Work = None,
     prompts: Annotated[int, typer.Option(min=6, help="Held-out prompts.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Sets of starting noises.")] = 3,
+    reward: Annotated[str, typer.Option(help="What methods see: shapes or shapes-matching.")] = "shapes",
 ) -> None:
     """Search of masks against its rivals at equal compute; the same command again goes on."""
     from ..reproduce.search import SearchStudy, run_study
     from ..reproduce.search_report import plot_search, search_markdown
 
-    study, folder = SearchStudy(seeds=seeds, prompts=prompts), work or Path("runs/search")
+    study, folder = SearchStudy(seeds=seeds, prompts=prompts, reward=reward), work or Path("runs/search")
+    name = "search" if reward == SearchStudy.reward else f"search_{reward}"
     _report(
-        "search",
+        name,
         "Search of masks and its rivals",
         output,
-        study == SearchStudy(),
+        study == SearchStudy(reward=reward),
         lambda: run_study(folder, study, say=typer.echo),
         search_markdown,
-        plot_search,
+        partial(plot_search, name=name),
     )

@@ -82,7 +82,7 @@ def reproduce_amortised(
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
     scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
     data = encode_scenes(base, scenes, style)
-    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest()}"
+    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest('shapes')}"
 
     def measured(pipe: Any, split: Split) -> dict[str, Any]:
         prompts = held_out_prompts(config.prompts, split)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__, rewards, zoo
+from ..errors import DataError
 from ..metrics.distances import frechet_distance
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 Method = Callable[[Any, Sequence[str], Sequence[int], Reward], Tensor]
 
 
+#: Where the weights of the bundled rewards are.
+_FOLDERS = {"shapes": "shapes-reward", "shapes-matching": "shapes-matcher"}
+
+
 @dataclass(frozen=True)
 class SearchStudy:
     """Settings of the comparison.
@@ -46,6 +51,7 @@ class SearchStudy:
         num_inference_steps, guidance_scale: settings of generation, DDIM.
         batch_size: prompts at once.
         reference_pictures: real pictures that FID is measured to.
+        reward: name of the reward that methods see.
     """
 
     seeds: int = 3
@@ -55,6 +61,7 @@ class SearchStudy:
     guidance_scale: float = 4.0
     batch_size: int = 60
     reference_pictures: int = 1200
+    reward: str = "shapes"
 
 
 def masks(**changes: Any) -> Method:
@@ -135,10 +142,15 @@ def run_study(
         study: settings.
         methods: by name; `METHODS` if None.
         say: told of each cell as it is finished.
+
+    Raises:
+        DataError: the reward is no bundled one.
     """
     study, methods = study or SearchStudy(), METHODS if methods is None else methods
+    if study.reward not in _FOLDERS:
+        raise DataError(f"expected a bundled reward ({', '.join(_FOLDERS)}), got {study.reward!r}")
     work = work / "-".join(f"{v}" for v in asdict(study).values())  # other settings, other cells
-    pipe, reward, referee = zoo.load("shapes"), rewards.load("shapes"), rewards.load("shapes-referee")
+    pipe, reward, referee = zoo.load("shapes"), rewards.load(study.reward), rewards.load("shapes-referee")
     world = World(pipe, Sampling(study.num_inference_steps, study.guidance_scale), study.reference_pictures)
     options = {"num_inference_steps": study.num_inference_steps, "guidance_scale": study.guidance_scale}
     prompts = held_out_prompts(study.prompts, study.split)
@@ -165,7 +177,7 @@ def run_study(
             "forwards": forward_equivalents(pipe, method, reward, options),
         }
 
-    weights = reward_digest()
+    weights = reward_digest(study.reward)
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for seed in range(study.seeds):
         for name, method in methods.items():
@@ -180,9 +192,10 @@ def run_study(
     return {"study": asdict(study), "cells": cells, "version": __version__}
 
 
-def reward_digest() -> str:
-    """Return what tells a cell of another reward: the start of a hash of the bundled one's weights."""
-    return hashlib.sha256((zoo.path("shapes-reward") / "model.safetensors").read_bytes()).hexdigest()[:12]
+def reward_digest(name: str) -> str:
+    """Return what tells a cell of another reward: the start of a hash of a bundled one's weights."""
+    folder = zoo.path(_FOLDERS[name])
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ def search_markdown(result: dict[str, Any]) -> str:
         f"{study['prompts']} {study['split']} prompts x {study['seeds']} seeds, {study['num_inference_steps']} DDIM steps, "
         f"guidance {study['guidance_scale']:g}. Forwards: all operations (U-Net, decoder, reward) over those of one guided "
         "U-Net call. Brackets: Student's 95 % interval over seeds; differences are paired. The referee is a second "
-        "reward, trained apart from the one that methods see.",
+        f"reward, trained apart from the one that methods see, {study['reward']}.",
         "",
         "| method | reward | referee | overall | minus plain | FID, CLIP | FID, VAE | forwards | seconds a picture |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -44,12 +44,13 @@ def search_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_search(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw `search`: reward, referee and judge by method, with each method's compute.
+def plot_search(result: dict[str, Any], folder: Path, name: str = "search") -> list[Path]:
+    """Draw reward, referee and judge by method, with each method's compute.
 
     Args:
         result: what `run_study` returned.
         folder: where to.
+        name: of the figure's files.
     """
     study, cells = result["study"], result["cells"]
     figure, axes = new_figure(1, 3)
@@ -67,4 +68,4 @@ def plot_search(result: dict[str, Any], folder: Path) -> list[Path]:
         axis.set_yticklabels([])
     count = f"{study['prompts']} prompts x {study['seeds']} seeds"
     figure.suptitle(f"What compute buys ({count}; 95 % over seeds; in brackets guided U-Net calls a picture)")
-    return save_figure(figure, folder / "search")
+    return save_figure(figure, folder / name)

@@ -1,4 +1,4 @@
-"""The models that come with the package: a small Stable Diffusion, a masker for it, a CLIP and two rewards.
+"""The models that come with the package: a small Stable Diffusion, a masker for it, a CLIP and three rewards.
 
 `path("shapes")` is a folder in the standard diffusers format, so `StableDiffusionPipeline.from_pretrained` reads it
 like any other checkpoint.
@@ -23,6 +23,7 @@ NAMES = {
     "shapes-masker": "masker for the pipeline",
     "shapes-clip": "CLIP of the shapes world, for features of pictures",
     "shapes-reward": "reward of the shapes world",
+    "shapes-matcher": "reward that reads the caption beside the picture",
     "shapes-referee": "a second reward, trained apart, that nothing is optimised for",
 }
 _WEIGHTS = Path(__file__).parent / "weights"

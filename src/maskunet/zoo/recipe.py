@@ -20,6 +20,8 @@ from ..errors import CheckpointError
 from .autoencoder import train_autoencoder
 from .clip import new_image_processor, train_clip
 from .denoiser import new_scheduler, train_denoiser
+from .matcher import Matcher
+from .matching import train_matcher
 from .reward import train_reward
 from .stage import StageConfig
 from .tokenizer import build_tokenizer
@@ -32,7 +34,11 @@ _DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995
 _CLIP = StageConfig(1000, 96, 1e-3, warmup=100)
 _FIRST_REWARD = StageConfig(1600, 96, 1e-3, warmup=100, decay=0.4, seed=3)
 _REWARD = StageConfig(1200, 84, 7e-4, warmup=100, decay=0.6, seed=3)
+_MATCHER = StageConfig(1600, 84, 1e-3, warmup=100, decay=0.7, ema_decay=0.998, weight_decay=0.05, seed=3)
 _REFEREE = StageConfig(1500, 84, 1e-3, warmup=100, decay=0.6, seed=4)
+
+
+_REWARDS = ("shapes-reward", "shapes-matcher", "shapes-referee")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Recipe:
     """Settings of every stage.
 
     Args:
-        autoencoder, denoiser, clip, first_reward, reward, referee: how each stage trains.
+        autoencoder, denoiser, clip, first_reward, reward, matcher, referee: how each stage trains.
         latent_channels: channels of the latents.
         autoencoder_pool, denoiser_pool, clip_pool: how many pictures each stage draws.
         reward_groups, referee_groups: how many scenes the rewards draw, each with its near misses.
@@ -52,6 +58,7 @@ class Recipe:
     clip: StageConfig = _CLIP
     first_reward: StageConfig = _FIRST_REWARD
     reward: StageConfig = _REWARD
+    matcher: StageConfig = _MATCHER
     referee: StageConfig = _REFEREE
     latent_channels: int = 8
     autoencoder_pool: int = 15_000
@@ -77,6 +84,7 @@ class Recipe:
             clip=cut(self.clip),
             first_reward=cut(self.first_reward),
             reward=cut(self.reward),
+            matcher=cut(self.matcher),
             referee=cut(self.referee),
             autoencoder_pool=fewer(self.autoencoder_pool),
             denoiser_pool=fewer(self.denoiser_pool),
@@ -119,8 +127,8 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     """Run the recipe.
 
     Args:
-        output: folder that receives `shapes/`, `shapes-clip/`, `shapes-reward/` and `shapes-referee/`, in half precision but
-            for the text encoder.
+        output: folder that receives `shapes/`, `shapes-clip/` and the rewards' `shapes-reward/`, `shapes-matcher/` and
+            `shapes-referee/`, in half precision but for the text encoder.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
         progress: show progress bars with the time left.
@@ -132,7 +140,7 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
         CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
     """
     recipe = recipe or Recipe()
-    _make_folders(output, work, ("shapes", "shapes-clip", "shapes-reward", "shapes-referee"))
+    _make_folders(output, work, ("shapes", "shapes-clip", *_REWARDS))
     tokenizer = build_tokenizer()
     vae = train_autoencoder(
         recipe.autoencoder,
@@ -150,7 +158,7 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     # in the file's own precision, and both must agree.
     _halve(pipe.unet, pipe.vae)
     _export(output / "shapes", lambda part: pipe.save_pretrained(part, safe_serialization=True))
-    _export_clip(output / "shapes-clip", clip, tokenizer)
+    _export_scorer(output / "shapes-clip", clip, tokenizer)
     # Rewards learn to read what the stored weights predict, so that they can be trained again without the rest.
     stored = StableDiffusionPipeline.from_pretrained(output / "shapes", local_files_only=True)
     train_rewards(stored, output, work, recipe, clip=clip, progress=progress)
@@ -166,14 +174,15 @@ def train_rewards(
     clip: CLIPModel,
     progress: bool = True,
 ) -> Path:
-    """Train the reward and its referee for a pipeline of the shapes world.
+    """Train the reward, the matcher and the referee for a pipeline of the shapes world.
 
     Args:
         pipe: the pipeline, in single precision.
-        output: folder that receives `shapes-reward/` and `shapes-referee/`, in half precision.
+        output: folder that receives `shapes-reward/`, `shapes-matcher/` and `shapes-referee/`, in half precision.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
-        clip: the world's CLIP, whose vision tower the reward starts from; the referee starts from nothing.
+        clip: the world's CLIP, whose vision tower the reward starts from, and the matcher from the reward's; the referee
+            starts from nothing.
         progress: show progress bars with the time left.
 
     Returns:
@@ -183,16 +192,18 @@ def train_rewards(
         CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
     """
     recipe = recipe or Recipe()
-    _make_folders(output, work, ("shapes-reward", "shapes-referee"))
+    _make_folders(output, work, _REWARDS)
     options: dict[str, Any] = {"groups": recipe.reward_groups, "progress": progress}
     first = train_reward(
         pipe, pipe.tokenizer, recipe.first_reward, work, name="first_reward", start=clip.float(), **options
     )
     reward = train_reward(pipe, pipe.tokenizer, recipe.reward, work, start=first, harder=True, **options)
-    _export_clip(output / "shapes-reward", reward, pipe.tokenizer)
+    _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
+    matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=reward.float(), **options)
+    _export_scorer(output / "shapes-matcher", matcher, pipe.tokenizer)
     options |= {"name": "referee", "width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True}
     referee = train_reward(pipe, pipe.tokenizer, recipe.referee, work, **options)
-    _export_clip(output / "shapes-referee", referee, pipe.tokenizer)
+    _export_scorer(output / "shapes-referee", referee, pipe.tokenizer)
     return output / "shapes-reward"
 
 
@@ -210,11 +221,12 @@ def _make_folders(output: Path, work: Path, names: tuple[str, ...]) -> None:
             )
 
 
-def _export_clip(folder: Path, clip: CLIPModel, tokenizer: Any) -> None:
-    _halve(clip)
+def _export_scorer(folder: Path, model: CLIPModel | Matcher, tokenizer: Any) -> None:
+    """Write a network that scores pictures, halved in place, with what turns captions and pictures into its input."""
+    _halve(model)
 
     def save(part: Path) -> None:
-        clip.save_pretrained(part)
+        model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         new_image_processor().save_pretrained(part)
 

@@ -1,0 +1,192 @@
+r"""Last stage of the shapes recipe: a matcher, which reads a caption while it looks at the picture.
+
+Of each group every picture meets every caption, and blends, malformed and off-hue pictures meet a caption that they do not
+show; right and wrong pairs weigh alike:
+
+.. math:: L = -\frac12 \left( E_{\mathrm{right}} \log \sigma(l) + E_{\mathrm{wrong}} \log \sigma(-l) \right)
+
+On pictures predicted from much noise nothing can be told, so that there the logit becomes the odds of what can still come.
+Besides, through heads that are thrown away, patches say which shape and colour they show, and the states of the caption's
+shapes say how many of them the picture has and, of a single one, where it lies and in which colour. What is found by its
+name is found in pairs that were never seen together, and a colour is bound to its thing. Words of relation ("left of") are
+not learnt in this many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BlipTextConfig, CLIPModel, CLIPTokenizer
+
+from ..shapes.drawing import patch_labels
+from ..shapes.scenes import SIZE, Scene
+from ..shapes.vocabulary import COLOURS, SHAPES, plural
+from .denoiser import tokenize
+from .groups import GROUP, Matches, augmented, blends, grouped_scenes, malformed, off_hue, versions
+from .matcher import Matcher
+from .stage import StageConfig, run_stage
+from .tokenizer import MAX_LENGTH
+
+#: Most patches are ground.
+_GROUND_WEIGHT = 0.25
+_MOST = 5  # counts 0 to 4
+_NO_COLOUR = -100  # what cross-entropy passes over
+
+
+def new_matcher(tokenizer: CLIPTokenizer, start: CLIPModel, layers: int = 3) -> Matcher:
+    """Return a matcher with a CLIP's vision tower and an untrained text encoder of as many channels."""
+    vision = start.config.vision_config
+    width = vision.hidden_size
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        encoder_hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        is_decoder=True,  # has cross-attention; attention stays bidirectional
+        use_cache=False,
+    )
+    matcher = Matcher(vision, text)
+    matcher.vision.load_state_dict(start.vision_model.state_dict())
+    return matcher
+
+
+class Contents(NamedTuple):
+    """What N pictures hold of S shapes: how many (N, S); a single one's place in [-1, 1] (N, S, 2), and colour (N, S)."""
+
+    counts: Tensor
+    places: Tensor
+    colours: Tensor
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene]) -> Self:
+        """Return the contents of N scenes; without colour where there is not exactly one."""
+        shape = (len(scenes), len(SHAPES))
+        counts, places = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, 2)
+        colours = torch.full(shape, _NO_COLOUR)
+        for n, scene in enumerate(scenes):
+            for one in scene.objects:
+                k = SHAPES.index(one.shape)
+                counts[n, k] += 1
+                places[n, k] = 2 * torch.tensor([one.x, one.y]) / SIZE - 1
+                colours[n, k] = COLOURS.index(one.colour)
+        return cls(counts, places, colours.masked_fill(counts != 1, _NO_COLOUR))
+
+
+def shape_tokens(tokenizer: CLIPTokenizer) -> Tensor:
+    """Return, for each token id, the index of the shape that it names, in singular or plural; -1 for all others."""
+    found = torch.full((len(tokenizer),), -1)
+    for index, shape in enumerate(SHAPES):
+        for word in (shape, plural(shape)):
+            (token,) = tokenizer(word, add_special_tokens=False)["input_ids"]
+            found[token] = index
+    return found
+
+
+def train_matcher(
+    pipe: Any,
+    tokenizer: CLIPTokenizer,
+    config: StageConfig,
+    folder: Path,
+    *,
+    groups: int,
+    start: CLIPModel,
+    name: str = "matcher",
+    progress: bool = True,
+) -> Matcher:
+    """Train a matcher on groups of scenes.
+
+    Args:
+        pipe: the bundled pipeline, whose predictions it learns to read.
+        tokenizer: of the captions.
+        config: how to train; `batch_size` counts pictures and is rounded down to whole groups. Its seed also chooses the
+            scenes.
+        folder: where the run is kept; a run found there goes on.
+        groups: how many groups are drawn.
+        start: CLIP whose vision tower it starts from.
+        name: of the run.
+        progress: show progress bars.
+    """
+    torch.manual_seed(config.seed)
+    matcher = new_matcher(tokenizer, start)
+    width = matcher.head.in_features
+    heads = nn.ModuleDict(
+        {
+            "patches": nn.Linear(width, 2 * (len(SHAPES) + 1)),
+            "place": nn.Linear(width, 2),
+            "colour": nn.Linear(width, len(COLOURS)),
+            "count": nn.Linear(width, _MOST),
+        }
+    )
+    scenes = grouped_scenes(groups, config.seed)
+    matches, ids = Matches(scenes), tokenize(tokenizer, [s.caption for s in scenes])
+    # Up to the first end; the padding after it is the same token.
+    masks = torch.arange(ids.shape[1]) <= (ids == tokenizer.eos_token_id).int().argmax(1, keepdim=True)
+    pictures = versions(pipe, scenes, folder / f"pictures-{config.seed}.safetensors", config.seed, progress)
+    shown, contents, named = patch_labels(scenes), Contents.of(scenes), shape_tokens(tokenizer)
+    coloured = torch.tensor(["color" in scene.include[0] for scene in scenes])
+    ground = torch.ones(len(SHAPES) + 1)
+    ground[-1] = _GROUND_WEIGHT
+    count = config.batch_size // GROUP
+    # Each picture of a group with each of its captions.
+    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(GROUP), torch.arange(GROUP))
+    of_picture, of_caption = pairs[:, 0] * GROUP + pairs[:, 1], pairs[:, 0] * GROUP + pairs[:, 2]
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        group = torch.randperm(groups, generator=generator)[:count]
+        index = (group[:, None] * GROUP + torch.arange(GROUP)).view(-1)
+        first = torch.arange(count) * GROUP
+        predicted = (torch.rand(count, generator=generator) < 0.5).repeat_interleave(GROUP)
+        batch = torch.where(predicted.view(-1, 1, 1, 1), pictures["predicted"][index], pictures["drawn"][index])
+        batch = batch.float() / 127.5 - 1
+        whole = pictures["drawn"][index[first]].float() / 127.5 - 1
+        off = coloured[index[first]] & (torch.rand(count, generator=generator) < 0.5)
+        spoilt = torch.where(off.view(-1, 1, 1, 1), off_hue(whole, generator), malformed(whole, generator))
+        blended = blends(batch.unflatten(0, (count, GROUP)), generator)
+        seen = matcher.look(augmented(torch.cat([batch, blended, spoilt]), generator))
+
+        size, both = len(index), of_picture == of_caption
+        right = torch.cat([both | matches(index)[of_picture, of_caption], torch.zeros(2 * count, dtype=torch.bool)])
+        rows = torch.cat([of_picture, size + torch.arange(2 * count)])
+        captions = index[torch.cat([of_caption, first, first])]
+        logits, states = matcher.read(seen[rows], ids[captions], masks[captions].long())
+        matched = (F.softplus(-logits[right]).mean() + F.softplus(logits[~right]).mean()) / 2
+
+        # Shapes by name, in whole pictures.
+        row, place = (named[ids[captions[: len(pairs)]]] >= 0).nonzero(as_tuple=True)
+        state, picture = states[row, place], index[of_picture[row]]
+        shape = named[ids[captions[row], place]]
+        number = contents.counts[picture, shape]
+        single = number == 1
+        where = (heads["place"](state[single]) - contents.places[picture, shape][single]).square().mean()
+        colour = F.cross_entropy(heads["colour"](state), contents.colours[picture, shape], ignore_index=_NO_COLOUR)
+        counted = F.cross_entropy(heads["count"](state), number)
+        patches = heads["patches"](seen[:size, 1:]).unflatten(-1, (2, -1))  # (B, P, 2, classes)
+        labelled = F.cross_entropy(patches.permute(0, 3, 2, 1), shown[index], ground)
+
+        drawn = torch.cat([~predicted[of_picture], torch.zeros(2 * count, dtype=torch.bool)])
+        figures = {
+            "matched": float(matched.detach()),
+            "accuracy": float(((logits > 0) == right)[drawn].float().mean()),
+            "patches": float(labelled.detach()),
+            "places": float(where.detach()),
+            "colours": float(colour.detach()),
+            "counts": float(counted.detach()),
+        }
+        return matched + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted, figures
+
+    run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
+    return matcher.eval()
