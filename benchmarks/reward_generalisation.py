@@ -6,6 +6,7 @@ Four networks: the reward, the matcher, their referee, and the CLIP that gives f
 
 - level: of drawn pictures with their captions, by split: a cosine, or the matcher's log-probability.
 - near misses: how often the own caption beats those of three scenes that differ in one thing, and the same for pictures.
+- told apart: the own caption from the same with colours exchanged, or with the opposite relation.
 - AUC: of two pictures generated for one prompt, one right and one wrong by the judge, how often the right one has the higher
   reward; on final pictures, and on the pictures predicted after some steps of sampling, or after a roll-out of a few
   coarse steps from there; of final pictures also by task. No network has seen the judge.
@@ -63,6 +64,27 @@ def against_near_misses(reward: Reward) -> dict[str, float]:
     }
 
 
+def told_apart(reward: Reward) -> dict[str, float]:
+    """How often a drawn validation scene's caption beats the same with colours exchanged, or the opposite relation."""
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    found = {}
+    for task in ("color_attr", "position"):
+        scenes, changed = [s for s in held_out_scenes(6 * PROMPTS, "val") if s.task == task], []
+        if task == "color_attr":
+            scenes = [s for s in scenes if s.include[0]["color"] != s.include[1]["color"]]
+        for scene in scenes:
+            if task == "position":
+                relation = scene.include[1]["position"][0]
+                changed.append(scene.caption.replace(relation, opposite[relation]))
+            else:
+                one, other = (need["color"] for need in scene.include)
+                changed.append(scene.caption.replace(one, "?").replace(other, one).replace("?", other))
+        pictures = draw(scenes)
+        better = reward(pictures, [s.caption for s in scenes]) > reward(pictures, changed)
+        found[task] = float(better.float().mean())
+    return found
+
+
 def auc(scores: Tensor, right: Tensor) -> dict[str, float | None]:
     """Share of (right, wrong) pairs of one prompt that are ordered well, prompts weighing alike: scores, right (P, S)."""
     shares = []
@@ -88,7 +110,10 @@ def main() -> None:
     found |= {n: ShapesReward.from_pretrained(zoo.path(f"shapes-{n}")) for n in ("referee", "clip")}
     if args.reward:
         found["other"] = ShapesReward.from_pretrained(args.reward)
-    result = {n: {"level": levels(r), "near_misses": against_near_misses(r), "auc": {}} for n, r in found.items()}
+    result = {
+        n: {"level": levels(r), "near_misses": against_near_misses(r), "told_apart": told_apart(r), "auc": {}}
+        for n, r in found.items()
+    }
     pipe, prompts = zoo.load("shapes"), held_out_prompts(PROMPTS, "val")
     scores: dict[str, dict[str, list[Tensor]]] = {n: {} for n in found}
     right = []
