@@ -100,21 +100,24 @@ def amortised(
     work: Work = None,
     share: Share = 1.0,
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds.")] = 3,
+    reward: Annotated[str, typer.Option(help="What is climbed: shapes or shapes-matching.")] = "shapes",
 ) -> None:
     """Masks and LoRA trained by the reward, on prompts held out from training; the same command again goes on."""
     from ..reproduce.amortised import AmortisedConfig, reproduce_amortised, shortened
     from ..reproduce.amortised_report import amortised_markdown, plot_amortised
 
-    config = AmortisedConfig(seeds=seeds) if share == 1.0 else shortened(AmortisedConfig(seeds=seeds), share)
-    folder = work or Path("runs/amortised")
+    config = AmortisedConfig.of(reward, seeds=seeds)
+    config = config if share == 1.0 else shortened(config, share)
+    name = "amortised" if reward == AmortisedConfig.reward else f"amortised_{reward}"
+    folder = work or Path("runs") / name
     _report(
-        "amortised",
+        name,
         "The search, amortised",
         output,
         share == 1.0,
         lambda: reproduce_amortised(folder, config, say=typer.echo),
         amortised_markdown,
-        plot_amortised,
+        partial(plot_amortised, name=name),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .. import __version__, rewards
 from ..attachment import attach
@@ -47,6 +47,7 @@ class AmortisedConfig:
         prompts: held-out prompts of a cell, a picture each.
         reference_pictures: real pictures that distances are measured to.
         num_inference_steps, guidance_scale: settings of generation, in training too.
+        reward: name of the bundled reward that is climbed.
     """
 
     seeds: int = 3
@@ -64,6 +65,22 @@ class AmortisedConfig:
     reference_pictures: int = 2400
     num_inference_steps: int = 8
     guidance_scale: float = 4.0
+    reward: str = "shapes"
+
+    @classmethod
+    def of(cls, reward: str, **changes: Any) -> Self:
+        """Return the settings for a reward, with changes: of those that differ in scale each has its own."""
+        return cls(**({"reward": reward} | _SETTINGS.get(reward, {}) | changes))
+
+
+#: The first reward's gentle settings changed next to nothing.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "shapes-matching": {
+        "steps": 120,
+        "rates": {"mask": (1e-3, 3e-3), "lora": (3e-4, 1e-3)},
+        "reward_weight": 0.3,
+    }
+}
 
 
 def reproduce_amortised(
@@ -78,11 +95,11 @@ def reproduce_amortised(
     """
     config = config or AmortisedConfig()
     base = load_base()
-    climbed, referee = rewards.load("shapes"), rewards.load("shapes-referee")
+    climbed, referee = rewards.load(config.reward), rewards.load("shapes-referee")
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
     scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
     data = encode_scenes(base, scenes, style)
-    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest('shapes')}"
+    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
 
     def measured(pipe: Any, split: Split) -> dict[str, Any]:
         prompts = held_out_prompts(config.prompts, split)

@@ -15,8 +15,8 @@ def amortised_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{config['steps']} steps, {config['reward_batch_size']} rewarded samples a step; {config['prompts']} test prompts, "
         f"{config['num_inference_steps']} DPM-Solver++ steps, guidance {config['guidance_scale']:g}, the same noise for "
-        f"all. Brackets: Student's 95 % interval over {config['seeds']} training seeds. The referee is a second reward, "
-        "trained apart from the one that is climbed.",
+        f"all. Climbed: {config['reward']}, weight {config['reward_weight']:g}. Brackets: Student's 95 % interval over "
+        f"{config['seeds']} training seeds. The referee is another reward, trained apart.",
         "",
         "| method | rate | reward | referee | overall | minus base | FID, CLIP | FID, VAE | density |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -54,34 +54,35 @@ def _tried(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return rows + [(f"{m} | {r}", c) for m in result["chosen"] for r, c in validation[m].items()]
 
 
-def plot_amortised(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw `amortised`: judge and referee against the reward that was climbed.
+def plot_amortised(result: dict[str, Any], folder: Path, name: str = "amortised") -> list[Path]:
+    """Draw judge and referee against the reward that was climbed.
 
     Args:
         result: what `reproduce_amortised` returned.
         folder: where to.
+        name: of the figure's files.
     """
     figure, axes = new_figure(1, 2)
     panels = ((lambda c: c["accuracy"]["overall"], "judge, overall"), (lambda c: c["referee"], "referee"))
     for axis, (value, label) in zip(axes[0], panels, strict=True):
-        for i, (name, made) in enumerate(result["cells"].items()):
+        for i, (method, made) in enumerate(result["cells"].items()):
             style = {"color": COLOURS[i], "marker": MARKERS[i]}
             across, up = [c["reward"] for c in made], [value(c) for c in made]
             axis.errorbar(
-                mean(across), mean(up), half_width(up), half_width(across), capsize=3, label=f"{name}, test", **style
+                mean(across), mean(up), half_width(up), half_width(across), capsize=3, label=f"{method}, test", **style
             )
-            if name in result["chosen"]:
-                tried = result["validation"][name].values()
+            if method in result["chosen"]:
+                tried = result["validation"][method].values()
                 axis.scatter(
                     [c["reward"] for c in tried],
                     [value(c) for c in tried],
                     facecolors="none",
                     edgecolors=COLOURS[i],
                     marker=MARKERS[i],
-                    label=f"{name}, validation, by rate",
+                    label=f"{method}, validation, by rate",
                 )
         axis.set_xlabel("reward that is climbed")
         axis.set_ylabel(label)
     axes[0, 0].legend(fontsize=7)
     figure.suptitle("What climbing a reward does to what it does not see")
-    return save_figure(figure, folder / "amortised")
+    return save_figure(figure, folder / name)
