@@ -94,7 +94,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("zoo.clip", "zoo.groups", "zoo.matcher"),
     ("zoo.reward", "zoo.matching"),
     ("zoo.recipe", "zoo"),
-    ("rewards.shapes", "rewards.matching"),
+    ("rewards.shapes",),
     ("pipelines", "reproduce.report"),
     ("reproduce.world",),
     ("reproduce.table1", "reproduce.ablations", "reproduce.search"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from maskunet.errors import RewardError
 from maskunet.reproduce import amortised, world
 from maskunet.reproduce.amortised import AmortisedConfig, reproduce_amortised
 from maskunet.reproduce.amortised_report import amortised_markdown, plot_amortised
@@ -51,3 +53,22 @@ def test_both_train_and_finished_cells_are_kept(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(amortised, "train", never)
     assert reproduce_amortised(tmp_path / "work", CONFIG)["cells"] == result["cells"]
+
+
+def test_another_reward_is_climbed_with_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "DENSITY_PROMPTS", 2)
+    settings = AmortisedConfig.of("shapes-matching", seeds=3)
+    assert (settings.seeds, settings.reward_weight) == (3, 0.3)
+    tiny = replace(CONFIG, reward="shapes-matching", rates={"lora": (1e-3,)})
+    result = reproduce_amortised(tmp_path / "work", tiny)
+    # Log-probabilities.
+    assert all(cell["reward"] < 0 for made in result["cells"].values() for cell in made)
+    assert "Climbed: shapes-matching" in amortised_markdown(result)
+    plot_amortised(result, tmp_path, "other")
+    assert (tmp_path / "other.png").exists()
+
+
+def test_only_bundled_rewards_are_climbed(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"bundled reward .*'image-reward'"):
+        reproduce_amortised(tmp_path / "work", AmortisedConfig.of("image-reward"))
+    assert not (tmp_path / "work").exists()

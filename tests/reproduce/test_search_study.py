@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from maskunet.errors import RewardError
 from maskunet.reproduce.search import METHODS, SearchStudy, masks, run_study
 from maskunet.reproduce.search_report import plot_search, search_markdown
 
@@ -39,3 +41,8 @@ def test_cells_compute_and_report(tmp_path: Path) -> None:
 
     never.__name__ = "_plain"
     assert run_study(tmp_path / "work", STUDY, {"plain": never})["cells"]["plain"] == result["cells"]["plain"]
+
+
+def test_only_bundled_rewards_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"bundled reward .*'image-reward'"):
+        run_study(tmp_path / "work", replace(STUDY, reward="image-reward"))

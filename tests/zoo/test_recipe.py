@@ -134,7 +134,7 @@ def test_recipe_leaves_standard_clips(trained: Path, name: str, width: int) -> N
 
 
 def test_recipe_leaves_a_matcher(trained: Path) -> None:
-    reward = mu.rewards.load("shapes-matching", trained / "out" / "shapes-matcher")
+    reward = mu.rewards.load("shapes-matching", trained / "out" / "shapes-matching")
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     found = reward(pictures, ["a red circle", "two stars"])
     assert found.shape == (2,)

@@ -92,14 +92,17 @@ def reproduce_amortised(
         work: folder of the runs and the finished cells; the same call again goes on there.
         config: settings.
         say: told of each cell as it is finished.
+
+    Raises:
+        RewardError: the reward is no bundled one.
     """
     config = config or AmortisedConfig()
+    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
     base = load_base()
     climbed, referee = rewards.load(config.reward), rewards.load("shapes-referee")
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
     scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
     data = encode_scenes(base, scenes, style)
-    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
 
     def measured(pipe: Any, split: Split) -> dict[str, Any]:
         prompts = held_out_prompts(config.prompts, split)

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__, rewards, zoo
-from ..errors import DataError
 from ..metrics.distances import frechet_distance
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
+from ..rewards.shapes import bundled_weights
 from ..searching import SearchConfig, StepwiseSampler, rivals
 from ..searching import search as search_masks
 from ..shapes.scenes import held_out_prompts
@@ -34,10 +34,6 @@ from .world import Sampling, Split, World, accuracy_by_task, cell, right
 logger = logging.getLogger(__name__)
 
 Method = Callable[[Any, Sequence[str], Sequence[int], Reward], Tensor]
-
-
-#: Where the weights of the bundled rewards are.
-_FOLDERS = {"shapes": "shapes-reward", "shapes-matching": "shapes-matcher"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +140,10 @@ def run_study(
         say: told of each cell as it is finished.
 
     Raises:
-        DataError: the reward is no bundled one.
+        RewardError: the reward is no bundled one.
     """
     study, methods = study or SearchStudy(), METHODS if methods is None else methods
-    if study.reward not in _FOLDERS:
-        raise DataError(f"expected a bundled reward ({', '.join(_FOLDERS)}), got {study.reward!r}")
+    weights = reward_digest(study.reward)
     work = work / "-".join(f"{v}" for v in asdict(study).values())  # other settings, other cells
     pipe, reward, referee = zoo.load("shapes"), rewards.load(study.reward), rewards.load("shapes-referee")
     world = World(pipe, Sampling(study.num_inference_steps, study.guidance_scale), study.reference_pictures)
@@ -177,7 +172,6 @@ def run_study(
             "forwards": forward_equivalents(pipe, method, reward, options),
         }
 
-    weights = reward_digest(study.reward)
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for seed in range(study.seeds):
         for name, method in methods.items():
@@ -193,9 +187,12 @@ def run_study(
 
 
 def reward_digest(name: str) -> str:
-    """Return what tells a cell of another reward: the start of a hash of a bundled one's weights."""
-    folder = zoo.path(_FOLDERS[name])
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+    """Return what tells a cell of another reward: the start of a hash of a bundled one's weights.
+
+    Raises:
+        RewardError: the reward is no bundled one.
+    """
+    return hashlib.sha256((bundled_weights(name) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clip-score": ("similarity", "ClipScore", {}),
     "aesthetic": ("aesthetic", "AestheticScore", {}),
     "shapes": ("shapes", "ShapesReward", {}),
-    "shapes-matching": ("matching", "MatchingReward", {}),
+    "shapes-matching": ("shapes", "MatchingReward", {}),
     "shapes-referee": ("shapes", "ShapesReward", {"bundled": "shapes-referee"}),
 }
 

@@ -23,7 +23,7 @@ NAMES = {
     "shapes-masker": "masker for the pipeline",
     "shapes-clip": "CLIP of the shapes world, for features of pictures",
     "shapes-reward": "reward of the shapes world",
-    "shapes-matcher": "reward that reads the caption beside the picture",
+    "shapes-matching": "reward that reads the caption beside the picture",
     "shapes-referee": "a second reward, trained apart, that nothing is optimised for",
 }
 _WEIGHTS = Path(__file__).parent / "weights"

@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
 
-from ..shapes.drawing import draw
+from ..shapes.drawing import draw, patch_labels
 from ..shapes.near_misses import near_misses, shows
 from ..shapes.scenes import Scene, training_scene
+from ..shapes.vocabulary import SHAPES
 from .denoiser import new_scheduler, tokenize
 
 #: A scene and its near misses.
 GROUP = 3
+#: Logits of a patch: one of the shapes or ground, and the same for colours.
+PATCH_CLASSES = 2 * (len(SHAPES) + 1)
+_GROUND_WEIGHT = 0.25
 _GUIDANCE = 4.0
 _CHUNK = 240
 
@@ -83,6 +89,63 @@ def versions(pipe: Any, scenes: Sequence[Scene], path: Path, seed: int, progress
     save_file(found, part, metadata=mark)
     part.rename(path)
     return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of G groups: which scenes (G * GROUP,), whether predicted (same), and the pictures in [-1, 1]."""
+
+    index: Tensor
+    predicted: Tensor
+    pictures: Tensor
+
+
+class GroupedPictures:
+    """Groups of scenes with their captions' tokens and pictures, to draw batches from.
+
+    Args:
+        pipe: the bundled pipeline, whose predictions are drawn too.
+        tokenizer: of the captions.
+        groups: how many.
+        seed: chooses the scenes.
+        folder: where the pictures are kept.
+        progress: show a progress bar while they are made.
+    """
+
+    def __init__(
+        self, pipe: Any, tokenizer: CLIPTokenizer, groups: int, seed: int, folder: Path, *, progress: bool
+    ) -> None:
+        self.groups = groups
+        self.scenes = grouped_scenes(groups, seed)
+        self.ids = tokenize(tokenizer, [s.caption for s in self.scenes])
+        self.matches = Matches(self.scenes)
+        self._versions = versions(pipe, self.scenes, folder / f"pictures-{seed}.safetensors", seed, progress)
+        self._coloured = torch.tensor(["color" in scene.include[0] for scene in self.scenes])
+        # What patches show, learnt beside; most are ground.
+        self._shown, self._weights = patch_labels(self.scenes), torch.ones(len(SHAPES) + 1)
+        self._weights[-1] = _GROUND_WEIGHT
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """Return `count` groups, half of them as drawn and half as predicted."""
+        group = torch.randperm(self.groups, generator=generator)[:count]
+        index = (group[:, None] * GROUP + torch.arange(GROUP)).view(-1)
+        predicted = (torch.rand(len(group), generator=generator) < 0.5).repeat_interleave(GROUP)
+        kinds = self._versions
+        pictures = torch.where(predicted.view(-1, 1, 1, 1), kinds["predicted"][index], kinds["drawn"][index])
+        return Batch(index, predicted, pictures.float() / 127.5 - 1)
+
+    def spoilt(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the first scene of each group, drawn and malformed or, where its caption names a colour, off-hue."""
+        first = batch.index[::GROUP]
+        whole = self._versions["drawn"][first].float() / 127.5 - 1
+        off = self._coloured[first] & (torch.rand(len(first), generator=generator) < 0.5)
+        bent, turned = malformed(whole, generator), off_hue(whole, generator)
+        return torch.where(off.view(-1, 1, 1, 1), turned, bent)
+
+    def patch_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of what patches show; logits (B, P, PATCH_CLASSES)."""
+        kinds = logits.unflatten(-1, (2, -1)).permute(0, 3, 2, 1)  # (B, classes, 2, P)
+        return F.cross_entropy(kinds, self._shown[batch.index], self._weights)
 
 
 def _bytes(pictures: Tensor) -> Tensor:

@@ -23,17 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BlipTextConfig, CLIPModel, CLIPTokenizer
 
-from ..shapes.drawing import patch_labels
 from ..shapes.scenes import SIZE, Scene
 from ..shapes.vocabulary import COLOURS, SHAPES, plural
-from .denoiser import tokenize
-from .groups import GROUP, Matches, augmented, blends, grouped_scenes, malformed, off_hue, versions
+from .groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
 from .matcher import Matcher
 from .stage import StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
 
-#: Most patches are ground.
-_GROUND_WEIGHT = 0.25
 _MOST = 5  # counts 0 to 4
 _NO_COLOUR = -100  # what cross-entropy passes over
 
@@ -125,41 +121,31 @@ def train_matcher(
     width = matcher.head.in_features
     heads = nn.ModuleDict(
         {
-            "patches": nn.Linear(width, 2 * (len(SHAPES) + 1)),
+            "patches": nn.Linear(width, PATCH_CLASSES),
             "place": nn.Linear(width, 2),
             "colour": nn.Linear(width, len(COLOURS)),
             "count": nn.Linear(width, _MOST),
         }
     )
-    scenes = grouped_scenes(groups, config.seed)
-    matches, ids = Matches(scenes), tokenize(tokenizer, [s.caption for s in scenes])
+    data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
+    ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
     # Up to the first end; the padding after it is the same token.
     masks = torch.arange(ids.shape[1]) <= (ids == tokenizer.eos_token_id).int().argmax(1, keepdim=True)
-    pictures = versions(pipe, scenes, folder / f"pictures-{config.seed}.safetensors", config.seed, progress)
-    shown, contents, named = patch_labels(scenes), Contents.of(scenes), shape_tokens(tokenizer)
-    coloured = torch.tensor(["color" in scene.include[0] for scene in scenes])
-    ground = torch.ones(len(SHAPES) + 1)
-    ground[-1] = _GROUND_WEIGHT
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(GROUP), torch.arange(GROUP))
     of_picture, of_caption = pairs[:, 0] * GROUP + pairs[:, 1], pairs[:, 0] * GROUP + pairs[:, 2]
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        group = torch.randperm(groups, generator=generator)[:count]
-        index = (group[:, None] * GROUP + torch.arange(GROUP)).view(-1)
-        first = torch.arange(count) * GROUP
-        predicted = (torch.rand(count, generator=generator) < 0.5).repeat_interleave(GROUP)
-        batch = torch.where(predicted.view(-1, 1, 1, 1), pictures["predicted"][index], pictures["drawn"][index])
-        batch = batch.float() / 127.5 - 1
-        whole = pictures["drawn"][index[first]].float() / 127.5 - 1
-        off = coloured[index[first]] & (torch.rand(count, generator=generator) < 0.5)
-        spoilt = torch.where(off.view(-1, 1, 1, 1), off_hue(whole, generator), malformed(whole, generator))
-        blended = blends(batch.unflatten(0, (count, GROUP)), generator)
-        seen = matcher.look(augmented(torch.cat([batch, blended, spoilt]), generator))
+        batch = data.draw(count, generator)
+        index, first = batch.index, torch.arange(count) * GROUP
+        spoilt = data.spoilt(batch, generator)
+        blended = blends(batch.pictures.unflatten(0, (-1, GROUP)), generator)
+        seen = matcher.look(augmented(torch.cat([batch.pictures, blended, spoilt]), generator))
 
         size, both = len(index), of_picture == of_caption
-        right = torch.cat([both | matches(index)[of_picture, of_caption], torch.zeros(2 * count, dtype=torch.bool)])
+        shown = both | data.matches(index)[of_picture, of_caption]
+        right = torch.cat([shown, torch.zeros(2 * count, dtype=torch.bool)])
         rows = torch.cat([of_picture, size + torch.arange(2 * count)])
         captions = index[torch.cat([of_caption, first, first])]
         logits, states = matcher.read(seen[rows], ids[captions], masks[captions].long())
@@ -174,10 +160,9 @@ def train_matcher(
         where = (heads["place"](state[single]) - contents.places[picture, shape][single]).square().mean()
         colour = F.cross_entropy(heads["colour"](state), contents.colours[picture, shape], ignore_index=_NO_COLOUR)
         counted = F.cross_entropy(heads["count"](state), number)
-        patches = heads["patches"](seen[:size, 1:]).unflatten(-1, (2, -1))  # (B, P, 2, classes)
-        labelled = F.cross_entropy(patches.permute(0, 3, 2, 1), shown[index], ground)
+        labelled = data.patch_loss(heads["patches"](seen[:size, 1:]), batch)
 
-        drawn = torch.cat([~predicted[of_picture], torch.zeros(2 * count, dtype=torch.bool)])
+        drawn = torch.cat([~batch.predicted[of_picture], torch.zeros(2 * count, dtype=torch.bool)])
         figures = {
             "matched": float(matched.detach()),
             "accuracy": float(((logits > 0) == right)[drawn].float().mean()),

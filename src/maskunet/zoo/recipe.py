@@ -38,7 +38,7 @@ _MATCHER = StageConfig(1600, 84, 1e-3, warmup=100, decay=0.7, ema_decay=0.998, w
 _REFEREE = StageConfig(1500, 84, 1e-3, warmup=100, decay=0.6, seed=4)
 
 
-_REWARDS = ("shapes-reward", "shapes-matcher", "shapes-referee")
+_REWARDS = ("shapes-reward", "shapes-matching", "shapes-referee")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     """Run the recipe.
 
     Args:
-        output: folder that receives `shapes/`, `shapes-clip/` and the rewards' `shapes-reward/`, `shapes-matcher/` and
+        output: folder that receives `shapes/`, `shapes-clip/` and the rewards' `shapes-reward/`, `shapes-matching/` and
             `shapes-referee/`, in half precision but for the text encoder.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
@@ -178,7 +178,7 @@ def train_rewards(
 
     Args:
         pipe: the pipeline, in single precision.
-        output: folder that receives `shapes-reward/`, `shapes-matcher/` and `shapes-referee/`, in half precision.
+        output: folder that receives `shapes-reward/`, `shapes-matching/` and `shapes-referee/`, in half precision.
         work: folder of the runs under way; the same call again resumes them.
         recipe: settings of the stages.
         clip: the world's CLIP, whose vision tower the reward starts from, and the matcher from the reward's; the referee
@@ -200,7 +200,7 @@ def train_rewards(
     reward = train_reward(pipe, pipe.tokenizer, recipe.reward, work, start=first, harder=True, **options)
     _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=reward.float(), **options)
-    _export_scorer(output / "shapes-matcher", matcher, pipe.tokenizer)
+    _export_scorer(output / "shapes-matching", matcher, pipe.tokenizer)
     options |= {"name": "referee", "width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True}
     referee = train_reward(pipe, pipe.tokenizer, recipe.referee, work, **options)
     _export_scorer(output / "shapes-referee", referee, pipe.tokenizer)

@@ -27,16 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from ..shapes.drawing import patch_labels
 from ..shapes.scenes import Scene
 from ..shapes.vocabulary import SHAPES
 from .clip import new_clip
-from .denoiser import tokenize
-from .groups import GROUP, Matches, augmented, blends, grouped_scenes, malformed, off_hue, versions
+from .groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
 from .stage import StageConfig, run_stage
 
-#: Most patches are ground.
-_GROUND_WEIGHT = 0.25
 _PLACES_WEIGHT = 10.0
 _SIDES = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 
@@ -93,44 +89,28 @@ def train_reward(
         clip.load_state_dict(start.state_dict())
     elif start is not None:
         clip.vision_model.load_state_dict(start.vision_model.state_dict())
-    heads = nn.ModuleDict(
-        {"patches": nn.Linear(width, 2 * (len(SHAPES) + 1)), "places": nn.Linear(width, 2 * len(SHAPES))}
-    )
-    scenes = grouped_scenes(groups, config.seed)
-    matches, ids = Matches(scenes), tokenize(tokenizer, [s.caption for s in scenes])
-    pictures = versions(pipe, scenes, folder / f"pictures-{config.seed}.safetensors", config.seed, progress)
-    shown, (sides, known) = patch_labels(scenes), _places(scenes)
-    coloured = torch.tensor(["color" in scene.include[0] for scene in scenes])
-    ground = torch.ones(len(SHAPES) + 1)
-    ground[-1] = _GROUND_WEIGHT
+    heads = nn.ModuleDict({"patches": nn.Linear(width, PATCH_CLASSES), "places": nn.Linear(width, 2 * len(SHAPES))})
+    data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
+    sides, known = _places(data.scenes)
     count = config.batch_size // GROUP
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        group = torch.randperm(groups, generator=generator)[:count]
-        index = (group[:, None] * GROUP + torch.arange(GROUP)).view(-1)
-        predicted = (torch.rand(len(group), generator=generator) < 0.5).repeat_interleave(GROUP)
-        batch = torch.where(predicted.view(-1, 1, 1, 1), pictures["predicted"][index], pictures["drawn"][index])
-        batch = batch.float() / 127.5 - 1
-        blended = blends(batch.unflatten(0, (len(group), GROUP)), generator)
-        spoilt = [blended]
+        batch = data.draw(count, generator)
+        index, size = batch.index, len(batch.index)
+        wrong = [blends(batch.pictures.unflatten(0, (-1, GROUP)), generator)]
         if harder:
-            whole = pictures["drawn"][index[::GROUP]].float() / 127.5 - 1
-            off = coloured[index[::GROUP]] & (torch.rand(len(group), generator=generator) < 0.5)
-            bent, turned = malformed(whole, generator), off_hue(whole, generator)
-            spoilt.append(torch.where(off.view(-1, 1, 1, 1), turned, bent))
-        values = augmented(torch.cat([batch, *spoilt]), generator)
+            wrong.append(data.spoilt(batch, generator))
+        values = augmented(torch.cat([batch.pictures, *wrong]), generator)
         seen = clip.vision_model(pixel_values=values)
         image = F.normalize(clip.visual_projection(seen.pooler_output), dim=-1)
-        text = F.normalize(clip.get_text_features(input_ids=ids[index]).pooler_output, dim=-1)
+        text = F.normalize(clip.get_text_features(input_ids=data.ids[index]).pooler_output, dim=-1)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T
-        size = len(index)
-        too = matches(index)
+        too = data.matches(index)
         labels = torch.arange(size)
         by_picture = scores[:size].masked_fill(too, -math.inf)
         by_caption = torch.cat([by_picture, scores[size:]]).T
         contrast = (F.cross_entropy(by_picture, labels) + F.cross_entropy(by_caption, labels)) / 2
-        patches = heads["patches"](seen.last_hidden_state[:size, 1:]).unflatten(-1, (2, -1))  # (B, P, 2, classes)
-        named = F.cross_entropy(patches.permute(0, 3, 2, 1), shown[index], ground)
+        named = data.patch_loss(heads["patches"](seen.last_hidden_state[:size, 1:]), batch)
         right = {
             f"{kind}_accuracy": float((s.argmax(1) == labels).float().mean())
             for kind, s in (("caption", by_picture.detach()), ("picture", by_caption.detach()))
@@ -139,8 +119,8 @@ def train_reward(
         if harder:
             joint = torch.stack([image[:size], text], 1) * width**0.5
             said = heads["places"](joint).unflatten(-1, (len(SHAPES), 2))
-            wrong = (said - sides[index])[known[index]].square().mean()
-            value, figures = value + _PLACES_WEIGHT * wrong, figures | {"places": float(wrong.detach())}
+            off = (said - sides[index])[known[index]].square().mean()
+            value, figures = value + _PLACES_WEIGHT * off, figures | {"places": float(off.detach())}
         return value, figures
 
     run_stage(name, nn.ModuleDict({"clip": clip, "heads": heads}), loss, config, folder, progress=progress)
