@@ -28,14 +28,17 @@ def build_masker(model: Any, config: TrainableConfig, *, seed: int | None = None
 
     Args:
         model: the U-Net or its pipeline.
-        config: settings of one of the generators.
+        config: settings of one of the generators in `MASKERS`.
         seed: seed of the random start; None draws from PyTorch's global generator.
 
     Raises:
         TargetError: the targets match nothing, or something that cannot be masked.
+        ValueError: the settings are no generator's.
     """
-    kind = LowRankMasker if isinstance(config, LowRankConfig) else MaskGenerator
-    return kind.for_unet(model, config, seed=seed)
+    for kind in MASKERS.values():
+        if issubclass(kind, ConditionalMasker) and type(config) is kind.config_class:
+            return kind.for_unet(model, config, seed=seed)
+    raise ValueError(f"expected settings of a generator of masks, as LowRankConfig, got {type(config).__name__}")
 
 
 __all__ = [

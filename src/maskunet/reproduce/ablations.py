@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -104,6 +104,7 @@ def reproduce_ablations(
     config: AblationConfig | None = None,
     *,
     variants: Sequence[str] | None = None,
+    known: Mapping[str, Variant] = VARIANTS,
     say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Run every cell that is missing and return the whole record.
@@ -112,12 +113,13 @@ def reproduce_ablations(
         work: folder of the runs and the finished cells; the same call again goes on there.
         config: settings.
         variants: rows beside the reference; all if None.
+        known: what those names mean; the reference among them.
         say: told of each cell as it is finished.
     """
     config = config or AblationConfig()
-    if unknown := set(variants or ()) - set(VARIANTS):
-        raise DataError(f"expected variants among {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
-    names = [n for n in VARIANTS if variants is None or n == REFERENCE or n in variants]
+    if unknown := set(variants or ()) - set(known):
+        raise DataError(f"expected variants among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    names = [n for n in known if variants is None or n == REFERENCE or n in variants]
     work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
     base = load_base()
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
@@ -129,19 +131,19 @@ def reproduce_ablations(
         return found | {"density": world.density(pipe)}
 
     def settings(name: str) -> TrainableConfig:
-        own = VARIANTS[name]
+        own = known[name]
         return replace(own.mask, initial_logit=config.initial_logit if own.logit is None else own.logit)
 
     def trained(name: str, seed: int) -> dict[str, Any]:
         pipe, run = runs.train(
             _slug(name, seed),
             "mask",
-            rate=config.learning_rate * VARIANTS[name].rate,
+            rate=config.learning_rate * known[name].rate,
             seed=seed,
             steps=config.steps,
             mask=settings(name),
             config={"validation_steps": every, "checkpointing_steps": every, "checkpoints_total_limit": None}
-            | VARIANTS[name].training,
+            | known[name].training,
         )
         last = run.stats[-1]
         own = {"art_gain": last["gain"], "art_gain_ci95": last["gain_ci95"]}
@@ -162,7 +164,7 @@ def reproduce_ablations(
     for seed in range(config.seeds):
         cells["base"].append(cell(work / "cells" / f"base-{seed}.json", partial(measured, base, seed)))
         for name in names:
-            if seed >= (VARIANTS[name].seeds or config.seeds):
+            if seed >= (known[name].seeds or config.seeds):
                 continue
             made = cell(work / "cells" / f"{_slug(name, seed)}.json", partial(trained, name, seed))
             cells.setdefault(name, []).append(made)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # settings are read before torch is imported
     from ..targets import Targets
 
 _LEAST = {
+    "candidates": 1,
+    "draft_steps": 1,
     "num_inference_steps": 1,
     "patience": 1,
     "preview_size": 8,
@@ -41,6 +43,10 @@ class SearchConfig:
         negative_prompt: what to steer away from.
         height, width: size in pixels; the model's own if None.
         seed: picture i starts from the noise of seed + i.
+        candidates: noises a prompt that are looked at before the search, picture i's own first; each is sampled in
+            `draft_steps` coarse steps, and the search starts from the one whose draft has the highest reward. 1 takes the
+            picture's own.
+        draft_steps: denoising steps of a draft, at most `num_inference_steps`.
         targets: which layers are masked.
         halves: which half of a guided batch is masked, "both" (paper) or the "conditional" one: then the unconditional
             half is computed once a step, and an iteration costs half.
@@ -81,6 +87,8 @@ class SearchConfig:
     height: int | None = None
     width: int | None = None
     seed: int = 0
+    candidates: int = 1
+    draft_steps: int = 6
     targets: Targets = "decoder-attention"
     halves: str = "conditional"
     preview_size: int | None = 256

@@ -6,7 +6,8 @@ At each denoising step the logits S of every target layer, one set a sample, are
 
 where m(S) are the masks, :math:`\hat x_0` the predicted clean latents under them, D the decoder and R the reward for the
 caption c; then the step is taken with the best masks. A sample whose reward is good enough, or does not get better, is
-done with the step and drops out of its batch. The weights are never written.
+done with the step and drops out of its batch. Before, each sample's noise may be chosen among several by coarse drafts
+(`searching.drafts`). The weights are never written.
 
 Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 """
@@ -30,6 +31,7 @@ from ..rewards.base import FunctionReward, Reward
 from ..targets import describe
 from .ascent import Ascent, Best
 from .config import SearchConfig
+from .drafts import best_drafts
 from .live import LiveMasks
 from .preparation import prepared
 from .result import SearchResult
@@ -60,7 +62,8 @@ def search(
         reward: a reward, or a function that gives (B,) for pictures (B, 3, H, W) in [0, 1] and their prompts, higher is
             better, differentiable.
         config: settings.
-        seeds: a seed for each prompt; consecutive ones from `config.seed` if None.
+        seeds: a seed for each prompt, of its noise or of the first of its candidates; consecutive ones from
+            `config.seed` if None.
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
             pipeline's own.
         progress: show a progress bar with reward and density.
@@ -84,7 +87,6 @@ def search(
     reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     numbers = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
     options: dict[str, Any] = {
-        "seeds": numbers,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "negative_prompt": config.negative_prompt,
@@ -92,16 +94,22 @@ def search(
         "width": config.width,
     }
     with prepared(pipe, config, decoder):
-        run = _Search(pipe, StepwiseSampler(pipe, prompts, **options), reward, config, decoder, on_step)
+        started = time.monotonic()
+        starts = numbers
+        if config.candidates > 1:
+            starts = best_drafts(pipe, prompts, numbers, reward, config, decoder, **options)
+        sampler = StepwiseSampler(pipe, prompts, seeds=starts, **options)
+        drafted_s = time.monotonic() - started
+        run = _Search(pipe, sampler, reward, config, decoder, on_step)
         base = None
         if config.compare_base:
             with torch.no_grad():
-                base = _finish(StepwiseSampler(pipe, prompts, **options))
-        pictures = run.run(progress)
+                base = _finish(StepwiseSampler(pipe, prompts, seeds=numbers, **options))
+        pictures = run.run(progress, drafted_s)
     with torch.no_grad():
         after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
         before = None if base is None else reward(base.to(pipe._execution_device), prompts).float().cpu()
-    settings = {"prompts": prompts, "seeds": numbers}
+    settings = {"prompts": prompts, "seeds": numbers, "start_seeds": starts}
     return SearchResult(pictures, base, after, before, run.schedule, run.history, config, settings)
 
 
@@ -149,10 +157,10 @@ class _Search:
         self.reuse: Reuse | None = None
         self.without: Tensor | None = None
 
-    def run(self, progress: bool) -> Tensor:
-        """Search and sample to the end; return the pictures on the CPU."""
+    def run(self, progress: bool, spent_s: float = 0.0) -> Tensor:
+        """Search and sample to the end, `spent_s` seconds of it being gone; return the pictures on the CPU."""
         attach(self.pipe, self.live)
-        self.started = time.monotonic()
+        self.started = time.monotonic() - spent_s
         try:
             if self.config.reuse:
                 self.reuse = Reuse(self.pipe.unet, self.network)
@@ -221,12 +229,6 @@ class _Search:
             if self.reuse is not None:
                 self.reuse.clear()
 
-    def _preview(self, latents: Tensor) -> Tensor:
-        """Average latents down to the size that rewards are computed at."""
-        size = self.config.preview_size
-        factor = 1 if size is None else min(self.sampler.height, self.sampler.width) // size
-        return latents if factor < 2 else torch.nn.functional.avg_pool2d(latents, factor)
-
     def _clean(self, output: Tensor, rows: list[int]) -> Tensor:
         """Clean latents that a candidate is judged by: predicted, or at the end of a short roll-out without masks."""
         if not self.config.rollout:
@@ -265,7 +267,7 @@ class _Search:
                 output = sampler.guide(self.without[rows], sampler.predict_half(conditional=True, samples=rows))
             rewards = torch.full((len(rows),), float("nan"))
             if judged:
-                pictures = sampler.decode(self._preview(self._clean(output, rows)), self.decoder)
+                pictures = sampler.preview(self._clean(output, rows), self.config.preview_size, self.decoder)
                 rewards = self.reward(pictures, [sampler.prompts[i] for i in rows]).float()
             if gradient:
                 self.ascent.differentiate(rewards, active)
@@ -298,7 +300,7 @@ class _Search:
         @torch.no_grad()
         def preview() -> Tensor:
             clean = self.sampler.pred_x0(output, rows)[[rows.index(i) for i in active]]
-            return self.sampler.decode(self._preview(clean), self.decoder).cpu()
+            return self.sampler.preview(clean, self.config.preview_size, self.decoder).cpu()
 
         steps = len(self.sampler.timesteps)
         self.stopped |= bool(self.on_step(SearchStep(self.sampler.index, steps, self.history, tuple(active), preview)))

@@ -24,7 +24,7 @@ class SearchResult:
 
     Args:
         pictures: (B, 3, H, W) in [0, 1], on the CPU.
-        base: pictures of the same noise without the search, or None.
+        base: pictures of the prompts' own seeds without the search, or None.
         rewards: of the pictures, (B,).
         base_rewards: of the base pictures, (B,), or None.
         masks: the masks found, by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other
@@ -32,7 +32,8 @@ class SearchResult:
         history: an entry an evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start;
             the two are None for samples that were done with the step.
         config: the settings.
-        settings: prompts and seeds.
+        settings: prompts, seeds, and the seeds of the noises that the search started from: others where candidates were
+            drafted.
     """
 
     pictures: Tensor
@@ -62,6 +63,7 @@ class SearchResult:
             "maskunet": __version__,
             "prompt": self.settings["prompts"][index],
             "seed": self.settings["seeds"][index],
+            "start_seed": self.settings["start_seeds"][index],
             "config": asdict(self.config),
             "reward": float(self.rewards[index]),
             "base_reward": None if self.base_rewards is None else float(self.base_rewards[index]),

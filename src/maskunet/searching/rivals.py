@@ -18,6 +18,7 @@ from ..freezing import frozen
 from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
+from .drafts import candidates
 from .residence import resident
 from .sampling import StepwiseSampler
 
@@ -56,11 +57,6 @@ def _chosen(
         rewards, which = torch.where(better, found, rewards), torch.where(better, j, which)
     assert best is not None
     return best, rewards, which
-
-
-def candidates(seeds: Sequence[int], j: int) -> list[int]:
-    """Return the seeds of candidate j; candidate 0 has the given ones."""
-    return list(seeds) if j == 0 else [derive_seed(s, "candidate", j) % 2**31 for s in seeds]
 
 
 def best_of_n(

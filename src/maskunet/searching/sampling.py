@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
@@ -249,6 +250,17 @@ class StepwiseSampler:
         with torch.autocast(z.device.type, enabled=False):  # in the decoder's own precision, as the pipeline does
             pictures = vae.decode(z.to(vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+    def preview(self, latents: Tensor, size: int | None, decoder: Any = None) -> Tensor:
+        """Decode clean latents that are averaged down to pictures of about `size` pixels a side, never below.
+
+        Args:
+            latents: as for `decode`.
+            size: in pixels; None decodes them whole.
+            decoder: as for `decode`.
+        """
+        factor = 1 if size is None else min(self.height, self.width) // size
+        return self.decode(latents if factor < 2 else F.avg_pool2d(latents, factor), decoder)
 
 
 def _check_pipeline(pipe: Any) -> None:

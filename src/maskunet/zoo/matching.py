@@ -8,8 +8,8 @@ show; right and wrong pairs weigh alike:
 On pictures predicted from much noise nothing can be told, so that there the logit becomes the odds of what can still come.
 Besides, through heads that are thrown away, patches say which shape and colour they show, and the states of the caption's
 shapes say how many of them the picture has and, of a single one, where it lies and in which colour. What is found by its
-name is found in pairs that were never seen together, and a colour is bound to its thing. Words of relation ("left of") are
-not learnt in this many steps.
+name is found in pairs that were never seen together, and a colour is bound to its thing. Pictures of two shapes also meet
+captions that say where they lie to each other, right and wrong (`zoo.relations`); without them words of relation stay at chance.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..shapes.scenes import SIZE, Scene
 from ..shapes.vocabulary import COLOURS, SHAPES, plural
 from .groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
 from .matcher import Matcher
+from .relations import Relations
 from .stage import StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
 
@@ -129,8 +130,7 @@ def train_matcher(
     )
     data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
     ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
-    # Up to the first end; the padding after it is the same token.
-    masks = torch.arange(ids.shape[1]) <= (ids == tokenizer.eos_token_id).int().argmax(1, keepdim=True)
+    masks, relations = _attended(ids, tokenizer), Relations(data.scenes, tokenizer, config.seed)
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(GROUP), torch.arange(GROUP))
@@ -160,6 +160,12 @@ def train_matcher(
         where = (heads["place"](state[single]) - contents.places[picture, shape][single]).square().mean()
         colour = F.cross_entropy(heads["colour"](state), contents.colours[picture, shape], ignore_index=_NO_COLOUR)
         counted = F.cross_entropy(heads["count"](state), number)
+        there, said, holds = relations.draw(index, generator)
+        placed, states = matcher.read(seen[there], said, _attended(said, tokenizer).long())
+        related = (F.softplus(-placed[holds]).mean() + F.softplus(placed[~holds]).mean()) / 2
+        row, place = (named[said] >= 0).nonzero(as_tuple=True)
+        lies = contents.places[index[there[row]], named[said[row, place]]]
+        where = where + (heads["place"](states[row, place]) - lies).square().mean()
         labelled = data.patch_loss(heads["patches"](seen[:size, 1:]), batch)
 
         drawn = torch.cat([~batch.predicted[of_picture], torch.zeros(2 * count, dtype=torch.bool)])
@@ -170,8 +176,15 @@ def train_matcher(
             "places": float(where.detach()),
             "colours": float(colour.detach()),
             "counts": float(counted.detach()),
+            "related": float(related.detach()),
+            "relations": float(((placed > 0) == holds)[~batch.predicted[there]].float().mean()),
         }
-        return matched + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted, figures
+        return matched + related + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()
+
+
+def _attended(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+    """Return (N, L), True up to the first end token; the padding after it is the same token."""
+    return torch.arange(ids.shape[1]) <= (ids == tokenizer.eos_token_id).int().argmax(1, keepdim=True)

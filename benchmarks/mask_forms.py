@@ -1,0 +1,204 @@
+r"""Other forms of logits than a product of low rank, trained as the ablations train: whole rows, heads, blocks, shared, hashed.
+
+    python benchmarks/mask_forms.py      # an hour on one core; writes docs/results/mask_forms.json
+
+All of them read the same condition h_b, (B, 64), and are a low-rank masker whose entries are drawn from smaller tables:
+
+.. math:: S_{ij} = U_{p(i)} \operatorname{diag}(c) V_{q(j)}^T + \beta V_{q(j)}^T + U_{p(i)} \alpha + a_{p(i)} + b_{q(j)}
+
+- rows: p(i) = i and what depends on j is left out, so that outputs are kept or dropped whole;
+- rows and columns: without the product, so that a weight has a term of its row and one of its column;
+- heads: rows of one head of q, k, v share an entry, and so do the columns of out that read it; nothing else;
+- blocks of 4 or 8: p(i) = i // n, q(j) = j // n;
+- shared: layers of one shape in a block have U and V in common; a, b and the modulation are a layer's own;
+- hashed: the layers of a block draw all entries from one table of 64 rows, by a random assignment.
+
+Finished cells are kept in runs/mask_forms; rows of docs/results/ablations.json that had the same settings are taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from machine import machine
+from maskunet.allocator import keep_freed_memory
+from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankConfig
+from maskunet.maskers.base import FactoredLogits
+from maskunet.maskers.conditional import key_of
+from maskunet.relaxation import derive_seed
+from maskunet.reproduce.ablations import REFERENCE, AblationConfig, Variant, _slug, reproduce_ablations
+from maskunet.reproduce.report import ablations_markdown
+from maskunet.targets import BlockSpec, LayerSpec
+
+FORMS = ("rows", "rows-and-columns", "heads", "blocks-4", "blocks-8", "shared", "hashed")
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+TABLE = 64  # rows of a hashed table
+
+
+@dataclass(frozen=True)
+class FormConfig(LowRankConfig):
+    """Settings of a form; `heads` is how many an attention layer has."""
+
+    form: str = "rows"
+    heads: int = 4
+
+
+class _Table(nn.Module):
+    """Entries of the rows or columns of a weight: factors (N, r - 1) and a term (N,)."""
+
+    def __init__(self, entries: int, rank: int, term: float, spread: float) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.randn(entries, rank - 1) * spread)
+        self.term = nn.Parameter(torch.full((entries,), term))
+
+
+class _Form(nn.Module):
+    """One layer: which entries its rows and columns take, and which terms count."""
+
+    def __init__(self, layer: LayerSpec, config: FormConfig, outputs: _Table, inputs: _Table, index: Any) -> None:
+        super().__init__()
+        self.shape, self.outputs, self.inputs = layer.shape, outputs, inputs
+        self.register_buffer("rows", index[0], persistent=False)
+        self.register_buffer("columns", index[1], persistent=False)
+        reads = layer.name.endswith("to_out.0")
+        self.product = config.form not in ("rows", "rows-and-columns", "heads")
+        self.by_row = config.form != "heads" or not reads
+        self.by_column = config.form != "rows" and (config.form != "heads" or reads)
+        # Where one side has no say its half of the start goes to the other.
+        self.start = 0.0 if self.by_row and self.by_column else config.initial_logit / 2
+
+    def forward(self, modulation: Tensor) -> FactoredLogits:
+        scale, row, column = modulation.chunk(3, -1)  # c - 1, alpha, beta
+        u, v = self.outputs.factors[self.rows], self.inputs.factors[self.columns]
+        weights = torch.zeros(len(modulation), *u.shape, dtype=u.dtype, device=u.device)
+        if self.product:
+            weights = weights + u * (scale + 1)[:, None]
+        if self.by_column:
+            weights = weights + column[:, None]
+        offsets = torch.full((len(modulation), len(u), 1), self.start, dtype=u.dtype, device=u.device)
+        if self.by_row:
+            offsets = offsets + u @ row[:, :, None] + self.outputs.term[self.rows][:, None]
+        right = torch.cat([v, v.new_ones(len(v), 1)], -1)
+        terms = self.inputs.term[self.columns] if self.by_column else torch.zeros_like(v[:, 0])
+        return FactoredLogits((torch.cat([weights, offsets], -1), right), terms, self.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, block: BlockSpec, config: FormConfig) -> None:
+        super().__init__()
+        self.temb_proj = nn.Linear(block.temb_channels, config.hidden, bias=False)
+        self.sample_proj = nn.Linear(block.in_channels, config.hidden)
+        self.modulation = nn.Linear(config.hidden, 3 * (config.rank - 1) * len(block.layers), bias=False)
+        nn.init.zeros_(self.modulation.weight)
+        self.names, self.layers, held = [x.name for x in block.layers], nn.ModuleDict(), {}
+        shared: dict[Any, nn.Parameter] = {}
+        spread = 1 / math.sqrt(config.rank)
+        for layer in block.layers:
+            outputs, inputs = layer.shape[0], layer.weights // layer.shape[0]
+            index = _index(layer, config)
+            tables = []
+            for side, size, own in (("rows", outputs, index[0]), ("columns", inputs, index[1])):
+                # The product starts at zero and its gradient does not; without one the rows' factors carry the condition.
+                flat = config.form not in ("rows", "rows-and-columns", "heads") and side == "rows"
+                make = partial(
+                    _Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if flat else spread
+                )
+                if config.form == "hashed":
+                    tables.append(held.setdefault(side, make(TABLE)))
+                    continue
+                table = make(int(own.max()) + 1)
+                if config.form == "shared":
+                    table.factors = shared.setdefault((side, layer.shape), table.factors)
+                tables.append(table)
+            self.layers[key_of(layer.name, block.name)] = _Form(layer, config, *tables, index)
+
+    def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
+        parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
+        z = self.sample_proj(torch.cat([part.mean((2, 3)) for part in parts], 1)) + self.temb_proj(inputs.temb)
+        modulations = self.modulation(F.relu(z)).chunk(len(self.names), -1)
+        return {n: f(m) for n, f, m in zip(self.names, self.layers.values(), modulations, strict=True)}
+
+
+def _index(layer: LayerSpec, config: FormConfig) -> tuple[Tensor, Tensor]:
+    """Which entry each row and each column takes."""
+    sizes = layer.shape[0], layer.weights // layer.shape[0]
+    if config.form.startswith("blocks-"):
+        width = int(config.form.removeprefix("blocks-"))
+        return tuple(torch.arange(n) // width for n in sizes)  # type: ignore[return-value]
+    if config.form == "heads":
+        reads = layer.name.endswith("to_out.0")
+        rows, columns = (torch.arange(n) * config.heads // n for n in sizes)
+        return (torch.zeros_like(rows), columns) if reads else (rows, torch.zeros_like(columns))
+    if config.form == "hashed":
+        found = []
+        for side, n in zip(("rows", "columns"), sizes):
+            generator = torch.Generator().manual_seed(derive_seed("hashed", layer.name, side))
+            found.append(torch.randint(TABLE, (n,), generator=generator))
+        return found[0], found[1]
+    columns = torch.zeros(sizes[1], dtype=torch.long) if config.form == "rows" else torch.arange(sizes[1])
+    return torch.arange(sizes[0]), columns
+
+
+class FormMasker(ConditionalMasker):
+    """A masker of one of the forms."""
+
+    config_class: ClassVar[type[FormConfig]] = FormConfig
+
+    def build_block(self, block: BlockSpec) -> nn.Module:
+        """Return the networks of one block."""
+        return _Block(block, self.config)
+
+
+#: The rows of the study.
+VARIANTS: dict[str, Variant] = {
+    REFERENCE: Variant(),
+    "low rank, r = 16": Variant(LowRankConfig()),
+    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankConfig(), 0.5),
+    **{name: Variant(FormConfig(form=name)) for name in FORMS},
+}
+
+
+def take_over(work: Path, config: AblationConfig) -> None:
+    """Put the cells of the ablations' record where the study looks for finished ones, if their settings are the same."""
+    record = json.loads((RESULTS / "ablations.json").read_text())
+    folder = work / "-".join(f"{v}" for v in asdict(config).values())
+    if record["config"] != asdict(config) or folder.exists():
+        return
+    cells = {f"cells/{_slug(n, s)}": c for n in ("base", *VARIANTS) for s, c in enumerate(record["cells"].get(n, []))}
+    for name, found in (cells | {f"snapshots/{c['step']:06d}": c for c in record["snapshots"]}).items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, default=Path("runs/mask_forms"), help="folder of finished cells")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds")
+    parser.add_argument("--only", nargs="+", help="rows by name")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/results alone")
+    args = parser.parse_args()
+    keep_freed_memory()
+    MASKERS["FormMasker"] = FormMasker
+    config = AblationConfig(seeds=args.seeds)
+    take_over(args.work, config)
+    result = reproduce_ablations(
+        args.work, config, variants=args.only, known=VARIANTS, say=partial(print, flush=True)
+    )
+    print(ablations_markdown(result))
+    if not args.no_write:
+        (RESULTS / "mask_forms.json").write_text(json.dumps(result | {"machine": machine()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Noises worth starting from: several a prompt, each sampled in a few coarse steps, and the best of these drafts by reward.
+
+What a picture is composed of is decided by its noise, and masks hardly change it. A draft costs a fraction of a picture and
+tells noises apart nearly as well, so that for the compute of N pictures several times N noises are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..relaxation import derive_seed
+from ..rewards.base import Reward
+from .config import SearchConfig
+from .sampling import StepwiseSampler
+
+
+def candidates(seeds: Sequence[int], j: int) -> list[int]:
+    """Return the seeds of candidate j; candidate 0 has the given ones."""
+    return list(seeds) if j == 0 else [derive_seed(s, "candidate", j) % 2**31 for s in seeds]
+
+
+@torch.no_grad()
+def best_drafts(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    config: SearchConfig,
+    decoder: Any = None,
+    **options: Any,
+) -> list[int]:
+    """Return for each prompt the seed of the noise whose draft has the highest reward.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+        prompts: B captions.
+        seeds: a seed for each, the first candidate's.
+        reward: what drafts are compared by.
+        config: gives `candidates`, `draft_steps` and `preview_size`.
+        decoder: see `search`.
+        options: of `StepwiseSampler`, but for the number of steps.
+    """
+    best, chosen = torch.full((len(prompts),), -float("inf")), list(seeds)
+    for j in range(config.candidates):
+        tried = candidates(seeds, j)
+        options["num_inference_steps"] = min(config.draft_steps, config.num_inference_steps)
+        sampler = StepwiseSampler(pipe, prompts, seeds=tried, **options)
+        while not sampler.finished:
+            sampler.advance(sampler.predict())
+        found = reward(sampler.preview(sampler.latents, config.preview_size, decoder), prompts).float().cpu()
+        for i in (found > best).nonzero().flatten().tolist():
+            best[i], chosen[i] = found[i], tried[i]
+    return chosen
