@@ -110,9 +110,7 @@ class _Block(nn.Module):
             for side, size, own in (("rows", outputs, index[0]), ("columns", inputs, index[1])):
                 # The product starts at zero and its gradient does not; without one the rows' factors carry the condition.
                 flat = config.form not in ("rows", "rows-and-columns", "heads") and side == "rows"
-                make = partial(
-                    _Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if flat else spread
-                )
+                make = partial(_Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if flat else spread)
                 if config.form == "hashed":
                     tables.append(held.setdefault(side, make(TABLE)))
                     continue
@@ -192,9 +190,7 @@ def main() -> None:
     MASKERS["FormMasker"] = FormMasker
     config = AblationConfig(seeds=args.seeds)
     take_over(args.work, config)
-    result = reproduce_ablations(
-        args.work, config, variants=args.only, known=VARIANTS, say=partial(print, flush=True)
-    )
+    result = reproduce_ablations(args.work, config, variants=args.only, known=VARIANTS, say=partial(print, flush=True))
     print(ablations_markdown(result))
     if not args.no_write:
         (RESULTS / "mask_forms.json").write_text(json.dumps(result | {"machine": machine()}, indent=1) + "\n")

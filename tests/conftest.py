@@ -23,6 +23,7 @@ from hypothesis import settings
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from english import train_english
 from maskunet.cli import main as cli
 
 pytest_plugins = ["published_formats"]
@@ -236,3 +237,9 @@ def run(
         return int(code or 0), out.out, out.err  # type: ignore[call-overload]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small spaCy model; see `english.py`."""
+    return train_english(tmp_path_factory.mktemp("english") / "model")

@@ -118,6 +118,13 @@ def test_splitter_is_spacys_or_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
     assert spacy_phrases()("a red bench and a cat") == ["a red bench", "a cat"]
 
 
+def test_spacys_own_noun_chunks(monkeypatch: pytest.MonkeyPatch, english: Path) -> None:
+    monkeypatch.setattr("maskunet.evaluation.t2i_compbench._SPACY_MODEL", str(english))
+    split = spacy_phrases()
+    assert split("a red dog and a small blue cat") == ["a red dog", "a small blue cat"]
+    assert split("a bowl on a red and blue table") == ["a bowl", "a red and blue table"]
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(mu.DataError, match="a splitter of prompts"):
         T2ICompBench(PROMPTS).score(tmp_path, tmp_path)

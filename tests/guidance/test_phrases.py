@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import maskunet as mu
+from english import SENTENCES
 from maskunet.guidance import shapes_phrases, syntax_phrases, words
 from maskunet.guidance.tokens import BoundWords, locate
 from maskunet.shapes.scenes import training_scene
@@ -101,13 +103,10 @@ def test_missing_spacy_or_model_is_one_clear_error(monkeypatch: pytest.MonkeyPat
         syntax_phrases("en_core_web_trf")
 
 
-def test_the_real_spacy() -> None:
-    pytest.importorskip("spacy")
-    try:
-        find = syntax_phrases()
-    except mu.DataError:
-        pytest.skip("spaCy's model is not installed")
-    assert find("a pink sunflower and a yellow flamingo") == [(2, [1]), (6, [5])]
+def test_spacys_own_parses(english: Path) -> None:
+    find = syntax_phrases(str(english))
+    assert {sentence: find(sentence) for sentence in SENTENCES} == {s: PARSES[s][1] for s in SENTENCES}
+    assert syntax_phrases(str(english), entities=True)("a bowl on a red and blue table") == [(1, []), (7, [4, 6])]
 
 
 @pytest.mark.parametrize(

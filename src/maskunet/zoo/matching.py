@@ -9,7 +9,8 @@ On pictures predicted from much noise nothing can be told, so that there the log
 Besides, through heads that are thrown away, patches say which shape and colour they show, and the states of the caption's
 shapes say how many of them the picture has and, of a single one, where it lies and in which colour. What is found by its
 name is found in pairs that were never seen together, and a colour is bound to its thing. Pictures of two shapes also meet
-captions that say where they lie to each other, right and wrong (`zoo.relations`); without them words of relation stay at chance.
+captions that say where they lie to each other, right and wrong (`zoo.relations`), in a second round: without them words of
+relation stay at chance.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def train_matcher(
     folder: Path,
     *,
     groups: int,
-    start: CLIPModel,
+    start: CLIPModel | Matcher,
+    relations: bool = False,
     name: str = "matcher",
     progress: bool = True,
 ) -> Matcher:
@@ -113,12 +115,14 @@ def train_matcher(
             scenes.
         folder: where the run is kept; a run found there goes on.
         groups: how many groups are drawn.
-        start: CLIP whose vision tower it starts from.
+        start: CLIP whose vision tower it starts from, or a matcher that goes on.
+        relations: also learn words of relation, which needs a matcher that knows its shapes.
         name: of the run.
         progress: show progress bars.
     """
     torch.manual_seed(config.seed)
-    matcher = new_matcher(tokenizer, start)
+    matcher = start if isinstance(start, Matcher) else new_matcher(tokenizer, start)
+    matcher.train().requires_grad_(True)
     width = matcher.head.in_features
     heads = nn.ModuleDict(
         {
@@ -130,7 +134,8 @@ def train_matcher(
     )
     data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
     ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
-    masks, relations = _attended(ids, tokenizer), Relations(data.scenes, tokenizer, config.seed)
+    masks = _attended(ids, tokenizer)
+    said_of = Relations(data.scenes, tokenizer, config.seed) if relations else None
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(GROUP), torch.arange(GROUP))
@@ -160,12 +165,6 @@ def train_matcher(
         where = (heads["place"](state[single]) - contents.places[picture, shape][single]).square().mean()
         colour = F.cross_entropy(heads["colour"](state), contents.colours[picture, shape], ignore_index=_NO_COLOUR)
         counted = F.cross_entropy(heads["count"](state), number)
-        there, said, holds = relations.draw(index, generator)
-        placed, states = matcher.read(seen[there], said, _attended(said, tokenizer).long())
-        related = (F.softplus(-placed[holds]).mean() + F.softplus(placed[~holds]).mean()) / 2
-        row, place = (named[said] >= 0).nonzero(as_tuple=True)
-        lies = contents.places[index[there[row]], named[said[row, place]]]
-        where = where + (heads["place"](states[row, place]) - lies).square().mean()
         labelled = data.patch_loss(heads["patches"](seen[:size, 1:]), batch)
 
         drawn = torch.cat([~batch.predicted[of_picture], torch.zeros(2 * count, dtype=torch.bool)])
@@ -176,10 +175,21 @@ def train_matcher(
             "places": float(where.detach()),
             "colours": float(colour.detach()),
             "counts": float(counted.detach()),
-            "related": float(related.detach()),
-            "relations": float(((placed > 0) == holds)[~batch.predicted[there]].float().mean()),
         }
-        return matched + related + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted, figures
+        total = matched + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted
+        if said_of is None:
+            return total, figures
+
+        # Pictures of two shapes, each with a right and a wrong word between their names.
+        there, said, holds = said_of.draw(index, generator)
+        placed, states = matcher.read(seen[there], said, _attended(said, tokenizer).long())
+        related = (F.softplus(-placed[holds]).mean() + F.softplus(placed[~holds]).mean()) / 2
+        row, place = (named[said] >= 0).nonzero(as_tuple=True)
+        lies = contents.places[index[there[row]], named[said[row, place]]]
+        where = (heads["place"](states[row, place]) - lies).square().mean()
+        figures["related"] = float(related.detach())
+        figures["relations"] = float(((placed > 0) == holds)[~batch.predicted[there]].float().mean())
+        return total + related + 2 * where, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()

@@ -34,7 +34,8 @@ _DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995
 _CLIP = StageConfig(1000, 96, 1e-3, warmup=100)
 _FIRST_REWARD = StageConfig(1600, 96, 1e-3, warmup=100, decay=0.4, seed=3)
 _REWARD = StageConfig(1200, 84, 7e-4, warmup=100, decay=0.6, seed=3)
-_MATCHER = StageConfig(1600, 84, 1e-3, warmup=100, decay=0.7, ema_decay=0.998, weight_decay=0.05, seed=3)
+_FIRST_MATCHER = StageConfig(1600, 84, 1e-3, warmup=100, decay=0.7, ema_decay=0.998, weight_decay=0.05, seed=3)
+_MATCHER = StageConfig(700, 48, 5e-4, warmup=30, decay=0.7, ema_decay=0.99, weight_decay=0.05, seed=3)
 _REFEREE = StageConfig(1500, 84, 1e-3, warmup=100, decay=0.6, seed=4)
 
 
@@ -46,7 +47,7 @@ class Recipe:
     """Settings of every stage.
 
     Args:
-        autoencoder, denoiser, clip, first_reward, reward, matcher, referee: how each stage trains.
+        autoencoder, denoiser, clip, first_reward, reward, first_matcher, matcher, referee: how each stage trains.
         latent_channels: channels of the latents.
         autoencoder_pool, denoiser_pool, clip_pool: how many pictures each stage draws.
         reward_groups, referee_groups: how many scenes the rewards draw, each with its near misses.
@@ -58,6 +59,7 @@ class Recipe:
     clip: StageConfig = _CLIP
     first_reward: StageConfig = _FIRST_REWARD
     reward: StageConfig = _REWARD
+    first_matcher: StageConfig = _FIRST_MATCHER
     matcher: StageConfig = _MATCHER
     referee: StageConfig = _REFEREE
     latent_channels: int = 8
@@ -84,6 +86,7 @@ class Recipe:
             clip=cut(self.clip),
             first_reward=cut(self.first_reward),
             reward=cut(self.reward),
+            first_matcher=cut(self.first_matcher),
             matcher=cut(self.matcher),
             referee=cut(self.referee),
             autoencoder_pool=fewer(self.autoencoder_pool),
@@ -199,10 +202,14 @@ def train_rewards(
     )
     reward = train_reward(pipe, pipe.tokenizer, recipe.reward, work, start=first, harder=True, **options)
     _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
-    matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=reward.float(), **options)
+    options["name"] = "first_matcher"
+    matcher = train_matcher(pipe, pipe.tokenizer, recipe.first_matcher, work, start=reward.float(), **options)
+    _halve(matcher)  # the second round goes on from what is stored
+    options |= {"name": "matcher", "relations": True}
+    matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=matcher.float(), **options)
     _export_scorer(output / "shapes-matching", matcher, pipe.tokenizer)
-    options |= {"name": "referee", "width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True}
-    referee = train_reward(pipe, pipe.tokenizer, recipe.referee, work, **options)
+    options = {"width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True, "progress": progress}
+    referee = train_reward(pipe, pipe.tokenizer, recipe.referee, work, name="referee", **options)
     _export_scorer(output / "shapes-referee", referee, pipe.tokenizer)
     return output / "shapes-reward"
 
