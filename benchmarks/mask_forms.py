@@ -1,4 +1,4 @@
-r"""Other forms of logits than a product of low rank, trained as the ablations train: whole rows, heads, blocks, shared, hashed.
+r"""Other forms of logits than a product of low rank, trained as the ablations train.
 
     python benchmarks/mask_forms.py      # an hour on one core; writes docs/results/mask_forms.json
 
@@ -104,10 +104,9 @@ class _Block(nn.Module):
         shared: dict[Any, nn.Parameter] = {}
         spread = 1 / math.sqrt(config.rank)
         for layer in block.layers:
-            outputs, inputs = layer.shape[0], layer.weights // layer.shape[0]
             index = _index(layer, config)
             tables = []
-            for side, size, own in (("rows", outputs, index[0]), ("columns", inputs, index[1])):
+            for side, own in zip(("rows", "columns"), index):
                 # The product starts at zero and its gradient does not; without one the rows' factors carry the condition.
                 flat = config.form not in ("rows", "rows-and-columns", "heads") and side == "rows"
                 make = partial(_Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if flat else spread)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from machine import machine
+from maskunet import rewards
 from maskunet.allocator import keep_freed_memory
 from maskunet.evaluation.intervals import bootstrap
 from maskunet.reproduce.search import METHODS, Method, SearchStudy, best_then_masks, masks, run_study
@@ -52,6 +53,42 @@ def _smoothed_masks(
 ) -> Tensor:
     config = replace(config, **options)
     return search(pipe, prompts, Smoothed(reward, copies), config, seeds=seeds, progress=False).pictures
+
+
+def with_both(method: Method, weight: float = 3.0) -> Method:
+    """Return a method that climbs the study's reward and, weighted, the other bundled one."""
+    return partial(_with_both, method=method, weight=weight)
+
+
+def _with_both(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    method: Method,
+    weight: float,
+    **options: Any,
+) -> Tensor:
+    return method(pipe, prompts, seeds, reward + weight * rewards.load("shapes"), **options)
+
+
+def at_steps(method: Method, steps: int) -> Method:
+    """Return a method at another number of denoising steps."""
+    return partial(_at_steps, method=method, steps=steps)
+
+
+def _at_steps(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    reward: Reward,
+    *,
+    method: Method,
+    steps: int,
+    **options: Any,
+) -> Tensor:
+    return method(pipe, prompts, seeds, reward, **(options | {"num_inference_steps": steps}))
 
 
 REFERENCE: dict[str, Method] = {
@@ -116,13 +153,31 @@ CHOICES: dict[str, Method] = {
 PARTICLES: dict[str, Method] = {
     f"particles, 4, lambda {scale:g}": partial(rivals.particles, count=4, scale=scale) for scale in (1.0, 3.0, 10.0)
 }
+#: Noises chosen by their drafts, alone and with masks after; as many drafts as leave about the compute of best of 6.
+DRAFTS: dict[str, Method] = {
+    "best of 6": partial(rivals.best_of_n, count=6),
+    "11 drafts": masks(candidates=11, iterations=0),
+    "7 drafts, then masks at steps 6-8, K 2": masks(candidates=7, iterations=(0, 0, 2, 0, 0)),
+    "5 drafts, then masks at steps 6-10, K 2": masks(candidates=5, iterations=(0, 2, 0)),
+    "5 drafts, then a logit a row and a column, K 2": masks(
+        candidates=5, iterations=(0, 2, 0), structure="rows-and-columns"
+    ),
+    "11 drafts, then masks at steps 6-10": masks(candidates=11),
+}
+#: A second reward beside the first, and more steps.
+BESIDE: dict[str, Method] = {
+    "best of 6, by both rewards": with_both(partial(rivals.best_of_n, count=6)),
+    "masks, by both rewards": with_both(masks()),
+    "plain, 30 steps": at_steps(METHODS["plain"], 30),
+    "masks, 30 steps, K 2": at_steps(masks(iterations=(0, 2, 0)), 30),
+}
 NOTE = (
     "time is not recorded: other work ran beside it; cells without minus_plain are an earlier run's, which kept no verdict "
     "of each prompt, and four of them were made before the referee"
 )
 #: What of a cell is written down; time is not, where other work runs beside.
 KEPT = ("n", "reward", "referee", "accuracy", "fid", "forwards")
-VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES | PARTICLES
+VARIANTS = REFERENCE | BUDGETS | LAYERS | ROLLOUTS | STRUCTURES | MEANS | CHOICES | PARTICLES | DRAFTS | BESIDE
 
 
 def minus_plain(cell: dict[str, Any], plain: dict[str, Any]) -> dict[str, list[float]]:

@@ -13,6 +13,8 @@ import maskunet as mu
 from maskunet.rewards import FunctionReward
 from maskunet.searching import SearchConfig, rivals
 from maskunet.searching.drafts import best_drafts, candidates
+from maskunet.searching.rollout import rolled_out
+from maskunet.searching.sampling import StepwiseSampler
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
 CONFIG = SearchConfig(num_inference_steps=4, iterations=0, guidance_scale=4.0, candidates=5, draft_steps=2)
@@ -24,15 +26,17 @@ def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def test_the_best_draft_is_chosen_for_each_prompt(pipe: Any) -> None:
-    drafts = torch.stack(
-        [
-            redness(rivals.plain(pipe, PROMPTS, candidates(SEEDS, j), num_inference_steps=2, **OPTIONS), PROMPTS)
-            for j in range(5)
-        ]
-    )
+    reward, drafts = FunctionReward(redness), []
+    for j in range(5):
+        sampler = StepwiseSampler(pipe, PROMPTS, seeds=candidates(SEEDS, j), num_inference_steps=4, **OPTIONS)
+        with torch.no_grad():
+            sampler.advance(sampler.predict())
+            clean = rolled_out(sampler, sampler.predict(), 3)
+            drafts.append(redness(sampler.decode(clean), PROMPTS))
+    drafts = torch.stack(drafts)
     which = drafts.argmax(0).tolist()
     assert which != [0, 0]  # otherwise nothing was chosen
-    chosen = best_drafts(pipe, PROMPTS, SEEDS, FunctionReward(redness), CONFIG, **OPTIONS)
+    chosen = best_drafts(pipe, PROMPTS, SEEDS, reward, CONFIG, num_inference_steps=4, **OPTIONS)
     assert chosen == [candidates(SEEDS, j)[i] for i, j in enumerate(which)]
 
 
@@ -59,11 +63,9 @@ def test_masks_of_a_drafted_search_are_those_of_a_search_from_its_noise(pipe: An
 
 
 def test_a_draft_takes_no_more_steps_than_the_picture(pipe: Any) -> None:
-    coarse = SearchConfig(**{**vars(CONFIG), "draft_steps": 9})
-    chosen = best_drafts(pipe, PROMPTS, SEEDS, FunctionReward(redness), coarse, **OPTIONS)
-    best = rivals.best_noises(
-        pipe, PROMPTS, SEEDS, FunctionReward(redness), count=5, num_inference_steps=4, **OPTIONS
-    )[0]
+    coarse, reward = SearchConfig(**{**vars(CONFIG), "draft_steps": 9}), FunctionReward(redness)
+    chosen = best_drafts(pipe, PROMPTS, SEEDS, reward, coarse, num_inference_steps=4, **OPTIONS)
+    best = rivals.best_noises(pipe, PROMPTS, SEEDS, reward, count=5, num_inference_steps=4, **OPTIONS)[0]
     assert chosen == best
 
 

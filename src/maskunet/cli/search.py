@@ -33,6 +33,9 @@ def search(
     masker: MaskerPath = None,
     output: Annotated[Path, typer.Option(help="Folder for pictures, masks and histories.")] = Path("found"),
     preset: Preset = "default",
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Noises a prompt, of which coarse drafts choose one; the preset's.")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(min=0, help="Iterations a step; the preset's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Rate on the mask logits; the preset's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the preset's.")] = None,
@@ -57,6 +60,7 @@ def search(
     prompts = read_prompts(prompt, prompts_file)
     sources = reward_sources(reward, model)
     given: dict[str, Any] = {
+        "candidates": candidates,
         "iterations": iterations,
         "learning_rate": learning_rate,
         "num_inference_steps": steps,

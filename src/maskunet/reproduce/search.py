@@ -102,7 +102,8 @@ def _best_then_masks(
 def fingerprint(method: Method) -> str:
     """Return a method's settings as a text, to tell a finished cell of other settings."""
     if isinstance(method, partial):
-        return f"{method.func.__name__} {sorted(method.keywords.items())}"
+        settings = {k: fingerprint(v) if callable(v) else v for k, v in method.keywords.items()}
+        return f"{method.func.__name__} {sorted(settings.items())}"
     return getattr(method, "__name__", repr(method))
 
 

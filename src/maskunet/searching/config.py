@@ -43,10 +43,9 @@ class SearchConfig:
         negative_prompt: what to steer away from.
         height, width: size in pixels; the model's own if None.
         seed: picture i starts from the noise of seed + i.
-        candidates: noises a prompt that are looked at before the search, picture i's own first; each is sampled in
-            `draft_steps` coarse steps, and the search starts from the one whose draft has the highest reward. 1 takes the
-            picture's own.
-        draft_steps: denoising steps of a draft, at most `num_inference_steps`.
+        candidates: noises a prompt that are drafted before the search, picture i's own first; the search starts from the
+            one whose draft has the highest reward. 1 takes the picture's own and makes no draft.
+        draft_steps: denoising steps of a draft, before a roll-out of three coarse ones.
         targets: which layers are masked.
         halves: which half of a guided batch is masked, "both" (paper) or the "conditional" one: then the unconditional
             half is computed once a step, and an iteration costs half.
@@ -88,7 +87,7 @@ class SearchConfig:
     width: int | None = None
     seed: int = 0
     candidates: int = 1
-    draft_steps: int = 6
+    draft_steps: int = 3
     targets: Targets = "decoder-attention"
     halves: str = "conditional"
     preview_size: int | None = 256

@@ -130,6 +130,7 @@ def train_matcher(
             "place": nn.Linear(width, 2),
             "colour": nn.Linear(width, len(COLOURS)),
             "count": nn.Linear(width, _MOST),
+            "way": nn.Linear(width, 2),
         }
     )
     data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
@@ -182,14 +183,20 @@ def train_matcher(
 
         # Pictures of two shapes, each with a right and a wrong word between their names.
         there, said, holds = said_of.draw(index, generator)
+        if not len(there):
+            return total, figures
         placed, states = matcher.read(seen[there], said, _attended(said, tokenizer).long())
         related = (F.softplus(-placed[holds]).mean() + F.softplus(placed[~holds]).mean()) / 2
         row, place = (named[said] >= 0).nonzero(as_tuple=True)
         lies = contents.places[index[there[row]], named[said[row, place]]]
         where = (heads["place"](states[row, place]) - lies).square().mean()
+        # The way from the second to the first, from where the match is read: the word alone says too little to learn from.
+        first, second = lies.unflatten(0, (-1, 2)).unbind(1)
+        way = (heads["way"](states[:, 0]) - (first - second)).square().mean()
+        figures["ways"] = float(way.detach())
         figures["related"] = float(related.detach())
         figures["relations"] = float(((placed > 0) == holds)[~batch.predicted[there]].float().mean())
-        return total + related + 2 * where, figures
+        return total + related + 2 * where + 2 * way, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()

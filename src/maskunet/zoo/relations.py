@@ -1,8 +1,8 @@
-"""What the matcher learns words of relation from: drawn pictures of two shapes, and all that may be said of their places.
+"""What the matcher learns words of relation from: pictures of two shapes, and all that may be said of their places.
 
-Of a scene with two shapes, one of each, every relation is put into words in both orders; each caption is right, wrong, or in
-doubt by the centres of the two. Nothing has to be drawn for a wrong one, and no caption names a pair that its picture does not
-show, so none leaves the training split.
+Of a scene with two shapes, one of each, every relation is put into words in both orders; each caption is right, wrong, or
+in doubt by the centres of the two. Nothing has to be drawn for a wrong one, and no caption names a pair that its picture
+does not show, so none leaves the training split.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from ..shapes.scenes import Scene, phrase
 from ..shapes.vocabulary import RELATIONS
 from .denoiser import tokenize
+from .tokenizer import MAX_LENGTH
 
 #: Of the way between two centres along a direction, as a share of the whole way: from here on a relation holds.
 _HOLDS = 0.75
@@ -57,8 +58,8 @@ class Relations:
             self._row[n] = len(verdicts)
             captions += said
             verdicts.append(found)
-        ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, 1, dtype=torch.long)
-        self._ids = ids.view(len(verdicts), CAPTIONS, -1)
+        ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, MAX_LENGTH, dtype=torch.long)
+        self._ids = ids.view(len(verdicts), CAPTIONS, ids.shape[-1])
         self._verdicts = torch.tensor(verdicts).view(-1, CAPTIONS)
 
     def draw(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,73 @@
+"""What is said of two shapes' places, and which of it is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskunet.shapes.near_misses import shows
+from maskunet.shapes.scenes import training_scene
+from maskunet.zoo.relations import CAPTIONS, Relations, _described, holds
+from maskunet.zoo.tokenizer import build_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("ahead", "distance", "expected"),
+    [(10, 10, True), (8, 10, True), (6, 10, None), (3, 10, False), (0, 10, False), (-10, 10, False), (0, 0, False)],
+)
+def test_a_relation_holds_fails_or_is_in_doubt(ahead: float, distance: float, expected: bool | None) -> None:
+    assert holds(ahead, distance) is expected
+
+
+def test_verdicts_agree_with_the_scenes_own_words() -> None:
+    import random
+
+    seen = 0
+    for index in range(400):
+        scene = training_scene(index, seed=5)
+        if scene.task != "position":
+            continue
+        seen += 1
+        captions, verdicts = _described(scene, random.Random(index))
+        assert len(captions) == len(verdicts) == CAPTIONS
+        words = {w for w in scene.caption.split() if w in captions[0] or w in captions[4]}
+        assert words  # the same shapes are named
+        (first, second), relation = scene.include, scene.include[1]["position"][0]
+        for order, pair in enumerate((scene.objects, scene.objects[::-1])):
+            for k, word in enumerate(("left of", "right of", "above", "below")):
+                verdict = verdicts[4 * order + k]
+                assert word in captions[4 * order + k]
+                needs = [
+                    {"class": pair[1].shape, "count": 1},
+                    {"class": pair[0].shape, "count": 1, "position": [word, 0]},
+                ]
+                if verdict == 1:  # what is right is never what near misses call wrong
+                    assert shows(scene, needs)
+                if (pair[0].shape, pair[1].shape, word) == (second["class"], first["class"], relation):
+                    assert verdict == 1
+    assert seen > 50
+
+
+def test_a_right_and_a_wrong_caption_are_drawn_for_each_picture_that_has_both() -> None:
+    scenes = [training_scene(i) for i in range(60)]
+    relations = Relations(scenes, build_tokenizer(), seed=0)
+    two = [len(s.objects) == 2 and s.objects[0].shape != s.objects[1].shape for s in scenes]
+    rows, ids, right = relations.draw(torch.arange(60), torch.Generator().manual_seed(0))
+    assert len(rows) == len(ids) == len(right)
+    assert right.tolist() == [True] * (len(rows) // 2) + [False] * (len(rows) // 2)
+    assert rows[: len(rows) // 2].tolist() == rows[len(rows) // 2 :].tolist()
+    assert all(two[i] for i in rows.tolist())
+    assert len(rows) > sum(two)  # most pictures of two shapes have both
+    again = relations.draw(torch.arange(60), torch.Generator().manual_seed(0))
+    assert torch.equal(ids, again[1])
+    own = {tuple(i) for r in range(60) if two[r] for i in relations._ids[relations._row[r]].tolist()}
+    assert {tuple(i) for i in ids.tolist()} <= own
+    assert not bool((ids[right] == ids[~right]).all(1).any())
+
+
+def test_scenes_without_two_shapes() -> None:
+    scenes = [s for s in (training_scene(i) for i in range(60)) if len(s.objects) == 1]
+    rows, ids, right = Relations(scenes, build_tokenizer(), seed=0).draw(
+        torch.arange(len(scenes)), torch.Generator().manual_seed(0)
+    )
+    assert len(rows) == len(right) == len(ids) == 0
