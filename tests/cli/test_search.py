@@ -52,6 +52,21 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     assert "MaskSchedule" in out
 
 
+def test_drafted_noises_are_said_and_give_the_picture_again(run: Run, tmp_path: Path) -> None:
+    words = ["search", "--prompt", "a red circle", "--steps", 2, "--iterations", 0, "--candidates", 3, "--seed", 2]
+    code, out, err = run(*words, "--device", "cpu", "--output", "found")
+    assert code == 0, err
+    record = json.loads((tmp_path / "found" / "00000.json").read_text())
+    start = record["start_seed"]
+    assert record["seed"] == 2
+    assert (f"from noise {start}" in out) == (start != 2)
+    again = ["generate", "--prompt", "a red circle", "--steps", 2, "--guidance-scale", 4, "--seed", start]
+    code, _, err = run(*again, "--device", "cpu", "--output", "again")
+    assert code == 0, err
+    first, other = (np.asarray(Image.open(tmp_path / p), np.int16) for p in ("found/00000.png", "again/00000.png"))
+    assert abs(first - other).max() <= 3
+
+
 def test_preview_decoder(run: Run, tmp_path: Path) -> None:
     tiny = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
     blocks = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}

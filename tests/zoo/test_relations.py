@@ -7,7 +7,7 @@ import torch
 
 from maskunet.shapes.near_misses import shows
 from maskunet.shapes.scenes import training_scene
-from maskunet.zoo.relations import CAPTIONS, Relations, _described, holds
+from maskunet.zoo.relations import CAPTIONS, Relations, _described, holds, relation_tokens
 from maskunet.zoo.tokenizer import build_tokenizer
 
 
@@ -71,3 +71,11 @@ def test_scenes_without_two_shapes() -> None:
         torch.arange(len(scenes)), torch.Generator().manual_seed(0)
     )
     assert len(rows) == len(right) == len(ids) == 0
+
+
+def test_each_caption_has_one_word_that_tells_relations_apart() -> None:
+    tokenizer = build_tokenizer()
+    relations = Relations([training_scene(i) for i in range(60)], tokenizer, seed=0)
+    known = relation_tokens(tokenizer)
+    assert known.sum() == 4
+    assert bool((known[relations._ids.flatten(0, 1)].sum(1) == 1).all())

@@ -97,7 +97,9 @@ def search(
         for (i, text), after in zip(chunk, found.rewards.tolist(), strict=True):
             before = found.base_rewards
             shown = "" if before is None else f"{float(before[i - start]):.4f} -> "
-            typer.echo(f"{i:05d}  reward {shown}{after:.4f}  {text}")
+            start_seed = found.settings["start_seeds"][i - start]
+            noise = "" if start_seed == seed + i else f"  from noise {start_seed}"
+            typer.echo(f"{i:05d}  reward {shown}{after:.4f}  {text}{noise}")
     typer.echo(f"{len(prompts)} pictures in {output}; their masks in {output / 'masks'}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
@@ -34,6 +35,8 @@ def best_drafts(
     reward: Reward,
     config: SearchConfig,
     decoder: Any = None,
+    *,
+    progress: bool = False,
     **options: Any,
 ) -> list[int]:
     """Return for each prompt the seed of the noise whose draft has the highest reward.
@@ -45,10 +48,11 @@ def best_drafts(
         reward: what drafts are compared by.
         config: gives `candidates`, `draft_steps` and `preview_size`.
         decoder: see `search`.
+        progress: show a progress bar.
         options: of `StepwiseSampler`.
     """
     best, chosen = torch.full((len(prompts),), -float("inf")), list(seeds)
-    for j in range(config.candidates):
+    for j in tqdm(range(config.candidates), "drafts", disable=not progress, leave=False):
         tried = candidates(seeds, j)
         sampler = StepwiseSampler(pipe, prompts, seeds=tried, **options)
         steps = min(config.draft_steps, len(sampler.timesteps))

@@ -97,7 +97,7 @@ def search(
         started = time.monotonic()
         starts = numbers
         if config.candidates > 1:
-            starts = best_drafts(pipe, prompts, numbers, reward, config, decoder, **options)
+            starts = best_drafts(pipe, prompts, numbers, reward, config, decoder, progress=progress, **options)
         sampler = StepwiseSampler(pipe, prompts, seeds=starts, **options)
         drafted_s = time.monotonic() - started
         run = _Search(pipe, sampler, reward, config, decoder, on_step)

@@ -54,8 +54,8 @@ class Matcher(nn.Module):
         found: Tensor = self.vision(pixel_values=pixel_values).last_hidden_state
         return found
 
-    def read(self, seen: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B,) and the states (B, L, D) of the captions' tokens.
+    def read(self, seen: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return logits (B,) and the states (B, L, D) of the captions' tokens: embedded, and after each layer.
 
         Args:
             seen: pictures as `look` returns them, (B, 1 + P, D).
@@ -63,13 +63,14 @@ class Matcher(nn.Module):
             attention_mask: (B, L), 1 = token, 0 = padding.
         """
         everything = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
-        states: Tensor = self.text(
+        states: tuple[Tensor, ...] = self.text(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=everything,
-        ).last_hidden_state
-        return self.head(states[:, 0]).squeeze(-1), states
+            output_hidden_states=True,
+        ).hidden_states
+        return self.head(states[-1][:, 0]).squeeze(-1), states
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""

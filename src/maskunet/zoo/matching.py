@@ -28,7 +28,7 @@ from ..shapes.scenes import SIZE, Scene
 from ..shapes.vocabulary import COLOURS, SHAPES, plural
 from .groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
 from .matcher import Matcher
-from .relations import Relations
+from .relations import Relations, relation_tokens
 from .stage import StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
 
@@ -131,12 +131,14 @@ def train_matcher(
             "colour": nn.Linear(width, len(COLOURS)),
             "count": nn.Linear(width, _MOST),
             "way": nn.Linear(width, 2),
+            "holds": nn.Linear(width, 1),
         }
     )
     data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
     ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
     masks = _attended(ids, tokenizer)
     said_of = Relations(data.scenes, tokenizer, config.seed) if relations else None
+    is_relation = relation_tokens(tokenizer)
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(GROUP), torch.arange(GROUP))
@@ -154,12 +156,12 @@ def train_matcher(
         right = torch.cat([shown, torch.zeros(2 * count, dtype=torch.bool)])
         rows = torch.cat([of_picture, size + torch.arange(2 * count)])
         captions = index[torch.cat([of_caption, first, first])]
-        logits, states = matcher.read(seen[rows], ids[captions], masks[captions].long())
-        matched = (F.softplus(-logits[right]).mean() + F.softplus(logits[~right]).mean()) / 2
+        logits, layers = matcher.read(seen[rows], ids[captions], masks[captions].long())
+        matched = _balanced(logits, right)
 
         # Shapes by name, in whole pictures.
         row, place = (named[ids[captions[: len(pairs)]]] >= 0).nonzero(as_tuple=True)
-        state, picture = states[row, place], index[of_picture[row]]
+        state, picture = layers[-1][row, place], index[of_picture[row]]
         shape = named[ids[captions[row], place]]
         number = contents.counts[picture, shape]
         single = number == 1
@@ -185,21 +187,30 @@ def train_matcher(
         there, said, holds = said_of.draw(index, generator)
         if not len(there):
             return total, figures
-        placed, states = matcher.read(seen[there], said, _attended(said, tokenizer).long())
-        related = (F.softplus(-placed[holds]).mean() + F.softplus(placed[~holds]).mean()) / 2
+        placed, layers = matcher.read(seen[there], said, _attended(said, tokenizer).long())
+        related = _balanced(placed, holds)
+        # Each layer has its part, or words and places meet too late to be compared: shapes find their places in the first,
+        # in the second the word of relation learns the way between them and whether it is what it says, the last reads it.
         row, place = (named[said] >= 0).nonzero(as_tuple=True)
         lies = contents.places[index[there[row]], named[said[row, place]]]
-        where = (heads["place"](states[row, place]) - lies).square().mean()
-        # The way from the second to the first, from where the match is read: the word alone says too little to learn from.
-        first, second = lies.unflatten(0, (-1, 2)).unbind(1)
-        way = (heads["way"](states[:, 0]) - (first - second)).square().mean()
+        where = (heads["place"](layers[1][row, place]) - lies).square().mean()
+        word = layers[2][torch.arange(len(said)), is_relation[said].int().argmax(1)]
+        one, other = lies.unflatten(0, (-1, 2)).unbind(1)
+        way = (heads["way"](word) - (one - other)).square().mean()
+        told = _balanced(heads["holds"](word).squeeze(-1), holds)
         figures["ways"] = float(way.detach())
+        figures["told"] = float(told.detach())
         figures["related"] = float(related.detach())
         figures["relations"] = float(((placed > 0) == holds)[~batch.predicted[there]].float().mean())
-        return total + related + 2 * where + 2 * way, figures
+        return total + related + told + 2 * where + 2 * way, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()
+
+
+def _balanced(logits: Tensor, right: Tensor) -> Tensor:
+    """Return the binary cross-entropy in which right and wrong ones weigh alike."""
+    return (F.softplus(-logits[right]).mean() + F.softplus(logits[~right]).mean()) / 2
 
 
 def _attended(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:

@@ -38,6 +38,14 @@ def holds(ahead: float, distance: float) -> bool | None:
     return True if share >= _HOLDS else False if share <= _FAILS else None
 
 
+def relation_tokens(tokenizer: CLIPTokenizer) -> Tensor:
+    """Return, for each token id, whether it is what tells relations apart: "left", "right", "above" or "below"."""
+    found = torch.zeros(len(tokenizer), dtype=torch.bool)
+    for relation in RELATIONS:
+        found[tokenizer(relation.split()[0], add_special_tokens=False)["input_ids"]] = True
+    return found
+
+
 class Relations:
     """Captions of relations for those of N scenes that show two different shapes.
 
