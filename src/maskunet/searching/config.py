@@ -87,7 +87,7 @@ class SearchConfig:
     width: int | None = None
     seed: int = 0
     candidates: int = 1
-    draft_steps: int = 2
+    draft_steps: int = 3
     targets: Targets = "decoder-attention"
     halves: str = "conditional"
     preview_size: int | None = 256
