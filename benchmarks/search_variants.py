@@ -23,7 +23,8 @@ from machine import machine
 from maskunet import rewards
 from maskunet.allocator import keep_freed_memory
 from maskunet.evaluation.intervals import bootstrap
-from maskunet.reproduce.search import METHODS, Method, SearchStudy, best_then_masks, masks, run_study
+from maskunet.reproduce import search as study
+from maskunet.reproduce.search import METHODS, Method, SearchStudy, run_study
 from maskunet.rewards import Reward, Smoothed
 from maskunet.searching import SearchConfig, rivals, search
 from maskunet.shapes.scenes import held_out_prompts
@@ -33,6 +34,8 @@ STUDY = SearchStudy(seeds=1, prompts=120, split="val", batch_size=60, reference_
 EARLY, FIRST, MIDDLE = (4, 0, 0), (8, 0, 0, 0, 0), (0, 4, 0)
 SECOND = (0,) * 2 + (4,) * 5 + (0,) * 8
 ALTERNATE = (0,) * 5 + (2, 0, 2, 0, 2) + (0,) * 5
+#: The variants change one thing of the preset "masks".
+masks, best_then_masks = (partial(make, preset="masks") for make in (study.masks, study.best_then_masks))
 ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 
 

@@ -20,7 +20,7 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     assert out.count("reward") == 2
     assert "2 pictures" in out
     record = json.loads((tmp_path / "found" / "00001.json").read_text())
-    assert (record["prompt"], record["seed"], record["rewards"]) == ("a blue star", 1, "shapes")
+    assert (record["prompt"], record["seed"], record["rewards"]) == ("a blue star", 1, "shapes-matching")
     assert record["config"]["guidance_scale"] == 4.0
     assert len(record["history"]) == 4
     with Image.open(tmp_path / "found" / "base" / "00001.png") as picture:

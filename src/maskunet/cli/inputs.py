@@ -20,7 +20,7 @@ Rewards = Annotated[
     list[str] | None,
     typer.Option(help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. 'shapes' is bundled."),
 ]
-Preset = Annotated[str | None, typer.Option(help="Of the search: paper, default or fast.")]
+Preset = Annotated[str | None, typer.Option(help="Of the search: default, masks, fast or paper.")]
 Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
 
@@ -69,7 +69,7 @@ def reward_sources(given: list[str] | None, model: str) -> list[str]:
 
     if not given and model != "shapes":
         raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
-    return list(given or ["shapes"])
+    return list(given or ["shapes-matching"])
 
 
 def open_rewards(sources: list[str], pipe: Any) -> Any:

@@ -62,8 +62,12 @@ class SearchStudy:
 
 def masks(**changes: Any) -> Method:
     """Return mask search with these settings as a method."""
+    return partial(_masks, config=_settings(changes))
+
+
+def _settings(changes: dict[str, Any]) -> SearchConfig:
     own = {k: v for k, v in changes.items() if k != "preset"}
-    return partial(_masks, config=SearchConfig.preset(changes.get("preset", "default"), compare_base=False, **own))
+    return SearchConfig.preset(changes.get("preset", "default"), compare_base=False, **own)
 
 
 def _masks(
@@ -80,7 +84,7 @@ def _masks(
 
 def best_then_masks(*, count: int, **changes: Any) -> Method:
     """Return the method that searches masks from the best of `count` noises, and keeps the better picture of the two."""
-    return partial(_best_then_masks, count=count, config=SearchConfig.preset("default", compare_base=False, **changes))
+    return partial(_best_then_masks, count=count, config=_settings(changes))
 
 
 def _best_then_masks(
@@ -119,8 +123,9 @@ METHODS: dict[str, Method] = {
     "random masks, 6": partial(rivals.random_masks, count=6),
     "noise optimisation": partial(rivals.noise_optimisation, iterations=14),
     "gradient guidance": partial(rivals.gradient_guidance, scale=0.1),
-    "masks, default": masks(),
-    "best of 2, then masks": best_then_masks(count=2, iterations=(0, 0, 4, 0, 0)),
+    "drafts, 11": masks(candidates=11, iterations=0),
+    "drafts and masks, default": masks(),
+    "masks alone": masks(preset="masks"),
     "masks, paper": masks(preset="paper"),
 }
 

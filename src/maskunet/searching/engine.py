@@ -61,7 +61,7 @@ def search(
         prompts: B captions.
         reward: a reward, or a function that gives (B,) for pictures (B, 3, H, W) in [0, 1] and their prompts, higher is
             better, differentiable.
-        config: settings.
+        config: settings; the preset "default" if None.
         seeds: a seed for each prompt, of its noise or of the first of its candidates; consecutive ones from
             `config.seed` if None.
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
@@ -80,7 +80,7 @@ def search(
         TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
             prompts.
     """
-    config = (config or SearchConfig()).checked()
+    config = (config or SearchConfig.preset("default")).checked()
     if isinstance(prompts, str) or not prompts:
         raise DataError(f"expected a list of at least one prompt, got {prompts!r}")
     prompts = list(prompts)

@@ -111,7 +111,6 @@ class Studio:
         request = request.checked()
         config = SearchConfig.preset(
             preset,
-            candidates=1,  # the page searches for the very noise that it shows beside
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             compare_base=False,  # it is drawn first here, to be looked at meanwhile
