@@ -31,7 +31,7 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
         "--prompt",
         "a blue star",
         "--seed",
-        1,
+        record["start_seed"],
         "--steps",
         2,
         "--guidance-scale",

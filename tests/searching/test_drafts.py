@@ -69,6 +69,15 @@ def test_a_draft_takes_no_more_steps_than_the_picture(pipe: Any) -> None:
     assert chosen == best
 
 
+def test_the_default_drafts_and_masks_alone_do_not(pipe: Any) -> None:
+    assert SearchConfig.preset("masks") == SearchConfig()
+    default = SearchConfig.preset("default")
+    assert default.candidates > 1
+    found = mu.search(pipe, PROMPTS, redness, seeds=SEEDS, progress=False)
+    assert found.config == default
+    assert found.settings["start_seeds"] != SEEDS
+
+
 @pytest.mark.parametrize("name", ["candidates", "draft_steps"])
 def test_settings_out_of_range(name: str) -> None:
     with pytest.raises(mu.DataError, match=f"expected {name} of at least 1, got 0"):

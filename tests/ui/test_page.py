@@ -114,7 +114,7 @@ def test_a_program_searches_keeps_and_uses(make_client: Callable[[], Any], serve
     client = make_client()
     with pytest.raises(Exception, match="none yet to keep"):
         client.predict("x", api_name="/keep")
-    job = client.submit(*ASKED, "default", False, api_name="/search")
+    job = client.submit(*ASKED, "masks", False, api_name="/search")
     last = job.result(timeout=120)
     assert len(job.outputs()) >= 2
     assert "Done" in last[5]

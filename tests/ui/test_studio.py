@@ -104,7 +104,7 @@ def test_a_gallery_holds_the_seeds_that_follow(studio: Studio, request_: Request
 
 def test_a_search_is_shown_kept_and_used_again(studio: Studio, request_: Request, offered: Path) -> None:
     asked = dataclasses.replace(request_, masker=None)
-    moments = list(studio.search(asked, "default", Ending()))
+    moments = list(studio.search(asked, "masks", Ending()))
     last = moments[-1]
     for part in ([m.share for m in moments if m.base is None], [m.share for m in moments if m.base is not None]):
         assert part == sorted(part)
@@ -134,7 +134,7 @@ def test_a_search_is_shown_kept_and_used_again(studio: Studio, request_: Request
     kept = sorted(p.relative_to(offered / "files" / "found").parts[0] for p in (offered / "files" / "found").iterdir())
     assert kept == ["My-masks", "My-masks-2", "a-b"]
     with pytest.raises(MaskUNetError, match="conditional half"):
-        list(studio.search(dataclasses.replace(asked, masker=name), "default", Ending()))
+        list(studio.search(dataclasses.replace(asked, masker=name), "masks", Ending()))
 
 
 def test_a_search_that_is_stopped_keeps_what_it_found(studio: Studio, request_: Request) -> None:
@@ -150,7 +150,7 @@ def test_a_search_that_is_stopped_keeps_what_it_found(studio: Studio, request_: 
     assert len(last.curve) < 60  # whole it would be 12 + 7 * 10 or so
     assert studio.keep(last.found, "early") == "found/early"
     with pytest.raises(MaskUNetError, match="stopped before it began"):
-        list(studio.search(request_, "default", ending))
+        list(studio.search(request_, "masks", ending))
 
 
 def test_a_search_that_nobody_watches_ends(studio: Studio, request_: Request) -> None:
@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_said(studio: Studio, request_: Request, changes:
 def test_other_refusals(make_studio: Make, request_: Request, offered: Path, tmp_path: Path) -> None:
     studio = make_studio()
     with pytest.raises(MaskUNetError, match="--reward"):
-        list(studio.search(request_, "default", Ending()))
+        list(studio.search(request_, "masks", Ending()))
     with pytest.raises(MaskUNetError, match="a preset"):
         list(studio.search(request_, "best", Ending()))
     with pytest.raises(MaskUNetError, match="number of seeds from 1 to 16"):
