@@ -49,7 +49,7 @@ def test_sides_by_search(run: Run, tmp_path: Path) -> None:
     settings = summary["settings"]["search"]
     assert (settings["masker"], settings["reward_sources"], settings["search"]["iterations"]) == (
         None,
-        ["shapes"],
+        ["shapes-matching"],
         [*PRESETS["fast"]["iterations"]],
     )
     assert settings["search"]["guidance_scale"] == settings["guidance_scale"] == 9.0

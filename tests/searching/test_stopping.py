@@ -132,7 +132,9 @@ def test_gradients_are_scaled_where_any_network_is_in_float16(pipe: Any) -> None
     sampler = StepwiseSampler(pipe, PROMPTS[:1], seeds=SEEDS[:1], num_inference_steps=1, guidance_scale=1.0)
 
     def scale(reward: Reward, decoder: Any = None) -> float:
-        return _Search(pipe, sampler, reward, SearchConfig(), decoder).ascent._scales[0]
+        return _Search(
+            pipe, describe(pipe.unet, "decoder-attention"), sampler, reward, SearchConfig(), decoder
+        ).ascent._scales[0]
 
     half = nn.Linear(2, 2, dtype=torch.float16)
     half.dtype = torch.float16  # type: ignore[assignment]

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # settings are read before torch is imported
 
 _LEAST = {
     "candidates": 1,
-    "draft_steps": 1,
     "num_inference_steps": 1,
     "patience": 1,
     "preview_size": 8,
@@ -32,7 +31,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of `search`; the defaults are the preset "masks", and a search without settings takes "default".
+    """Settings of `search`. A fresh one is the preset "masks", without drafts; a search without settings takes "default".
 
     They were chosen on validation prompts of the bundled model at 15 steps (docs/results/search_variants.json): the middle
     third of the steps raises the reward most for its compute, and a rate of 1 ruins pictures where 0.3 does not. For the
@@ -44,10 +43,9 @@ class SearchConfig:
         guidance_scale: strength of classifier-free guidance.
         negative_prompt: what to steer away from.
         height, width: size in pixels; the model's own if None.
-        seed: picture i starts from the noise of seed + i.
-        candidates: noises a prompt that are drafted before the search, picture i's own first; the search starts from the
-            one whose draft has the highest reward. 1 takes the picture's own and makes no draft.
-        draft_steps: denoising steps of a draft, before a roll-out of three coarse ones.
+        seed: picture i starts from the noise of seed + i, or has it for its first candidate.
+        candidates: noises a prompt that are drafted before the search, that of its seed first; the search starts from the
+            one whose draft has the highest reward. 1 takes that of the seed and makes no draft.
         targets: which layers are masked.
         halves: which half of a guided batch is masked, "both" (paper) or the "conditional" one: then the unconditional
             half is computed once a step, and an iteration costs half.
@@ -63,7 +61,7 @@ class SearchConfig:
         ascend: improve the logits by the gradient; without, each iteration draws masks anew from the start, no gradient
             is taken, and what is left is a choice among random masks.
         draws: masks drawn an iteration; their gradients are averaged, and the best of them by reward stands for it.
-        rollout: coarse steps that sample on from a candidate, without masks, before the reward sees it; 0 shows the reward
+        rollout: coarse steps that sample on from an iterate, without masks, before the reward sees it; 0 shows the reward
             the predicted clean picture.
         rollout_gradient: through the "full" roll-out, or "straight" past it, as if it were the identity.
         gumbel: draw masks with Gumbel noise, or by threshold.
@@ -76,10 +74,10 @@ class SearchConfig:
         target_reward: a sample is done with a step once it has reached this reward; None for never. What is done keeps its
             masks, as if it were alone, and is left out of the batch (with a masker under the search, only of the
             optimiser); a step ends when all samples are done.
-        time_limit_s: stop optimising after so many seconds and sample on; None for no limit.
+        time_limit_s: stop drafting and optimising after so many seconds and sample on; None for no limit.
         reuse: compute once a step what no mask touches; the masks are the same bit for bit.
         gradient_checkpointing: trade time for memory in the U-Net and the decoder.
-        compare_base: also make the picture without masks.
+        compare_base: also make the picture of the seed, without drafts and masks.
     """
 
     num_inference_steps: int = 15
@@ -89,7 +87,6 @@ class SearchConfig:
     width: int | None = None
     seed: int = 0
     candidates: int = 1
-    draft_steps: int = 3
     targets: Targets = "decoder-attention"
     halves: str = "conditional"
     preview_size: int | None = 256
@@ -121,7 +118,7 @@ class SearchConfig:
 
         Args:
             name: "paper", the authors' settings; "default", what measures best so far, a noise chosen by drafts and masks
-                after; "masks", at about the same compute, from the noise that is given; "fast", fewer iterations of that.
+                after; "masks", masks alone from the noise that is given; "fast", fewer iterations of that.
             changes: settings to replace.
 
         Raises:

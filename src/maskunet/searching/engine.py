@@ -28,7 +28,7 @@ from ..attachment import attach, attachment_of
 from ..errors import DataError
 from ..maskers import MaskSchedule
 from ..rewards.base import FunctionReward, Reward
-from ..targets import describe
+from ..targets import Network, describe
 from .ascent import Ascent, Best
 from .config import SearchConfig
 from .drafts import best_drafts
@@ -67,12 +67,12 @@ def search(
         decoder: a cheaper decoder for the rewards while searching, as `AutoencoderTiny`; final pictures come from the
             pipeline's own.
         progress: show a progress bar with reward and density.
-        on_step: is told of every trial of masks, and of every step that is taken without. When it answers true the
-            optimising ends, as after `time_limit_s`: the steps that are left are taken as they are and the result holds what
-            was found. It changes no bit of a search that it lets run.
+        on_step: is told of every trial of masks, and of every step that is taken without, but not of drafts. When it answers
+            true the optimising ends, as after `time_limit_s`: the steps that are left are taken as they are and the result
+            holds what was found. It changes no bit of a search that it lets run.
 
     Returns:
-        Pictures with and without masks, rewards of both, the masks, and the history.
+        Pictures of the search, pictures of the seeds without it, rewards of both, the masks, and the history.
 
     Raises:
         DataError: no prompts, a setting out of range, or networks offloaded by groups of layers.
@@ -94,17 +94,21 @@ def search(
         "width": config.width,
     }
     with prepared(pipe, config, decoder):
-        started = time.monotonic()
-        starts = numbers
+        first = StepwiseSampler(pipe, prompts, seeds=numbers, **options)
+        # What is wrong with targets or a masker is said before anything is drafted.
+        network = describe(pipe.unet, config.targets)
+        if (attached := attachment_of(pipe)) is not None and attached.enabled:
+            attached.masker.check_prompts(len(prompts))
+        started, starts = time.monotonic(), numbers
         if config.candidates > 1:
-            starts = best_drafts(pipe, prompts, numbers, reward, config, decoder, progress=progress, **options)
-        sampler = StepwiseSampler(pipe, prompts, seeds=starts, **options)
+            limit = config.time_limit_s
+            deadline = None if limit is None else started + limit
+            starts = best_drafts(first, reward, config, decoder, deadline=deadline, progress=progress)
         drafted_s = time.monotonic() - started
-        run = _Search(pipe, sampler, reward, config, decoder, on_step)
+        run = _Search(pipe, network, first.restarted(starts), reward, config, decoder, on_step)
         base = None
         if config.compare_base:
-            with torch.no_grad():
-                base = _finish(StepwiseSampler(pipe, prompts, seeds=numbers, **options))
+            base = first.finish()
         pictures = run.run(progress, drafted_s)
     with torch.no_grad():
         after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
@@ -113,19 +117,13 @@ def search(
     return SearchResult(pictures, base, after, before, run.schedule, run.history, config, settings)
 
 
-def _finish(sampler: StepwiseSampler) -> Tensor:
-    """Sample to the end and decode."""
-    while not sampler.finished:
-        sampler.advance(sampler.predict())
-    return sampler.decode(sampler.latents).cpu()
-
-
 class _Search:
     """One search under way."""
 
     def __init__(
         self,
         pipe: Any,
+        network: Network,
         sampler: StepwiseSampler,
         reward: Reward,
         config: SearchConfig,
@@ -134,7 +132,7 @@ class _Search:
     ) -> None:
         self.pipe, self.sampler, self.reward, self.config, self.decoder = pipe, sampler, reward, config, decoder
         self.on_step, self.stopped = on_step, False
-        self.network = describe(pipe.unet, config.targets)
+        self.network = network
         count = len(sampler.prompts)
         scaled = torch.float16 in _dtypes(sampler, decoder, reward)
         self.ascent = Ascent(
@@ -142,8 +140,6 @@ class _Search:
         )
         attached = attachment_of(pipe)
         attached = attached if attached is not None and attached.enabled else None
-        if attached is not None:
-            attached.masker.check_prompts(count)
         names = [layer.name for layer in self.network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
         self.live = LiveMasks(describe(pipe.unet, names), attached)
@@ -230,7 +226,7 @@ class _Search:
                 self.reuse.clear()
 
     def _clean(self, output: Tensor, rows: list[int]) -> Tensor:
-        """Clean latents that a candidate is judged by: predicted, or at the end of a short roll-out without masks."""
+        """Clean latents that an iterate is judged by: predicted, or at the end of a short roll-out without masks."""
         if not self.config.rollout:
             return self.sampler.pred_x0(output, rows)
         self.live.masks = {}

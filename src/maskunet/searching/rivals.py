@@ -6,7 +6,7 @@ left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..freezing import frozen
 from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
-from .drafts import candidates
+from .drafts import best_of, candidates
 from .residence import resident
 from .sampling import StepwiseSampler
 
@@ -32,31 +32,7 @@ def plain(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: An
         seeds: a seed for each.
         options: of `StepwiseSampler`: num_inference_steps, guidance_scale, ...
     """
-    return _sampled(StepwiseSampler(pipe, prompts, seeds=seeds, **options))
-
-
-@torch.no_grad()
-def _sampled(sampler: StepwiseSampler) -> Tensor:
-    while not sampler.finished:
-        sampler.advance(sampler.predict())
-    return sampler.decode(sampler.latents).cpu()
-
-
-@torch.no_grad()
-def _chosen(
-    make: Callable[[int], Tensor], count: int, prompts: Sequence[str], reward: Reward
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of `count` pictures of each prompt, its reward, and which it is."""
-    best: Tensor | None = None
-    rewards, which = torch.full((len(prompts),), -float("inf")), torch.zeros(len(prompts), dtype=torch.long)
-    for j in range(count):
-        pictures = make(j)
-        found = reward(pictures, prompts).float().cpu()
-        better = found > rewards
-        best = pictures if best is None else torch.where(better[:, None, None, None], pictures, best)
-        rewards, which = torch.where(better, found, rewards), torch.where(better, j, which)
-    assert best is not None
-    return best, rewards, which
+    return StepwiseSampler(pipe, prompts, seeds=seeds, **options).finish()
 
 
 def best_of_n(
@@ -70,7 +46,7 @@ def best_noises(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, count: int, **options: Any
 ) -> tuple[list[int], Tensor, Tensor]:
     """Return the seeds of the best of `count` noises for each prompt, their pictures and their rewards (B,)."""
-    pictures, rewards, which = _chosen(
+    pictures, rewards, which = best_of(
         lambda j: plain(pipe, prompts, candidates(seeds, j), **options), count, prompts, reward
     )
     tried = [candidates(seeds, j) for j in range(count)]
@@ -98,7 +74,7 @@ def random_masks(
         finally:
             reattach(pipe, before)
 
-    return _chosen(make, count, prompts, reward)[0]
+    return best_of(make, count, prompts, reward)[0]
 
 
 def particles(
@@ -245,4 +221,4 @@ def noise_optimisation(
             noise.grad *= (0.1 / norms.clamp(min=1e-12)).clamp(max=1)
             optimizer.step()
         sampler.latents = best * sampler.scheduler.init_noise_sigma
-        return _sampled(sampler)
+        return sampler.finish()

@@ -1,4 +1,4 @@
-r"""A short roll-out: what a candidate's picture becomes, instead of what it is predicted to be.
+r"""A short roll-out: what an iterate's picture becomes, instead of what it is predicted to be.
 
 From step t on, the predicted clean latents and noise are carried to a few of the later steps s, deterministically as DDIM
 does,

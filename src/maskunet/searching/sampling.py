@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -82,36 +82,49 @@ class StepwiseSampler:
         if num_inference_steps < 1:
             raise DataError(f"expected at least one denoising step, got {num_inference_steps}")
         _check_pipeline(pipe)
-        self.pipe, self.prompts, self.seeds = pipe, list(prompts), [int(s) for s in seeds]
+        self.pipe, self.prompts = pipe, list(prompts)
         self.guidance_scale, self.guided = guidance_scale, guidance_scale > 1
         self.device, self.dtype = pipe._execution_device, pipe.unet.dtype
-        self.scheduler = copy.deepcopy(pipe.scheduler)
-        kind = self.scheduler.config.prediction_type
+        kind = pipe.scheduler.config.prediction_type
         if kind not in ("epsilon", "v_prediction", "sample"):
             raise DataError(f"expected a scheduler that predicts epsilon, v_prediction or sample, got {kind!r}")
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        self.timesteps: Tensor = self.scheduler.timesteps
-        self.index = 0
+        self._steps, self._eta = num_inference_steps, eta
         factor = pipe.vae_scale_factor
         size = pipe.unet.config.sample_size
         across = (size, size) if isinstance(size, int) else tuple(size)
         self.height, self.width = height or across[0] * factor, width or across[1] * factor
         if self.height % factor or self.width % factor:
             raise DataError(f"expected height and width in multiples of {factor}, got {self.height} and {self.width}")
+        with torch.no_grad():
+            self.prompt_embeds, self.conditions = self._encode(negative_prompt)
+        self._start(seeds)
+
+    def _start(self, seeds: Sequence[int]) -> None:
+        """Draw the noise of these seeds and stand before the first step."""
+        pipe, count = self.pipe, len(self.prompts)
+        self.seeds, self.index = [int(s) for s in seeds], 0
+        self.scheduler = copy.deepcopy(pipe.scheduler)
+        self.scheduler.set_timesteps(self._steps, device=self.device)
+        self.timesteps: Tensor = self.scheduler.timesteps
         # The pipeline's own generators go on from here: ancestral schedulers draw from them at every step.
         self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
         with torch.no_grad():
-            self.prompt_embeds, self.conditions = self._encode(negative_prompt)
             channels = pipe.unet.config.in_channels
             self.latents: Tensor = pipe.prepare_latents(
-                len(prompts), channels, self.height, self.width, self.prompt_embeds.dtype, self.device, self.generators
+                count, channels, self.height, self.width, self.prompt_embeds.dtype, self.device, self.generators
             )
             # The pipeline scales noise by its own scheduler, which may have been set to another number of steps.
             theirs, ours = (float(s.init_noise_sigma) for s in (pipe.scheduler, self.scheduler))
             if theirs != ours:
                 self.latents = self.latents / theirs * ours
         # The pipeline passes what its scheduler's `step` takes.
-        self._options = pipe.prepare_extra_step_kwargs(self.generators, eta)
+        self._options = pipe.prepare_extra_step_kwargs(self.generators, self._eta)
+
+    def restarted(self, seeds: Sequence[int]) -> Self:
+        """Return a sampler of the same prompts, encoded already, before its first step from the noise of other seeds."""
+        other = copy.copy(self)
+        other._start(seeds)
+        return other
 
     def _encode(self, negative_prompt: str | None) -> tuple[Tensor, dict[str, Any]]:
         """Embeddings (B or 2 B, L, D), unconditional rows first, and SDXL's added conditions."""
@@ -233,6 +246,13 @@ class StepwiseSampler:
                 0
             ]
         self.index += 1
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Take the steps that are left, without gradient, and return the pictures (B, 3, H, W) in [0, 1], on the CPU."""
+        while not self.finished:
+            self.advance(self.predict())
+        return self.decode(self.latents).cpu()
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:
         """Decode clean latents to pictures (B, 3, H, W) in [0, 1]; gradients flow.

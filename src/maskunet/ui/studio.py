@@ -111,6 +111,7 @@ class Studio:
         request = request.checked()
         config = SearchConfig.preset(
             preset,
+            candidates=1,  # it searches from the very noise whose picture is shown beside
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             compare_base=False,  # it is drawn first here, to be looked at meanwhile
