@@ -11,7 +11,7 @@ All of them read the same condition h_b, (B, 64), and are a low-rank masker whos
 - heads: rows of one head of q, k, v share an entry, and so do the columns of out that read it; nothing else;
 - blocks of 4 or 8: p(i) = i // n, q(j) = j // n;
 - shared: layers of one shape in a block have U and V in common; a, b and the modulation are a layer's own;
-- hashed: the layers of a block draw all entries from one table of 64 rows, by a random assignment.
+- hashed: the layers of a block draw all entries from two tables of 64 rows, one for outputs, one for inputs, at random.
 
 Finished cells are kept in runs/mask_forms; rows of docs/results/ablations.json that had the same settings are taken over.
 """
@@ -37,7 +37,7 @@ from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, 
 from maskunet.maskers.base import FactoredLogits
 from maskunet.maskers.conditional import key_of
 from maskunet.relaxation import derive_seed
-from maskunet.reproduce.ablations import REFERENCE, AblationConfig, Variant, _slug, reproduce_ablations
+from maskunet.reproduce.ablations import REFERENCE, AblationConfig, Variant, cell_name, folder_of, reproduce_ablations
 from maskunet.reproduce.report import ablations_markdown
 from maskunet.targets import BlockSpec, LayerSpec
 
@@ -47,11 +47,18 @@ TABLE = 64  # rows of a hashed table
 
 
 @dataclass(frozen=True)
-class FormConfig(LowRankConfig):
-    """Settings of a form; `heads` is how many an attention layer has."""
+class FormConfig:
+    """Settings of a form: those of `LowRankConfig`, and how many `heads` an attention layer has."""
 
     form: str = "rows"
     heads: int = 4
+    targets: str = "decoder-attention"
+    initial_logit: float = 5.0
+    tau: float = 1.0
+    rank: int = 16
+    hidden: int = 64
+    use_timestep: bool = True
+    use_sample: bool = True
 
 
 class _Table(nn.Module):
@@ -162,8 +169,9 @@ class FormMasker(ConditionalMasker):
         return {name: tensor for name, tensor in self.state_dict().items() if name in own}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`."""
-        self.load_state_dict(tensors, strict=False)
+        """Undo `tensors`; names under which a shared tensor stands again may be missing."""
+        missing = self.load_state_dict(tensors, strict=False).missing_keys
+        assert not set(missing) & set(dict(self.named_parameters())), missing
 
 
 #: The rows of the study.
@@ -179,10 +187,12 @@ VARIANTS: dict[str, Variant] = {
 def take_over(work: Path, config: AblationConfig) -> None:
     """Put the cells of the ablations' record where the study looks for finished ones, if their settings are the same."""
     record = json.loads((RESULTS / "ablations.json").read_text())
-    folder = work / "-".join(f"{v}" for v in asdict(config).values())
+    folder = folder_of(work, config)
     if record["config"] != asdict(config) or folder.exists():
         return
-    cells = {f"cells/{_slug(n, s)}": c for n in ("base", *VARIANTS) for s, c in enumerate(record["cells"].get(n, []))}
+    cells = {
+        f"cells/{cell_name(n, s)}": c for n in ("base", *VARIANTS) for s, c in enumerate(record["cells"].get(n, []))
+    }
     for name, found in (cells | {f"snapshots/{c['step']:06d}": c for c in record["snapshots"]}).items():
         path = folder / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,8 @@ def _with_both(
     weight: float,
     **options: Any,
 ) -> Tensor:
-    return method(pipe, prompts, seeds, reward + weight * rewards.load("shapes"), **options)
+    other = "shapes-matching" if reward.name == "shapes" else "shapes"
+    return method(pipe, prompts, seeds, reward + weight * rewards.load(other), **options)
 
 
 def at_steps(method: Method, steps: int) -> Method:
@@ -156,7 +157,7 @@ CHOICES: dict[str, Method] = {
 PARTICLES: dict[str, Method] = {
     f"particles, 4, lambda {scale:g}": partial(rivals.particles, count=4, scale=scale) for scale in (1.0, 3.0, 10.0)
 }
-#: Noises chosen by their drafts, alone and with masks after; as many drafts as leave about the compute of best of 6.
+#: Noises chosen by their drafts, alone and with masks after; all but the last at about the compute of best of 6.
 DRAFTS: dict[str, Method] = {
     "best of 6": partial(rivals.best_of_n, count=6),
     "11 drafts": masks(candidates=11, iterations=0),

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel as Unet
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.maskers import BlockInput
+from maskunet.maskers import BlockInput, build_masker
 from maskunet.maskers.conditional import key_of
 from maskunet.targets import BlockSpec, LayerSpec
 
@@ -119,3 +119,12 @@ def test_parameters_at_stable_diffusion_1_5_size() -> None:
         masker = mu.LowRankMasker.for_unet(unet)
     assert masker.network.weights == 49_029_120
     assert sum(p.numel() for p in masker.parameters()) < 5_000_000
+
+
+def test_settings_say_which_masker_is_built(sd1: Unet) -> None:
+    for settings, kind in ((mu.LowRankConfig(rank=4), mu.LowRankMasker), (mu.MaskConfig(), mu.MaskGenerator)):
+        assert type(build_masker(sd1, settings, seed=0)) is kind
+    with pytest.raises(
+        ValueError, match="expected settings of a generator of masks, LowRankConfig or MaskConfig, got dict"
+    ):
+        build_masker(sd1, {"rank": 4})  # type: ignore[arg-type]

@@ -18,10 +18,12 @@ Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guidance.")]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option(help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. 'shapes' is bundled."),
+    typer.Option(
+        help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated; the bundled model's own."
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Of the search: default, masks, fast or paper.")]
-Seed = Annotated[int, typer.Option(help="Seed; picture i starts from the noise of seed + i.")]
+Seed = Annotated[int, typer.Option(help="Seed; picture i has the noise of seed + i.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a call.")]
 
 
@@ -66,10 +68,11 @@ def reward_sources(given: list[str] | None, model: str) -> list[str]:
         DataError: none given, and the model has none of its own.
     """
     from ..errors import DataError
+    from ..rewards.registry import FOR_SHAPES
 
     if not given and model != "shapes":
         raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
-    return list(given or ["shapes-matching"])
+    return list(given or [FOR_SHAPES])
 
 
 def open_rewards(sources: list[str], pipe: Any) -> Any:

@@ -21,7 +21,8 @@ _OF_A_CALL = ("seed", "compare_base")
 def search_maker(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool = False) -> Make:
     """Return a function that searches masks for prompts and seeds and gives the pictures under them.
 
-    A picture starts from the noise that `generation.maker` draws for its seed.
+    A picture starts from the noise that `generation.maker` draws for its seed, or has it for its first candidate where the
+    settings ask for drafts.
 
     Args:
         pipe: a Stable Diffusion pipeline.

@@ -35,10 +35,12 @@ def build_masker(model: Any, config: TrainableConfig, *, seed: int | None = None
         TargetError: the targets match nothing, or something that cannot be masked.
         ValueError: the settings are no generator's.
     """
-    for kind in MASKERS.values():
-        if issubclass(kind, ConditionalMasker) and type(config) is kind.config_class:
+    kinds = {kind.config_class: kind for kind in MASKERS.values() if issubclass(kind, ConditionalMasker)}
+    for settings, kind in kinds.items():
+        if isinstance(config, settings):
             return kind.for_unet(model, config, seed=seed)
-    raise ValueError(f"expected settings of a generator of masks, as LowRankConfig, got {type(config).__name__}")
+    names = " or ".join(settings.__name__ for settings in kinds)
+    raise ValueError(f"expected settings of a generator of masks, {names}, got {type(config).__name__}")
 
 
 __all__ = [

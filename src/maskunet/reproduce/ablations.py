@@ -120,7 +120,7 @@ def reproduce_ablations(
     if unknown := set(variants or ()) - set(known):
         raise DataError(f"expected variants among {', '.join(known)}, got {', '.join(sorted(unknown))}")
     names = [n for n in known if variants is None or n == REFERENCE or n in variants]
-    work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
+    work = folder_of(work, config)
     base = load_base()
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
     runs = ArtRuns(base, work / "runs", config.train_samples)
@@ -136,7 +136,7 @@ def reproduce_ablations(
 
     def trained(name: str, seed: int) -> dict[str, Any]:
         pipe, run = runs.train(
-            _slug(name, seed),
+            cell_name(name, seed),
             "mask",
             rate=config.learning_rate * known[name].rate,
             seed=seed,
@@ -155,7 +155,7 @@ def reproduce_ablations(
         pipe = copy.deepcopy(base)
         if step:
             masker = build_masker(pipe.unet, settings(REFERENCE), seed=0)
-            path = work / "runs" / _slug(REFERENCE, 0) / f"checkpoint-{step:06d}" / "state.pt"
+            path = work / "runs" / cell_name(REFERENCE, 0) / f"checkpoint-{step:06d}" / "state.pt"
             masker.load_state_dict(torch.load(path, weights_only=True)["trained"])
             attach(pipe, masker.eval())
         return measured(pipe, 0) | {"step": step}
@@ -166,7 +166,7 @@ def reproduce_ablations(
         for name in names:
             if seed >= (known[name].seeds or config.seeds):
                 continue
-            made = cell(work / "cells" / f"{_slug(name, seed)}.json", partial(trained, name, seed))
+            made = cell(work / "cells" / f"{cell_name(name, seed)}.json", partial(trained, name, seed))
             cells.setdefault(name, []).append(made)
             say(f"{name}, seed {seed}: art gain {made['art_gain']:.4f}, FID {made['fid']['clip']:.3f}")
     steps = [0, *(s["step"] for s in cells[REFERENCE][0]["curve"])]
@@ -177,7 +177,13 @@ def reproduce_ablations(
     return {"config": asdict(config), "cells": cells, "snapshots": curve, "version": __version__}
 
 
-def _slug(name: str, seed: int) -> str:
+def folder_of(work: Path, config: AblationConfig) -> Path:
+    """Return the folder of the cells below `work`: other settings, other cells."""
+    return work / "-".join(f"{v}" for v in asdict(config).values())
+
+
+def cell_name(name: str, seed: int) -> str:
+    """Return the name of a row's files, without their endings."""
     return f"{name.replace(',', '').replace(' ', '-')}-{seed}"
 
 

@@ -37,6 +37,9 @@ BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "shapes-referee": ("shapes", "ShapesReward", {"bundled": "shapes-referee"}),
 }
 
+#: What a search on the bundled model climbs where no reward is named.
+FOR_SHAPES = "shapes-matching"
+
 
 def names() -> list[str]:
     """Return the names of all rewards that `load` knows."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from .scenes import Scene, Shape, arrange, phrase, requested
-from .vocabulary import COLOURS, SHAPES, Split, colour_split, count_split, pair_split
+from .vocabulary import COLOURS, SHAPES, Split, colour_split, count_split, pair_split, way_along
 
 _Needs = list[dict[str, Any]]
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -38,7 +38,7 @@ def shows(scene: Scene, needs: Sequence[Mapping[str, Any]]) -> bool:
             relation, index = need["position"]
             other = next(o for o in scene.objects if o.shape == needs[index]["class"])
             dx, dy = mine[0].x - other.x, mine[0].y - other.y
-            if {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] <= 0:
+            if way_along(relation, dx, dy) <= 0:
                 return False
     return True
 

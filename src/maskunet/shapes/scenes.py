@@ -23,6 +23,7 @@ from .vocabulary import (
     count_split,
     pair_split,
     plural,
+    way_along,
 )
 
 SIZE = 64
@@ -160,7 +161,7 @@ def _place(rng: random.Random, count: int, relation: str | None) -> list[tuple[f
             continue
         if relation is not None:
             dx, dy = centres[1][0] - centres[0][0], centres[1][1] - centres[0][1]
-            ahead = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
+            ahead = way_along(relation, dx, dy)
             aside = abs(dy) if relation.endswith("of") else abs(dx)
             if ahead <= 1.5 * aside:
                 continue

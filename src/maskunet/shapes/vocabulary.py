@@ -32,6 +32,11 @@ RELATIONS = ("left of", "right of", "above", "below")
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
+def way_along(relation: str, dx: float, dy: float) -> float:
+    """Return how far a way leads in a relation's direction: (dx, dy) from the other to the one, y downwards."""
+    return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
+
+
 def plural(shape: str) -> str:
     """Return the plural of a shape's name."""
     return shape + ("es" if shape.endswith("s") else "s")

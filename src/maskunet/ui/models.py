@@ -15,11 +15,10 @@ from ..checkpoint import load
 from ..errors import DataError
 from ..maskers import Masker
 from ..rewards import Reward, parse_reward
+from ..rewards.registry import FOR_SHAPES
 from .folder import Folder
 
 BUNDLED = "shapes"
-#: Its reward where none is given.
-_REWARD = "shapes-matching"
 _BUNDLED_MASKER = "shapes-masker"
 #: Maskers that are kept in memory; the one that was used longest ago makes room.
 _MOST_MASKERS = 4
@@ -126,7 +125,7 @@ class Models:
             RewardError: an unknown reward.
             CheckpointError: its weights cannot be read.
         """
-        described = self._rewards or ([_REWARD] if self.is_bundled(model) else [])
+        described = self._rewards or ([FOR_SHAPES] if self.is_bundled(model) else [])
         pipe = self.pipe(model)
         with self._loading:
             if model not in self._scorers:

@@ -115,7 +115,7 @@ def train_matcher(
             scenes.
         folder: where the run is kept; a run found there goes on.
         groups: how many groups are drawn.
-        start: CLIP whose vision tower it starts from, or a matcher that goes on.
+        start: CLIP whose vision tower it starts from, or a matcher that goes on; that one is trained in place.
         relations: also learn words of relation, which needs a matcher that knows its shapes.
         name: of the run.
         progress: show progress bars.
@@ -201,7 +201,8 @@ def train_matcher(
         figures["ways"] = float(way.detach())
         figures["told"] = float(told.detach())
         figures["related"] = float(related.detach())
-        figures["relations"] = float(((placed > 0) == holds)[~batch.predicted[there]].float().mean())
+        if len(seen_well := ((placed > 0) == holds)[~batch.predicted[there]]):
+            figures["relations"] = float(seen_well.float().mean())
         return total + related + told + 2 * where + 2 * way, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)

@@ -204,7 +204,7 @@ def train_rewards(
     _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
     options["name"] = "first_matcher"
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.first_matcher, work, start=reward.float(), **options)
-    _halve(matcher)  # the second round goes on from what is stored
+    _halve(matcher)  # as the bundled weights were made, whose second round began from stored ones
     options |= {"name": "matcher", "relations": True}
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=matcher.float(), **options)
     _export_scorer(output / "shapes-matching", matcher, pipe.tokenizer)

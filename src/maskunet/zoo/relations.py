@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ..shapes.scenes import Scene, phrase
-from ..shapes.vocabulary import RELATIONS
+from ..shapes.vocabulary import RELATIONS, way_along
 from .denoiser import tokenize
 from .tokenizer import MAX_LENGTH
 
@@ -102,7 +102,6 @@ def _described(scene: Scene, rng: random.Random) -> tuple[list[str], list[int]]:
         dx, dy = first.x - second.x, first.y - second.y
         for relation in RELATIONS:
             captions.append(phrase([needs[0], needs[1] | {"position": [relation, 0]}], rng))
-            ahead = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
-            found = holds(ahead, (dx**2 + dy**2) ** 0.5)
+            found = holds(way_along(relation, dx, dy), (dx**2 + dy**2) ** 0.5)
             verdicts.append(-1 if found is None else int(found))
     return captions, verdicts
