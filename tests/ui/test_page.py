@@ -81,7 +81,7 @@ def test_a_program_compares(make_client: Callable[[], Any]) -> None:
     assert pixels(base).shape == pixels(masked).shape == (512, 512, 3)
     assert abs(pixels(base) - pixels(masked)).max() > 0
     for words in (base_words, masked_words):
-        assert "Reward 0." in words
+        assert "Reward -0." in words
         assert "Judge:" in words
     assert "Seed 3, 6 steps, guidance 4" in note
     again = client.predict(*ASKED, api_name="/compare")
@@ -163,7 +163,7 @@ def test_a_newcomer_compares_with_one_press(open_page: Callable[..., Any], tmp_p
         wait_for_text(page, "#compare-note", "Seed 1")
         print(f"compared in {time.monotonic() - started:.1f} s at {size[0]} px")  # noqa: T201
         assert page.locator("#compare-slider img").count() >= 2
-        assert "Reward 0." in page.inner_text("#compare-base")
+        assert "Reward -0." in page.inner_text("#compare-base")
         assert "Judge: " in page.inner_text("#compare-masked")
         assert fits(page)
         # Dragging the line moves it. It finds its place in the middle only once both pictures are there.
