@@ -19,7 +19,7 @@ Guidance = Annotated[float, typer.Option(help="Strength of classifier-free guida
 Rewards = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated; the bundled model's own."
+        help="NAME, NAME:WEIGHT, NAME=SOURCE or NAME=SOURCE:WEIGHT; may be repeated. The bundled model has its own."
     ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Of the search: default, masks, fast or paper.")]
