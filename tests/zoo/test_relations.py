@@ -7,8 +7,8 @@ import torch
 
 from maskunet.shapes.near_misses import shows
 from maskunet.shapes.scenes import training_scene
-from maskunet.shapes.vocabulary import RELATIONS
-from maskunet.zoo.relations import CAPTIONS, Relations, _described, holds, relation_tokens
+from maskunet.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, colour_split
+from maskunet.zoo.relations import CAPTIONS, PAIRS, Bindings, Relations, _coloured, _described, holds, relation_tokens
 from maskunet.zoo.tokenizer import build_tokenizer
 
 
@@ -65,12 +65,63 @@ def test_a_right_and_a_wrong_caption_are_drawn_for_each_picture_that_has_both() 
     assert not bool((ids[right] == ids[~right]).all(1).any())
 
 
-def test_scenes_without_two_shapes() -> None:
+@pytest.mark.parametrize("kind", [Relations, Bindings])
+def test_scenes_without_two_shapes(kind: type[Relations | Bindings]) -> None:
     scenes = [s for s in (training_scene(i) for i in range(60)) if len(s.objects) == 1]
-    rows, ids, right = Relations(scenes, build_tokenizer(), seed=0).draw(
+    rows, ids, right = kind(scenes, build_tokenizer(), seed=0).draw(
         torch.arange(len(scenes)), torch.Generator().manual_seed(0)
     )
     assert len(rows) == len(right) == len(ids) == 0
+
+
+def bindings_of(caption: str) -> dict[str, str]:
+    """What colour a caption says of each shape."""
+    words = caption.split()
+    return {word: words[i - 1] for i, word in enumerate(words) if word in SHAPES and words[i - 1] in COLOURS}
+
+
+def test_captions_of_colours_are_true_or_wrong_in_colours_alone() -> None:
+    import random
+
+    exchanged, placed = 0, 0
+    scenes = [s for s in (training_scene(i, seed=5) for i in range(300)) if len({o.shape for o in s.objects}) == 2]
+    for index, scene in enumerate(scenes):
+        captions = _coloured(scene, random.Random(index))
+        assert len(captions) == 2 * PAIRS
+        true = {o.shape: o.colour for o in scene.objects}
+        for right, wrong in zip(captions[::2], captions[1::2], strict=True):
+            assert bindings_of(right) == true
+            assert bindings_of(wrong) != true
+            assert set(bindings_of(wrong)) == set(true)
+            assert all(colour_split(colour, shape) == "train" for shape, colour in bindings_of(wrong).items())
+            exchanged += list(bindings_of(wrong).values()) == list(bindings_of(right).values())[::-1]
+            words = [word for word in RELATIONS if word in right]
+            assert [word for word in RELATIONS if word in wrong] == words
+            if words:  # a relation that holds, of the same two in the same order
+                placed += 1
+                (first, second), relation = named(right), words[0]
+                assert named(wrong) == [first, second]
+                needs = [{"class": second, "count": 1}, {"class": first, "count": 1, "position": [relation, 0]}]
+                assert shows(scene, needs)
+    assert exchanged > 0.2 * PAIRS * len(scenes)
+    assert placed > 0.3 * PAIRS * len(scenes)
+
+
+def named(caption: str) -> list[str]:
+    """Shapes in the order that a caption names them."""
+    return [word for word in caption.split() if word in SHAPES]
+
+
+def test_a_picture_of_two_shapes_meets_true_and_wrong_colours() -> None:
+    scenes, tokenizer = [training_scene(i) for i in range(60)], build_tokenizer()
+    bindings = Bindings(scenes, tokenizer, seed=0)
+    rows, ids, right = bindings.draw(torch.arange(60), torch.Generator().manual_seed(0))
+    two = [i for i, s in enumerate(scenes) if len(s.objects) == 2 and s.objects[0].shape != s.objects[1].shape]
+    assert rows.tolist() == two + two
+    assert right.tolist() == [True] * len(two) + [False] * len(two)
+    for row, caption, good in zip(rows.tolist(), tokenizer.batch_decode(ids, True), right.tolist(), strict=True):
+        assert (bindings_of(caption) == {o.shape: o.colour for o in scenes[row].objects}) is good
+    assert torch.equal(ids, bindings.draw(torch.arange(60), torch.Generator().manual_seed(0))[1])
 
 
 def test_each_caption_has_one_word_that_tells_relations_apart() -> None:

@@ -9,8 +9,8 @@ On pictures predicted from much noise nothing can be told, so that there the log
 Besides, through heads that are thrown away, patches say which shape and colour they show, and the states of the caption's
 shapes say how many of them the picture has and, of a single one, where it lies and in which colour. What is found by its
 name is found in pairs that were never seen together, and a colour is bound to its thing. Pictures of two shapes also meet
-captions that say where they lie to each other, right and wrong (`zoo.relations`), in a second round: without them words of
-relation stay at chance.
+captions that say where they lie to each other, and in which colours, right and wrong (`zoo.relations`), in a second round:
+without them words of relation stay at chance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..shapes.scenes import SIZE, Scene
 from ..shapes.vocabulary import COLOURS, SHAPES, plural
 from .groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
 from .matcher import Matcher
-from .relations import Relations, relation_tokens
+from .relations import Bindings, Relations, relation_tokens
 from .stage import StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
 
@@ -116,7 +116,7 @@ def train_matcher(
         folder: where the run is kept; a run found there goes on.
         groups: how many groups are drawn.
         start: CLIP whose vision tower it starts from, or a matcher that goes on; that one is trained in place.
-        relations: also learn words of relation, which needs a matcher that knows its shapes.
+        relations: also learn words of relation, and whose colour is which; needs a matcher that knows its shapes.
         name: of the run.
         progress: show progress bars.
     """
@@ -138,6 +138,7 @@ def train_matcher(
     ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
     masks = _attended(ids, tokenizer)
     said_of = Relations(data.scenes, tokenizer, config.seed) if relations else None
+    coloured = Bindings(data.scenes, tokenizer, config.seed)
     is_relation = relation_tokens(tokenizer)
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
@@ -203,7 +204,15 @@ def train_matcher(
         figures["related"] = float(related.detach())
         if len(seen_well := ((placed > 0) == holds)[~batch.predicted[there]]):
             figures["relations"] = float(seen_well.float().mean())
-        return total + related + told + 2 * where + 2 * way, figures
+
+        # The same pictures, with the true colours and with wrong ones.
+        there, said, true = coloured.draw(index, generator)
+        bound = matcher.read(seen[there], said, _attended(said, tokenizer).long())[0]
+        binding = _balanced(bound, true)
+        figures["binding"] = float(binding.detach())
+        if len(seen_well := ((bound > 0) == true)[~batch.predicted[there]]):
+            figures["bindings"] = float(seen_well.float().mean())
+        return total + related + told + 2 * where + 2 * way + binding, figures
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()

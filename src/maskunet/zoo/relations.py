@@ -1,21 +1,23 @@
-"""What the matcher learns words of relation from: pictures of two shapes, and all that may be said of their places.
+"""What the matcher learns of pictures of two shapes: all that may be said of their places, and whose colour is which.
 
 Of a scene with two shapes, one of each, every relation is put into words in both orders; each caption is right, wrong, or
-in doubt by the centres of the two. Nothing has to be drawn for a wrong one, and no caption names a pair that its picture
-does not show, so none leaves the training split.
+in doubt by the centres of the two. Besides, captions with the true colours stand against the same with colours exchanged
+or one of them another: captions of relations alone, whose colours are never wrong, teach a matcher to pass colours over.
+Nothing has to be drawn for a wrong caption, and none names a pair outside the training split.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ..shapes.scenes import Scene, phrase
-from ..shapes.vocabulary import RELATIONS, way_along
+from ..shapes.vocabulary import COLOURS, RELATIONS, colour_split, way_along
 from .denoiser import tokenize
 from .tokenizer import MAX_LENGTH
 
@@ -25,6 +27,8 @@ _HOLDS = 0.75
 _FAILS = 0.4
 #: Relations in both orders.
 CAPTIONS = 2 * len(RELATIONS)
+#: Pairs of captions of a scene that differ in colours alone.
+PAIRS = 6
 
 
 def holds(ahead: float, distance: float) -> bool | None:
@@ -60,7 +64,7 @@ class Relations:
         captions: list[str] = []
         verdicts: list[list[int]] = []
         for n, scene in enumerate(scenes):
-            if len(scene.objects) != 2 or scene.objects[0].shape == scene.objects[1].shape:
+            if not _two_shapes(scene):
                 continue
             said, found = _described(scene, random.Random(f"relations/{seed}/{n}"))
             self._row[n] = len(verdicts)
@@ -91,6 +95,75 @@ class Relations:
         there = there.repeat(2)
         right = torch.arange(len(there)) < len(there) // 2
         return there, self._ids[rows[there], which], right
+
+
+class Bindings:
+    """Captions that name the colours of two different shapes, for those of N scenes that show them.
+
+    Args:
+        scenes: all scenes, in the order that indices refer to.
+        tokenizer: of the captions.
+        seed: chooses the wordings and the wrong colours.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int) -> None:
+        self._row = torch.full((len(scenes),), -1)
+        captions: list[str] = []
+        for n, scene in enumerate(scenes):
+            if _two_shapes(scene):
+                self._row[n] = len(captions) // (2 * PAIRS)
+                captions += _coloured(scene, random.Random(f"bindings/{seed}/{n}"))
+        ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, MAX_LENGTH, dtype=torch.long)
+        self._ids = ids.view(-1, PAIRS, 2, ids.shape[-1])
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a caption with the true colours and the same with wrong ones for each of the pictures of two shapes.
+
+        Args:
+            index: numbers of the pictures' scenes, (B,).
+            generator: draws the captions.
+
+        Returns:
+            Rows of `index` (2 M,), token ids (2 M, L), and whether each is right (2 M,): M right ones, then M wrong ones.
+        """
+        rows = self._row[index]
+        there = (rows >= 0).nonzero().flatten()
+        which = torch.randint(PAIRS, (len(there),), generator=generator)
+        ids = self._ids[rows[there], which].transpose(0, 1).flatten(0, 1)
+        return there.repeat(2), ids, torch.arange(len(ids)) < len(there)
+
+
+def _two_shapes(scene: Scene) -> bool:
+    return len(scene.objects) == 2 and scene.objects[0].shape != scene.objects[1].shape
+
+
+def _coloured(scene: Scene, rng: random.Random) -> list[str]:
+    """Return captions with the true colours, each followed by the same with wrong ones: 2 * PAIRS."""
+    captions = []
+    for number in range(PAIRS):
+        pair = scene.objects if number % 2 else scene.objects[::-1]
+        needs: list[dict[str, Any]] = [{"class": o.shape, "count": 1, "color": o.colour} for o in pair]
+        dx, dy = pair[1].x - pair[0].x, pair[1].y - pair[0].y
+        distance = (dx**2 + dy**2) ** 0.5
+        true = [relation for relation in RELATIONS if holds(way_along(relation, dx, dy), distance)]
+        if true and number >= PAIRS // 2:
+            needs[1]["position"] = [rng.choice(true), 0]
+        captions += [phrase(some, rng) for some in (needs, _miscoloured(needs, rng))]
+    return captions
+
+
+def _miscoloured(needs: Sequence[Mapping[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """Return needs with their two colours exchanged, where the split allows it, or else with one of them another."""
+    first, second = needs
+    exchanged = [dict(first) | {"color": second["color"]}, dict(second) | {"color": first["color"]}]
+    allowed = all(colour_split(n["color"], n["class"]) == "train" for n in exchanged)
+    if allowed and first["color"] != second["color"] and rng.random() < 0.7:
+        return exchanged
+    wrong = [dict(need) for need in needs]
+    one = rng.choice(wrong)
+    others = [c for c in COLOURS if c != one["color"] and colour_split(c, one["class"]) == "train"]
+    one["color"] = rng.choice(others)
+    return wrong
 
 
 def _described(scene: Scene, rng: random.Random) -> tuple[list[str], list[int]]:
