@@ -59,6 +59,49 @@ def test_a_new_picture_begins_anew_though_masks_have_not_served_their_time(
     assert renewals(sd1, mu.HeldMasks(masker, every=25), predict, [900, 500, 900, 500]) == [count, 0, count, 0]
 
 
+def test_another_picture_at_the_same_timestep_begins_anew_and_the_same_call_does_not(
+    sd1: Unet, masker: mu.LowRankMasker, inputs: Callable[..., dict[str, Any]]
+) -> None:
+    count = len(masker.network.blocks)
+    held = mu.HeldMasks(masker, every=3)
+    mu.attach(sd1, held)
+    call, made = inputs(sd1), []
+    other = call | {"sample": call["sample"].flip(0)}
+
+    def asked(call: dict[str, Any], timestep: float) -> None:
+        before = held.renewals
+        with torch.no_grad():
+            sd1(**call | {"timestep": torch.tensor(timestep)})
+        made.append(held.renewals - before)
+
+    for timestep in (900, 900, 900, 900, 700):  # over and over again: one call
+        asked(call, timestep)
+    asked(other, 700)  # a run that was broken off, and another
+    asked(other, 500)
+    assert made == [count, 0, 0, 0, 0, count, 0]
+    alone = held.apart()
+    assert (alone.masker, alone.every, alone.renewals) == (held.masker, 3, 0)
+
+
+def test_masks_of_the_conditional_half_stay_there(
+    sd1: Unet, masker: mu.LowRankMasker, predict: Callable[..., Tensor]
+) -> None:
+    schedule = mu.MaskSchedule(masker.network, [900.0, 100.0], guided_half="conditional")
+    generator = torch.Generator().manual_seed(0)
+    for layer in masker.network.layers:
+        for index in range(2):
+            schedule.set(index, {layer.name: torch.rand(1, *layer.shape, generator=generator) < 0.5})
+    plain = predict(sd1, timestep=900)
+    mu.attach(sd1, schedule)
+    expected = predict(sd1, timestep=900)
+    mu.attach(sd1, mu.HeldMasks(schedule, every=2))
+    found = predict(sd1, timestep=900)
+    assert torch.equal(found, expected)
+    half = len(plain) // 2
+    torch.testing.assert_close(found[:half], plain[:half], atol=1e-6, rtol=1e-6)
+    assert float((found[half:] - plain[half:]).abs().max()) > 1e-3
+
+
 def test_masks_are_made_anew_when_the_condition_has_moved(
     sd1: Unet, masker: mu.LowRankMasker, predict: Callable[..., Tensor]
 ) -> None:

@@ -114,11 +114,27 @@ def test_half_precision_is_the_reference_within_its_rounding(dtype: torch.dtype)
     assert (tiled.float() - exact).abs().max() < 2e-2 * exact.abs().max()
 
 
-def test_autocast_computes_the_product_in_its_precision_and_masks_in_theirs() -> None:
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("name", ["reference", "tiled"])
+@pytest.mark.parametrize("kind", ["autocast", "bfloat16"])
+def test_masks_do_not_depend_on_the_precision_that_is_asked_for(name: str, kind: str, right: bool) -> None:
+    """Under autocast, and where the factors themselves were cast: they are those of the same factors in float32."""
+    made = factors(0, 2, 64, 64, 16)
+    made = right_by_sample(made) if right else made
+    if kind == "bfloat16":
+        made = tuple(t.bfloat16() for t in made)  # type: ignore[assignment]
+    with using("reference"):
+        exact = eye_outputs(*(t.float() for t in made))
+    with using(name), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        assert torch.equal(eye_outputs(*made).float(), exact)
+
+
+@pytest.mark.parametrize("name", ["reference", "tiled"])
+def test_autocast_computes_the_product_in_its_precision_and_masks_in_theirs(name: str) -> None:
     made = factors(0, 2, 48, 40, 8)
     x, weight = normal(1, 2, 5, 40), normal(2, 48, 40)
     left = made[0].clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16), using("tiled"):
+    with torch.autocast("cpu", torch.bfloat16), using(name):
         out = factored_linear(x, weight, None, left, *made[1:])
     exact = factored_linear(x, weight, None, *made)
     assert out.dtype == torch.bfloat16

@@ -319,3 +319,31 @@ def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | Non
             torch.testing.assert_close(form.run(layer, module, made["x"], draw, 2), expected, atol=1e-5, rtol=1e-5)
     packed = PackedMask(pack_bits(mask), None if mask.ndim == 2 else 2)
     torch.testing.assert_close(packed.run(layer, module, made["x"], draw, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_factors_in_half_precision_give_the_masks_of_the_same_in_single() -> None:
+    from maskunet.operators import factored_linear, using
+
+    made = Case(0).layer(2, 64, 64, 64, rank=16, masks=2, biased=False)
+    made |= {"x": torch.eye(64, device=DEVICE).repeat(2, 1, 1), "weight": torch.ones(64, 64, device=DEVICE)}
+    made |= {name: made[name].bfloat16() for name in ("left", "right", "row")}
+    found = {}
+    for name in ("triton", "tiled", "reference"):
+        with using(name):
+            found[name] = factored_linear(**made)
+    single = made | {name: made[name].float() for name in ("left", "right", "row")}
+    for masks in found.values():
+        # Sums may run in another order on a GPU: the few logits at the very threshold are left out.
+        clear = (logits(single) - THRESHOLD).abs() > 1e-5
+        assert torch.equal(masks.mT[clear], threshold(logits(single))[clear])
+
+
+def test_a_base_that_trains_takes_the_reference_under_packed_masks() -> None:
+    from maskunet.operators import packed_linear
+
+    case = Case(0)
+    layer = case.layer(2, 3, 16, 16, rank=1, masks=1)
+    x, weight = layer["x"], layer["weight"].requires_grad_()
+    mask = (torch.rand(16, 16, generator=case.generator) < 0.6).to(DEVICE)
+    packed_linear(x, weight, layer["bias"], pack_bits(mask)).sum().backward()
+    assert torch.equal(weight.grad != 0, mask)

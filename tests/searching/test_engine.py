@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_rewards_on_smaller_pictures(pipe: Any) -> None:
         return redness(pictures, prompts)
 
     mu.search(pipe, ["a"], seen, changed(preview_size=8, iterations=1), progress=False)
-    assert sizes == [8] * 6 + [16, 16]  # the finished pictures are whole
+    assert sizes == [16, *[8] * 6, 16]  # the finished pictures are whole
 
 
 def test_merged_schedules(pipe: Any) -> None:
@@ -265,9 +266,93 @@ def test_nothing_is_left_behind_after_a_failure(pipe: Any) -> None:
     assert [p.requires_grad for p in pipe.unet.parameters()] == flags
 
 
+def test_pictures_that_cannot_be_scored_are_handed_back(pipe: Any, tmp_path: Path) -> None:
+    calls, config = 0, changed(iterations=1, keep="last")
+
+    def fails(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return redness(pictures, prompts) * (float("nan") if calls > 4 else 1)
+
+    with pytest.raises(mu.errors.UnscoredError, match=r"finished and could not be scored: .*'fails'.*finite") as error:
+        mu.search(pipe, PROMPTS, fails, config, seeds=SEEDS, progress=False)
+    found = error.value.result
+    expected = searched(pipe, config)
+    assert torch.equal(found.pictures, expected.pictures)
+    assert torch.equal(found.base_rewards, expected.base_rewards)
+    assert bool(found.rewards.isnan().all())
+    found.save(tmp_path / "found")
+    assert json.loads((tmp_path / "found" / "00001.json").read_text())["reward"] is None
+    assert (tmp_path / "found" / "masks" / "00001").is_dir()
+
+
+def test_an_older_record_does_not_lie_beside_a_new_picture(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searched(pipe, changed(iterations=0))
+    found.save(tmp_path)
+    assert (tmp_path / "00000.json").is_file()
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("maskunet.searching.result.save", full)
+    with pytest.raises(mu.CheckpointError, match="no space left"):
+        found.save(tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("halves", ["both", "conditional"])
+def test_masks_that_are_held_under_a_search_are_held_for_each_half(pipe: Any, halves: str) -> None:
+    generator = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankConfig(rank=4, initial_logit=0.0), seed=0)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    counted: list[tuple[str, int]] = []
+    made = generator.block_masks
+
+    def counting(block: str, inputs: Any) -> Any:
+        counted.append((block, len(inputs.hidden_states)))
+        return made(block, inputs)
+
+    generator.block_masks = counting  # type: ignore[method-assign]
+    mu.attach(pipe, mu.HeldMasks(generator, every=100))
+    found = searched(pipe, changed(halves=halves, compare_base=False))
+    rows = {"both": [4], "conditional": [2, 2]}[
+        halves
+    ]  # an asking for each sequence of calls, whatever the iterations
+    for block in generator.network.blocks:
+        assert [count for name, count in counted if name == block.name] == rows
+    assert bool(found.rewards.isfinite().all())
+
+
+def test_with_a_lora(pipe: Any) -> None:
+    from peft import LoraConfig
+
+    pipe = copy.deepcopy(pipe)
+    plain = searched(pipe)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.fill_(0.05)
+    found = searched(pipe)
+    assert found.base_rewards is not None
+    assert plain.base_rewards is not None
+    assert not torch.allclose(found.base_rewards, plain.base_rewards)
+    assert bool((found.rewards > found.base_rewards).all())
+    adapters = [p for name, p in pipe.unet.named_parameters() if "lora_" in name]
+    assert all(p.grad is None and p.requires_grad for p in adapters)
+    mu.attach(pipe, found.masks)
+    generators = [torch.Generator().manual_seed(s) for s in SEEDS]
+    again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
+    torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("reward", "match"),
     [
+        (lambda p, _: torch.zeros(len(p), requires_grad=True), "depend on the masks"),
         (lambda p, _: p.mean((1, 2, 3)) * float("nan"), "finite"),
         (lambda p, _: p.mean(), r"shape \(2,\)"),
         (lambda p, _: p.detach().mean((1, 2, 3)), "differentiable"),
@@ -291,6 +376,11 @@ def test_budgets(pipe: Any) -> None:
     assert counts(iterations=(2, 1)) == [3, 3, 2]
     assert [SearchConfig().iterations_at(i, 15) for i in range(15)] == [0] * 5 + [4] * 5 + [0] * 5
     assert sum(SearchConfig().iterations_at(i, 50) for i in range(50)) == 4 * 17
+    # Fewer steps than numbers: none is passed over.
+    for name, most in (("default", 2), ("fast", 3), ("masks", 4)):
+        few = SearchConfig.preset(name)
+        assert [max(few.iterations_at(i, n) for i in range(n)) for n in range(1, 8)] == [most] * 7
+        assert [few.iterations_at(i, 3) for i in range(3)] == [0, most, 0]
     paper = SearchConfig.preset("paper")
     assert [paper.iterations_at(i, 15) for i in range(15)] == [1] * 7 + [10] * 8
     assert counts(target_reward=-10.0) == [1, 1, 1]
@@ -311,6 +401,31 @@ def test_paper_preset_keeps_the_last_iterate(pipe: Any) -> None:
 def test_gradients_are_bounded_per_sample(pipe: Any) -> None:
     found = searched(pipe, changed(max_grad_norm=1e-6, learning_rate=1e-3))
     assert bool(found.rewards.isfinite().all())
+
+
+def test_a_step_that_no_logits_come_to_is_plain_and_one_that_they_do_goes_on_with_them(pipe: Any) -> None:
+    calls = 0
+
+    def counted(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return redness(pictures, prompts)
+
+    config = changed(carry_over=True, iterations=(0, 2, 0), compare_base=False, learning_rate=2.0)
+    found = mu.search(pipe, PROMPTS, counted, config, seeds=SEEDS, progress=False)
+    density = found.masks.density()
+    assert density[0].tolist() == [1.0, 1.0]
+    assert float(density[1:].max()) < 1
+    assert [(h["step"], h["reward"] == [None, None]) for h in found.history] == [
+        (0, True),
+        *[(1, False)] * 3,
+        (2, True),
+    ]
+    assert calls == 4  # three iterates, and the finished pictures
+    # Without iterations the logits are those of before, and only their noise is drawn anew.
+    still = mu.search(pipe, PROMPTS, redness, replace(config, gumbel=False, initial_logit=0.0), progress=False).masks
+    assert all(torch.equal(still.get(2, name), still.get(2, name)) for name in masks_of(found))
+    assert float((still.density()[2] - still.density()[1]).abs().max()) < 0.2
 
 
 def test_carried_over_masks_start_from_the_step_before(pipe: Any) -> None:

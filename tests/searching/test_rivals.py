@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import maskunet as mu
 from maskunet.attachment import attachment_of
 from maskunet.rewards import FunctionReward
 from maskunet.searching import rivals
@@ -66,6 +68,30 @@ def test_particles(pipe: Any, scheduler: str) -> None:
     # With a huge weight all particles of a prompt are copies of its best at each resampling, each prompt for itself.
     first = rivals.particles(pipe, PROMPTS[:1], SEEDS[:1], REWARD, count=4, scale=100.0, every=2, **OPTIONS)
     assert first.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("method", ["noise_optimisation", "gradient_guidance"])
+def test_a_masker_that_lies_under_gets_no_gradient(pipe: Any, method: str) -> None:
+    masker = mu.MaskGenerator.for_unet(pipe.unet, seed=0).requires_grad_(True)
+    mu.attach(pipe, masker)
+    more = {"iterations": 2} if method == "noise_optimisation" else {}
+    getattr(rivals, method)(pipe, PROMPTS, SEEDS, REWARD, **more, **OPTIONS)
+    assert all(p.grad is None and p.requires_grad for p in masker.parameters())
+
+
+def test_a_decoder_that_overflows_decodes_in_single_precision(sdxl_pipe: Any) -> None:
+    pipe = copy.deepcopy(sdxl_pipe)
+    pipe.vae.half()
+    pipe.vae.register_to_config(force_upcast=True)
+    seen = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    options = OPTIONS | {"num_inference_steps": 2}
+    rivals.plain(pipe, PROMPTS, SEEDS, **options)
+    rivals.particles(pipe, PROMPTS, SEEDS, REWARD, count=2, every=1, **options)
+    rivals.gradient_guidance(pipe, PROMPTS, SEEDS, REWARD, **options)
+    rivals.noise_optimisation(pipe, PROMPTS, SEEDS, REWARD, iterations=1, **options)
+    assert set(seen) == {torch.float32}
+    assert pipe.vae.dtype == torch.float16
 
 
 def test_gradients_raise_the_reward(pipe: Any) -> None:

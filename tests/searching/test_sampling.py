@@ -98,6 +98,13 @@ def test_cut_prompts_are_named(make_pipe: Callable[..., Any], caplog: pytest.Log
     (record,) = [r for r in caplog.records if r.name.startswith("maskunet")]
     assert "cut off" in record.getMessage()
     assert "z" in record.getMessage().rpartition("cut off")[2]
+    caplog.clear()
+    options: dict[str, Any] = {"seeds": [0], "num_inference_steps": 1, "guidance_scale": 4.0}
+    with caplog.at_level(logging.WARNING, logger="maskunet"):
+        StepwiseSampler(pipe, [words], **options)  # said before
+        StepwiseSampler(pipe, ["a"], negative_prompt=words + " y", **options)
+    (record,) = [r for r in caplog.records if r.name.startswith("maskunet")]
+    assert "the negative prompt has" in record.getMessage()
 
 
 def test_wrong_settings() -> None:

@@ -54,6 +54,7 @@ def search(
     device: Device = None,
 ) -> None:
     """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
+    from ..errors import UnscoredError
     from ..searching import search as run
     from .pictures import make_folder
 
@@ -92,7 +93,11 @@ def search(
         if all(_finished(output, i, p, seed + i, config, settings) for i, p in chunk):
             continue
         texts, seeds = [p for _, p in chunk], [seed + i for i, _ in chunk]
-        found = run(pipe, texts, judged, config, seeds=seeds, decoder=decoder)
+        try:
+            found = run(pipe, texts, judged, config, seeds=seeds, decoder=decoder)
+        except UnscoredError as error:
+            error.result.save(output, first=start, **settings)
+            raise
         found.save(output, first=start, **settings)
         for (i, text), after in zip(chunk, found.rewards.tolist(), strict=True):
             before = found.base_rewards
@@ -108,14 +113,14 @@ def _finished(
 ) -> bool:
     """Whether an earlier call with the same settings finished this very picture."""
     path = output / f"{index:05d}.json"
-    if not path.is_file():
+    if not (path.is_file() and path.with_suffix(".png").is_file() and (output / "masks" / path.stem).is_dir()):
         return False
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     wanted = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
-    return all(record.get(k) == v for k, v in wanted.items())
+    return record.get("reward") is not None and all(record.get(k) == v for k, v in wanted.items())
 
 
 def _preview(source: str, pipe: Any) -> Any:

@@ -15,11 +15,10 @@ from .base import BlockInput, Draw, LayerMask, Masker, PackedMask
 
 @dataclass
 class _Kept:
-    """The masks of a block, the condition that they were made for, and the latest call's timestep."""
+    """The masks of a block, the condition that they were made for, and how many calls they have served."""
 
     masks: dict[str, LayerMask]
     condition: Tensor
-    timestep: float | None
     rows: int
     age: int = 0
 
@@ -27,10 +26,10 @@ class _Kept:
 class HeldMasks(Masker):
     """Deterministic masks of another masker, held at one bit a weight while they are fresh.
 
-    A block's masks are made anew when a picture begins (the timestep rises), when the batch changes, after `every` calls,
-    and when the condition has moved by more than `tolerance` since they were made: the relative change, largest over the
-    batch, of the timestep embedding and the pooled features. A scheduler that calls twice a step counts two calls;
-    pictures of a single step cannot be told apart, so do not hold masks for them.
+    A block's masks are made anew when a picture begins (the timestep rises, or stays and brings other features), when the
+    batch changes, after `every` calls, and when the condition has moved by more than `tolerance` since they were made: the
+    relative change, largest over the batch, of the timestep embedding and the pooled features. A call that repeats the one
+    before, as a search does, counts as the same. A scheduler that calls twice at a timestep begins anew each time.
 
     Args:
         masker: what decides. It is used, not copied; save it and not this.
@@ -53,6 +52,8 @@ class HeldMasks(Masker):
         self.sample_counts, self.guided_half = masker.sample_counts, masker.guided_half
         self.renewals = 0
         self._kept: dict[str, _Kept] = {}
+        self._call: tuple[float | None, Tensor] | None = None  # timestep and condition of the call under way
+        self._begins = self._repeats = False  # whether it begins a picture, or is the one before over again
         self._layers = {layer.name: layer for layer in masker.network.layers}
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
@@ -60,18 +61,33 @@ class HeldMasks(Masker):
         condition = _condition(inputs)
         timestep = None if inputs.timestep is None else float(torch.as_tensor(inputs.timestep).max())
         kept = self._kept.get(block)
-        if kept is None or self._due(kept, condition, timestep):
-            kept = _Kept(self._packed(block, inputs), condition, timestep, len(condition))
+        if block == self.network.blocks[0].name:
+            # What comes into the first block says which call it is; later ones see the masks of those before.
+            self._note_call(condition, timestep)
+        if kept is None or self._due(kept, condition):
+            kept = _Kept(self._packed(block, inputs), condition, len(condition))
             self._kept[block], self.renewals = kept, self.renewals + 1
-        kept.age, kept.timestep = kept.age + 1, timestep
+        kept.age += not self._repeats or kept.age == 0
         return kept.masks
 
-    def _due(self, kept: _Kept, condition: Tensor, timestep: float | None) -> bool:
-        if kept.rows != len(condition) or kept.condition.device != condition.device:
+    def apart(self) -> HeldMasks:
+        """Return one that holds masks of its own by the same rules, for calls that are another sequence."""
+        return HeldMasks(self.masker, self.every, self.tolerance)
+
+    def _note_call(self, condition: Tensor, timestep: float | None) -> None:
+        before, self._call = self._call, (timestep, condition)
+        self._begins = self._repeats = False
+        if timestep is None or before is None or before[0] is None or timestep > before[0]:
+            self._begins = True
+        elif timestep == before[0]:
+            same = before[1].shape == condition.shape and before[1].device == condition.device
+            self._repeats = same and bool(torch.equal(before[1], condition))
+            self._begins = not self._repeats
+
+    def _due(self, kept: _Kept, condition: Tensor) -> bool:
+        if self._begins or kept.rows != len(condition) or kept.condition.device != condition.device:
             return True
-        if timestep is None or kept.timestep is None or timestep > kept.timestep:
-            return True
-        if self.every is not None and kept.age >= self.every:
+        if self.every is not None and kept.age >= self.every and not (self._repeats and self.every > 1):
             return True
         if self.tolerance is None:
             return False
@@ -82,6 +98,9 @@ class HeldMasks(Masker):
     def _packed(self, block: str, inputs: BlockInput) -> dict[str, LayerMask]:
         packed: dict[str, LayerMask] = {}
         for name, form in self.masker.block_masks(block, inputs).items():
+            if isinstance(form, PackedMask):  # as it is: it may mask one half of the batch alone
+                packed[name] = form
+                continue
             layer = self._layers[name]
             mask = form.mask(layer, Draw(), len(inputs.hidden_states))
             sets = None if mask.ndim == len(layer.shape) else len(mask)

@@ -43,18 +43,25 @@ def _noise_of(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device
     return lambda row: layer_noise(shape, seeds[row % len(seeds)], device)
 
 
+def at_least_single(factor: Tensor) -> Tensor:
+    """Return a factor of logits in single precision at least, as the kernels read it: masks depend on nothing else."""
+    return factor.float() if factor.dtype in (torch.float16, torch.bfloat16) else factor
+
+
 def factored_logits(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
-    """Return logits S = left @ right^T + row, (M, O, I).
+    """Return logits S = left @ right^T + row, (M, O, I), in single precision at least, under autocast as well.
 
     Args:
         left: (M, O, r), or (O, r) for all.
         right: (I, r) for all, or (M, I, r).
         row: (I,), added to every row.
     """
-    if right.ndim == 2:
-        return left @ right.T + row
-    # One product a sample, as the tiles take them: a batched one may add in another order.
-    return torch.stack([a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]) + row
+    left, right, row = at_least_single(left), at_least_single(right), at_least_single(row)
+    with torch.autocast(left.device.type, enabled=False):
+        if right.ndim == 2:
+            return left @ right.T + row
+        # One product a sample, as the tiles take them: a batched one may add in another order.
+        return torch.stack([a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]) + row
 
 
 def factored_linear(
@@ -86,6 +93,7 @@ def factored_linear(
     Raises:
         ValueError: shapes do not fit each other.
     """
+    left, right, row = at_least_single(left), at_least_single(right), at_least_single(row)
     outputs, inputs = weight.shape
     given = (tuple(left.shape), tuple(right.shape), tuple(row.shape))
     if left.ndim == 2:
@@ -103,8 +111,7 @@ def factored_linear(
     rows = len(x) if x.ndim > 1 else 1
     _check_sets(len(left), rows)
     factors = any(t.requires_grad for t in (left, right, row))
-    trains_base = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
-    name = "reference" if trains_base else choose(x, weight, len(left) if noise is None else rows)
+    name = "reference" if _trains(weight, bias) else choose(x, weight, len(left) if noise is None else rows)
     if (rank > tiles.CHEAP_RANK or right.ndim == 3) and name != "reference":
         # Logits that are dear to make again are made once: kept for the backward pass, not made for each tile of tokens.
         # The kernels know a right factor that all samples share.
@@ -125,6 +132,11 @@ def factored_linear(
     return masked_linear(x, weight, bias, gumbel_sigmoid(logits, drawn, tau))
 
 
+def _trains(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the layer itself wants gradients, which only the reference gives."""
+    return torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+
+
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, sets: int = 1) -> Tensor:
     """Apply a linear layer under masks of one bit a weight.
 
@@ -143,7 +155,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor
     """
     if sets > 1:
         _check_sets(sets, len(x) if x.ndim > 1 else 1)
-    name = choose(x, weight, sets)
+    name = "reference" if _trains(weight, bias) else choose(x, weight, sets)
     if name == "triton" and weight.shape[1] % 8 == 0:
         return fused_gpu.packed_linear(x, weight, bias, packed, sets)
     if name != "reference" and weight.numel() % 8 == 0:

@@ -120,8 +120,10 @@ class Ascent:
         """
         places = [self._rows.index(i) for i in active]
         scales = rewards.new_tensor([self._scales[i] / self.config.draws for i in active])
-        loss = -(rewards[places] * scales).sum()
         leaves = [part for logits in self._drawn.values() for part in logits]
+        if not rewards.requires_grad:
+            raise RewardError(f"expected reward {self.reward!r} to depend on the masks, it has no gradient")
+        loss = -(rewards[places] * scales).sum()
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
         self._grads = [_sum(a, b) for a, b in zip(self._grads, found, strict=True)] if self._grads else list(found)
 
@@ -133,7 +135,10 @@ class Ascent:
         """
         grads = [g for g in self._grads if g is not None]
         if not grads:
-            raise RewardError("expected the reward to depend on the masks, no gradient reached them")
+            raise RewardError(
+                f"expected reward {self.reward!r} to depend on the masks, no gradient reached them; is it computed from the "
+                "picture, without detaching it?"
+            )
         finite = torch.stack([torch.isfinite(g).flatten(1).all(1) for g in grads]).all(0).tolist()
         scales = grads[0].new_tensor([self._scales[i] for i in self._rows])
         for g in grads:

@@ -52,7 +52,8 @@ class SearchConfig:
         preview_size: pictures for the reward are decoded from latents that are averaged down to about this many pixels
             a side, never below; None decodes them whole.
         iterations: optimiser iterations a step, one number for all steps, or a sequence that is spread evenly over them:
-            (0, 4, 0) spends 4 on each step of the middle third.
+            (0, 4, 0) spends 4 on each step of the middle third; where steps are fewer than numbers, a step takes the
+            most of its own.
         learning_rate: Adam's rate on the mask logits.
         initial_logit: every logit at the start of a step; 1 keeps a weight with probability 0.934 under noise.
         initial_spread: standard deviation of the logits about it, drawn anew at each step.
@@ -67,14 +68,16 @@ class SearchConfig:
         gumbel: draw masks with Gumbel noise, or by threshold.
         tau: temperature of the straight-through gradient.
         keep: mask of a step: the "best" iterate by reward, or the "last".
-        carry_over: start a step from the logits of the one before, instead of anew.
+        carry_over: start a step from the logits of the one before, instead of anew; steps without iterations after it take
+            their masks from them as well.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: bound of each sample's gradient norm; None for none.
         patience: a sample is done with a step after so many iterations in which it did not get better; None for never.
         target_reward: a sample is done with a step once it has reached this reward; None for never. What is done keeps its
             masks, as if it were alone, and is left out of the batch (with a masker under the search, only of the
             optimiser); a step ends when all samples are done.
-        time_limit_s: stop drafting and optimising after so many seconds and sample on; None for no limit.
+        time_limit_s: stop drafting and optimising after so many seconds and sample on; None for no limit. With
+            `carry_over` masks go on, unjudged.
         reuse: compute once a step what no mask touches; the masks are the same bit for bit.
         gradient_checkpointing: trade time for memory in the U-Net and the decoder.
         compare_base: also make the picture of the seed, without drafts and masks.
@@ -132,7 +135,11 @@ class SearchConfig:
         """Return the iterations of step `index` of `steps`."""
         if isinstance(self.iterations, int):
             return self.iterations
-        return self.iterations[index * len(self.iterations) // steps]
+        count = len(self.iterations)
+        first = index * count // steps
+        # Of fewer steps than numbers each stands for several, and takes the most of theirs: none is passed over.
+        end = max(first + 1, -(-(index + 1) * count // steps)) if steps < count else first + 1
+        return max(self.iterations[first:end])
 
     def checked(self) -> SearchConfig:
         """Return the settings if they make sense.

@@ -18,6 +18,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attachment import attach, attachment_of
-from ..errors import DataError
+from ..errors import DataError, UnscoredError
 from ..maskers import MaskSchedule
 from ..rewards.base import FunctionReward, Reward
 from ..targets import Network, describe
@@ -76,7 +77,8 @@ def search(
 
     Raises:
         DataError: no prompts, a setting out of range, or networks offloaded by groups of layers.
-        RewardError: the reward gives another shape, is not finite, or has no gradient.
+        RewardError: the reward gives another shape, is not finite, or has no gradient; an `UnscoredError`, which holds the
+            result, where that happens with the finished pictures.
         TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
             prompts.
     """
@@ -93,6 +95,11 @@ def search(
         "height": config.height,
         "width": config.width,
     }
+
+    @torch.no_grad()
+    def scored(pictures: Tensor) -> Tensor:
+        return reward(pictures.to(pipe._execution_device), prompts).float().cpu()
+
     with prepared(pipe, config, decoder):
         first = StepwiseSampler(pipe, prompts, seeds=numbers, **options)
         # What is wrong with targets or a masker is said before anything is drafted.
@@ -106,15 +113,18 @@ def search(
             starts = best_drafts(first, reward, config, decoder, deadline=deadline, progress=progress)
         drafted_s = time.monotonic() - started
         run = _Search(pipe, network, first.restarted(starts), reward, config, decoder, on_step)
-        base = None
+        base, before = None, None
         if config.compare_base:
             base = first.finish()
+            before = scored(base)  # before the search: a reward that cannot score is found out early
         pictures = run.run(progress, drafted_s)
-    with torch.no_grad():
-        after = reward(pictures.to(pipe._execution_device), prompts).float().cpu()
-        before = None if base is None else reward(base.to(pipe._execution_device), prompts).float().cpu()
     settings = {"prompts": prompts, "seeds": numbers, "start_seeds": starts}
-    return SearchResult(pictures, base, after, before, run.schedule, run.history, config, settings)
+    unscored = torch.full((len(prompts),), math.nan)
+    found = SearchResult(pictures, base, unscored, before, run.schedule, run.history, config, settings)
+    try:
+        return replace(found, rewards=scored(pictures))
+    except Exception as error:
+        raise UnscoredError(f"the pictures are finished and could not be scored: {error}", found) from error
 
 
 class _Search:
@@ -132,6 +142,7 @@ class _Search:
     ) -> None:
         self.pipe, self.sampler, self.reward, self.config, self.decoder = pipe, sampler, reward, config, decoder
         self.on_step, self.stopped = on_step, False
+        self.carried = False  # whether there are logits of a step before to go on from
         self.network = network
         count = len(sampler.prompts)
         scaled = torch.float16 in _dtypes(sampler, decoder, reward)
@@ -165,9 +176,10 @@ class _Search:
                 while not self.sampler.finished:
                     self._step()
                     bar.update()
-                    shown = self.history[-1]
-                    kept = shown["density"]
-                    bar.set_postfix(reward=_mean(shown["reward"]), density=_mean(kept))
+                    # A step's last iterate may be taken unseen: what was judged latest is shown.
+                    seen = (_mean(h["reward"]) for h in reversed(self.history))
+                    judged = next((text for text in seen if text != "-"), "-")
+                    bar.set_postfix(reward=judged, density=_mean(self.history[-1]["density"]))
             with torch.no_grad():
                 return self.sampler.decode(self.sampler.latents).cpu()
         finally:
@@ -184,22 +196,23 @@ class _Search:
         if self.reuse is not None:
             self.reuse.clear()
         iterations = 0 if self._ended() else config.iterations_at(index, len(self.sampler.timesteps))
-        if not iterations and not config.carry_over:
-            self.live.masks = {}
+        if not iterations and not self.carried:
+            self.live.masks, self.live.sequence = {}, "both halves"
             with torch.no_grad():
                 output = self.sampler.predict()
             self._note(index, 0, dict.fromkeys(rows, float("nan")), dict.fromkeys(rows, 1.0))
             self._tell(output, rows, rows)
             self.sampler.advance(output)
             return
-        if index == 0 or not config.carry_over:
+        if not self.carried:
             self.ascent.restart(index)
+            self.carried = config.carry_over
         self._prepare_halves()
         best, active = Best(len(rows), config), rows
         for k in range(iterations + 1):
             last = k == iterations
-            # The last iterate of "last" is taken whatever its reward.
-            judged = not last or config.keep == "best"
+            # The last iterate of "last" is taken whatever its reward, and so is what a step without iterations carries on.
+            judged = not last or (config.keep == "best" and iterations > 0)
             found = self._iterate(index, k, rows, active, gradient=not last and config.ascend, judged=judged)
             best.offer(*found, rows, active)
             active = [i for i in active if not best.done(i)]
@@ -219,7 +232,7 @@ class _Search:
         """Compute the unconditional half of the step, where masks leave it alone."""
         self.without = None
         if self.config.halves == "conditional" and self.sampler.guided:
-            self.live.masks = {}
+            self.live.masks, self.live.sequence = {}, "unconditional"
             with torch.no_grad():
                 self.without = self.sampler.predict_half(conditional=False)
             if self.reuse is not None:
@@ -229,7 +242,7 @@ class _Search:
         """Clean latents that an iterate is judged by: predicted, or at the end of a short roll-out without masks."""
         if not self.config.rollout:
             return self.sampler.pred_x0(output, rows)
-        self.live.masks = {}
+        self.live.masks, self.live.sequence = {}, "roll-out"
         with contextlib.nullcontext() if self.reuse is None else self.reuse.paused():
             return rolled_out(
                 self.sampler, output, self.config.rollout, samples=rows, gradient=self.config.rollout_gradient
@@ -255,6 +268,7 @@ class _Search:
         """Rewards, guided output and masks of the present logits, a row each for `rows`; gradients for `active`."""
         sampler = self.sampler
         self.live.masks = {}  # the former iterate's make room
+        self.live.sequence = "both halves" if self.without is None else "conditional"
         with torch.set_grad_enabled(gradient):
             live = self.live.masks = self.ascent.draw(index, k, rows, number)
             if self.without is None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attachment import Attachment
-from ..maskers import BlockInput, Draw, LayerMask, Masker
+from ..maskers import BlockInput, Draw, HeldMasks, LayerMask, Masker
 from ..targets import LayerSpec, Network
 
 
@@ -26,6 +26,9 @@ class LiveMasks(Masker):
         super().__init__(network)
         self._under = (under,)  # in a tuple: not a part of this module
         self.masks: dict[str, Tensor] = {}
+        #: Which sequence of calls the next one belongs to: masks that a masker below holds are held for each apart.
+        self.sequence = "both halves"
+        self._held: dict[str, HeldMasks] = {}
         self._names = {block.name: [layer.name for layer in block.layers] for block in self.network.blocks}
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
@@ -37,8 +40,14 @@ class LiveMasks(Masker):
             under.timestep = inputs.timestep
             draw = under.draw(len(inputs.hidden_states))
             with torch.no_grad():
-                below = under.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
+                below = self._masker(under.masker).to(inputs.hidden_states.device).block_masks(block, inputs)
         return {name: _Live(self.masks.get(name), below.get(name), draw) for name in self._names[block]}
+
+    def _masker(self, masker: Masker) -> Masker:
+        """The masker below, for the present sequence of calls."""
+        if not isinstance(masker, HeldMasks):
+            return masker
+        return self._held.setdefault(self.sequence, masker.apart())
 
 
 class _Live(LayerMask):

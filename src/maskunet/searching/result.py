@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class SearchResult:
     Args:
         pictures: (B, 3, H, W) in [0, 1], on the CPU.
         base: pictures of the prompts' own seeds without the search, or None.
-        rewards: of the pictures, (B,).
+        rewards: of the pictures, (B,); NaN in the result of an `UnscoredError`, None in files.
         base_rewards: of the base pictures, (B,), or None.
         masks: the masks found, by timestep, a set a sample; attach them, or one sample's (`masks.select(i)`), to other
             seeds. Masks of a masker that lay under the search are not among them.
@@ -65,7 +66,7 @@ class SearchResult:
             "seed": self.settings["seeds"][index],
             "start_seed": self.settings["start_seeds"][index],
             "config": asdict(self.config),
-            "reward": float(self.rewards[index]),
+            "reward": float(self.rewards[index]) if math.isfinite(self.rewards[index]) else None,
             "base_reward": None if self.base_rewards is None else float(self.base_rewards[index]),
             "density": float(density[index]),
             "history": [h for h in entries if h["density"] is not None],
@@ -87,6 +88,8 @@ class SearchResult:
         """
         path = Path(folder)
         try:
+            for i in range(len(self.pictures)):  # an older record must not lie beside a new picture
+                (path / f"{first + i:05d}.json").unlink(missing_ok=True)
             for where, images in ((path, self.images), (path / "base", self.base_images)):
                 if images:
                     where.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
 from .drafts import best_of, candidates
+from .preparation import upcast_decoder
 from .residence import resident
 from .sampling import StepwiseSampler
 
@@ -105,7 +106,7 @@ def particles(
     sampler = StepwiseSampler(pipe, rows, seeds=numbers, **({"eta": 1.0} | options))
     generator = torch.Generator().manual_seed(derive_seed("particles", *seeds))
     before = torch.zeros(len(prompts), count)
-    with torch.no_grad():
+    with torch.no_grad(), resident(pipe.vae), upcast_decoder(pipe):
         while not sampler.finished:
             output = sampler.predict()
             steps = len(sampler.timesteps)
@@ -154,7 +155,7 @@ def gradient_guidance(
     sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
     if sampler.scheduler.config.prediction_type == "sample":
         raise DataError("expected a scheduler that predicts noise or velocity for gradient guidance, got 'sample'")
-    with resident(pipe.unet, pipe.vae), frozen(pipe):
+    with resident(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
         while not sampler.finished:
             latents = sampler.latents.detach().requires_grad_(True)
             sampler.latents = latents
@@ -201,7 +202,7 @@ def noise_optimisation(
     optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
     best, rewards = start.clone(), torch.full((len(prompts),), -float("inf"), device=start.device)
     size = start[0].numel()
-    with resident(pipe.unet, pipe.vae), frozen(pipe):
+    with resident(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
         for k in range(iterations + 1):
             with torch.enable_grad():
                 sampler.latents = noise * sampler.scheduler.init_noise_sigma
@@ -214,11 +215,9 @@ def noise_optimisation(
             rewards = torch.where(better, found.detach(), rewards)
             if k == iterations:
                 break
-            optimizer.zero_grad()
-            loss.backward()
-            assert noise.grad is not None
-            norms = noise.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            noise.grad *= (0.1 / norms.clamp(min=1e-12)).clamp(max=1)
+            (gradient,) = torch.autograd.grad(loss, noise)  # of the noise alone, not of an attached masker
+            norms = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            noise.grad = gradient * (0.1 / norms.clamp(min=1e-12)).clamp(max=1)
             optimizer.step()
         sampler.latents = best * sampler.scheduler.init_noise_sigma
         return sampler.finish()

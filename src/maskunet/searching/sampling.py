@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
+from .preparation import upcast_decoder
+from .residence import resident
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-_warned: set[str] = set()  # prompts that were said to be cut
+_warned: set[tuple[str, int]] = set()  # prompts that were said to be cut, and at how many tokens
 
 
 class StepwiseSampler:
@@ -129,7 +131,9 @@ class StepwiseSampler:
     def _encode(self, negative_prompt: str | None) -> tuple[Tensor, dict[str, Any]]:
         """Embeddings (B or 2 B, L, D), unconditional rows first, and SDXL's added conditions."""
         pipe, count = self.pipe, len(self.prompts)
-        _warn_if_cut(pipe, self.prompts)
+        _warn_if_cut(pipe, self.prompts, "prompt")
+        if negative_prompt is not None and self.guided:
+            _warn_if_cut(pipe, [negative_prompt], "negative prompt")
         negative = None if negative_prompt is None else [negative_prompt] * count
         found = pipe.encode_prompt(
             self.prompts,
@@ -252,7 +256,8 @@ class StepwiseSampler:
         """Take the steps that are left, without gradient, and return the pictures (B, 3, H, W) in [0, 1], on the CPU."""
         while not self.finished:
             self.advance(self.predict())
-        return self.decode(self.latents).cpu()
+        with resident(self.pipe.vae), upcast_decoder(self.pipe):
+            return self.decode(self.latents).cpu()
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:
         """Decode clean latents to pictures (B, 3, H, W) in [0, 1]; gradients flow.
@@ -295,19 +300,18 @@ def _check_pipeline(pipe: Any) -> None:
         )
 
 
-def _warn_if_cut(pipe: Any, prompts: Sequence[str]) -> None:
+def _warn_if_cut(pipe: Any, prompts: Sequence[str], what: str) -> None:
     """Say what a tokenizer cuts off; the pipelines' own note is easily lost among others."""
-    tokenizer = getattr(pipe, "tokenizer", None)
+    # SDXL's two have the same words and limit; a refiner has the second alone.
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return
-    for prompt in set(prompts) - _warned:
+    limit = tokenizer.model_max_length
+    for prompt in dict.fromkeys(prompts):
+        if (prompt, limit) in _warned:
+            continue
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) > tokenizer.model_max_length:
-            _warned.add(prompt)
-            cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1], skip_special_tokens=True)
-            logger.warning(
-                "the prompt has %d tokens, the text encoder takes %d; cut off: %r",
-                len(ids),
-                tokenizer.model_max_length,
-                cut,
-            )
+        if len(ids) > limit:
+            _warned.add((prompt, limit))
+            cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)
+            logger.warning("the %s has %d tokens, the text encoder takes %d; cut off: %r", what, len(ids), limit, cut)
