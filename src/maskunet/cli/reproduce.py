@@ -130,17 +130,25 @@ def search(
     reward: Annotated[str, typer.Option(help="What methods see: shapes or shapes-matching.")] = "shapes",
 ) -> None:
     """Search of masks against its rivals at equal compute; the same command again goes on."""
-    from ..reproduce.search import SearchStudy, run_study
+    from ..reproduce.amortised import AmortisedConfig, amortised_masker
+    from ..reproduce.search import METHODS, SearchStudy, run_study
     from ..reproduce.search_report import plot_search, search_markdown
 
     study, folder = SearchStudy(seeds=seeds, prompts=prompts, reward=reward), work or Path("runs/search")
     name = "search" if reward == SearchStudy.reward else f"search_{reward}"
+
+    def run() -> dict[str, Any]:
+        # The gentlest of the rates that `reproduce amortised` tries for masks.
+        settings = AmortisedConfig.of(reward)
+        masker = amortised_masker(folder, settings, rate=min(settings.rates["mask"]), say=typer.echo)
+        return run_study(folder, study, METHODS | {"amortised masker": masker}, memory=True, say=typer.echo)
+
     _report(
         name,
         "Search of masks and its rivals",
         output,
         study == SearchStudy(reward=reward),
-        lambda: run_study(folder, study, say=typer.echo),
+        run,
         search_markdown,
         partial(plot_search, name=name),
     )

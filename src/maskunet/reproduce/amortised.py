@@ -8,24 +8,31 @@ the judge and a second reward that nothing is optimised for. Finished cells are 
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from .. import __version__, rewards
-from ..attachment import attach
-from ..data import encode_scenes
+from torch import Tensor
+
+from .. import __version__
+from ..attachment import attach, attachment_of, reattach
+from ..checkpoint import load
+from ..data import CachedLatents, encode_scenes
 from ..data.cached import TRAIN_SEED, scenes_of
 from ..evaluation import generate
 from ..maskers import LowRankConfig
 from ..metrics.distances import frechet_distance
 from ..relaxation import derive_seed
+from ..rewards import Reward
+from ..rewards import load as load_reward
+from ..searching.rivals import plain
 from ..shapes.scenes import held_out_prompts
 from ..training import TrainConfig, build_method, train
-from .search import mean_reward, reward_digest
+from .search import Method, mean_reward, reward_digest
 from .world import Sampling, Split, World, accuracy_by_task, cell, load_base
 
 logger = logging.getLogger(__name__)
@@ -99,7 +106,7 @@ def reproduce_amortised(
     config = config or AmortisedConfig()
     mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
     base = load_base()
-    climbed, referee = rewards.load(config.reward), rewards.load("shapes-referee")
+    climbed, referee = load_reward(config.reward), load_reward("shapes-referee")
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
     scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
     data = encode_scenes(base, scenes, style)
@@ -126,35 +133,8 @@ def reproduce_amortised(
         }
 
     def trained(method: str, rate: float, seed: int, split: Split) -> dict[str, Any]:
-        pipe = copy.deepcopy(base)
-        training = TrainConfig(
-            max_train_steps=config.steps,
-            train_batch_size=config.train_batch_size,
-            learning_rate=rate,
-            lr_warmup_steps=config.steps // 10,
-            snr_gamma=5.0,
-            gumbel=False,
-            objective="reward",
-            reward_weight=config.reward_weight,
-            reward_batch_size=config.reward_batch_size,
-            reward_num_inference_steps=config.num_inference_steps,
-            reward_guidance_scale=config.guidance_scale,
-            refl_start=config.refl_start,
-            validation_rewards=0,
-            validation_samples=0,
-            checkpointing_steps=20,
-            checkpoints_total_limit=1,
-            seed=seed,
-        )
-        mask = LowRankConfig(initial_logit=config.initial_logit)
-        chosen = build_method(method, pipe, mask, gumbel=False, seed=seed)
         folder = work / "runs" / f"{method}-{rate:g}-{seed}"
-        run = train(pipe, chosen, data, training, folder, reward=climbed, progress=False)
-        if method == "lora":
-            pipe.load_lora_weights(folder / "lora")
-        else:
-            attach(pipe, run.masker)
-        return measured(pipe, split)
+        return measured(train_one(base, data, config, method, rate, seed, folder, climbed), split)
 
     def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         found = cell(work / "cells" / f"{name}.json", make, mark)
@@ -184,6 +164,93 @@ def reproduce_amortised(
         "cells": cells,
         "version": __version__,
     }
+
+
+def train_one(
+    base: Any,
+    data: CachedLatents,
+    config: AmortisedConfig,
+    method: str,
+    rate: float,
+    seed: int,
+    folder: Path,
+    climbed: Reward,
+) -> Any:
+    """Train a method by the reward, unless done, and return a copy of the pipeline that carries it.
+
+    Args:
+        base: the bundled pipeline.
+        data: what the diffusion loss sees; its captions are what the reward is climbed on.
+        config: settings.
+        method: "mask" or "lora".
+        rate: learning rate.
+        seed: of the training.
+        folder: of the run; the same call again goes on there.
+        climbed: the reward.
+    """
+    pipe = copy.deepcopy(base)
+    training = TrainConfig(
+        max_train_steps=config.steps,
+        train_batch_size=config.train_batch_size,
+        learning_rate=rate,
+        lr_warmup_steps=config.steps // 10,
+        snr_gamma=5.0,
+        gumbel=False,
+        objective="reward",
+        reward_weight=config.reward_weight,
+        reward_batch_size=config.reward_batch_size,
+        reward_num_inference_steps=config.num_inference_steps,
+        reward_guidance_scale=config.guidance_scale,
+        refl_start=config.refl_start,
+        validation_rewards=0,
+        validation_samples=0,
+        checkpointing_steps=20,
+        checkpoints_total_limit=1,
+        seed=seed,
+    )
+    mask = LowRankConfig(initial_logit=config.initial_logit)
+    chosen = build_method(method, pipe, mask, gumbel=False, seed=seed)
+    run = train(pipe, chosen, data, training, folder, reward=climbed, progress=False)
+    if method == "lora":
+        pipe.load_lora_weights(folder / "lora")
+    else:
+        attach(pipe, run.masker)
+    return pipe
+
+
+def amortised_masker(
+    work: Path, config: AmortisedConfig, *, rate: float, seed: int = 1, say: Callable[[str], None] = logger.info
+) -> Method:
+    """Return sampling under a masker that the reward trained, as a method beside a search; it is trained unless done.
+
+    Args:
+        work: folder of its run.
+        config: settings; its reward is what is climbed.
+        rate: learning rate.
+        seed: of the training.
+        say: told before it is trained.
+    """
+    settings = f"{asdict(replace(config, seeds=0, rates={}))} {rate} {seed} {reward_digest(config.reward)}"
+    folder = work / "runs" / f"amortised-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+    if not (folder / "masker").is_dir():
+        say(f"amortised masker: {config.steps} steps at {rate:g}, in {folder}")
+        base = load_base()
+        scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
+        train_one(
+            base, encode_scenes(base, scenes, style), config, "mask", rate, seed, folder, load_reward(config.reward)
+        )
+    return partial(_under_masker, folder=str(folder / "masker"))
+
+
+def _under_masker(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, folder: str, **options: Any
+) -> Tensor:
+    before = attachment_of(pipe)
+    attach(pipe, load(folder, pipe))
+    try:
+        return plain(pipe, prompts, seeds, **options)
+    finally:
+        reattach(pipe, before)
 
 
 def shortened(config: AmortisedConfig, share: float) -> AmortisedConfig:

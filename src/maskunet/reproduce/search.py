@@ -12,8 +12,10 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ from ..shapes.scenes import held_out_prompts
 from .world import Sampling, Split, World, accuracy_by_task, cell, right
 
 logger = logging.getLogger(__name__)
+
+#: Pictures at once where memory is measured.
+MEMORY_BATCH = 8
 
 Method = Callable[[Any, Sequence[str], Sequence[int], Reward], Tensor]
 
@@ -135,6 +140,7 @@ def run_study(
     study: SearchStudy | None = None,
     methods: dict[str, Method] | None = None,
     *,
+    memory: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Run every cell that is missing and return the whole record.
@@ -143,6 +149,7 @@ def run_study(
         work: folder of the finished cells; the same call again goes on there.
         study: settings.
         methods: by name; `METHODS` if None.
+        memory: also measure each method's peak memory, in a process of its own.
         say: told of each cell as it is finished.
 
     Raises:
@@ -181,7 +188,7 @@ def run_study(
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for seed in range(study.seeds):
         for name, method in methods.items():
-            path = work / "cells" / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
+            path = work / "cells" / f"{_file_name(name)}-{seed}.json"
             found = cell(path, partial(measured, method, seed), f"{fingerprint(method)} {weights}")
             cells[name].append(found)
             say(
@@ -189,7 +196,47 @@ def run_study(
                 f"overall {found['accuracy']['overall']:.3f}, FID {found['fid']['clip']:.2f}, "
                 f"{found['forwards']:.0f} forwards, {found['seconds']:.0f} s"
             )
-    return {"study": asdict(study), "cells": cells, "version": __version__}
+    record = {"study": asdict(study), "cells": cells, "version": __version__}
+    if memory:
+        record["memory"] = {
+            name: cell(
+                work / "cells" / f"{_file_name(name)}-memory.json",
+                partial(_memory_apart, method, study),
+                f"{fingerprint(method)} {weights}",
+            )["peak_gib"]
+            for name, method in methods.items()
+        }
+    return record
+
+
+def _file_name(method: str) -> str:
+    return method.replace(" ", "-").replace(",", "")
+
+
+def _memory_apart(method: Method, study: SearchStudy) -> dict[str, Any]:
+    """Return the peak of a process that makes one batch of pictures by the method."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        return {"peak_gib": apart.submit(peak_memory, method, study).result()}
+
+
+def peak_memory(method: Method, study: SearchStudy) -> float:
+    """Make `MEMORY_BATCH` pictures at once by a method and return the peak of this process in GiB."""
+    pipe, reward = zoo.load("shapes"), rewards.load(study.reward)
+    texts = [p.prompt for p in held_out_prompts(MEMORY_BATCH, study.split)]
+    options = {"num_inference_steps": study.num_inference_steps, "guidance_scale": study.guidance_scale}
+    method(pipe, texts, list(range(MEMORY_BATCH)), reward, **options)
+    return peak_of_process()
+
+
+def peak_of_process() -> float:
+    """Return the peak of resident memory of this process in GiB, or NaN where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return float("nan")
+    # getrusage would also count what the parent held when it started this process.
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return round(int(peak) / 2**20, 3)
 
 
 def reward_digest(name: str) -> str:

@@ -8,19 +8,22 @@ from typing import Any
 
 from ..plotting import error_bars, new_figure, save_figure
 from .report import half_width, student
+from .search import MEMORY_BATCH
 
 
 def search_markdown(result: dict[str, Any]) -> str:
     """Return the table: means over seeds with Student's 95 % interval, differences to plain sampling paired."""
-    study, cells = result["study"], result["cells"]
+    study, cells, memory = result["study"], result["cells"], result.get("memory", {})
+    measured = f" GiB: peak of a process that makes {MEMORY_BATCH} pictures at once." if memory else ""
     lines = [
         f"{study['prompts']} {study['split']} prompts x {study['seeds']} seeds, {study['num_inference_steps']} DDIM steps, "
         f"guidance {study['guidance_scale']:g}. Forwards: all operations (U-Net, decoder, reward) over those of one guided "
         "U-Net call. Brackets: Student's 95 % interval over seeds; differences are paired. The referee is a second "
-        f"reward, trained apart from the one that methods see, {study['reward']}.",
+        f"reward, trained apart from the one that methods see, {study['reward']}.{measured}",
         "",
-        "| method | reward | referee | overall | minus plain | FID, CLIP | FID, VAE | forwards | seconds a picture |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | reward | referee | overall | minus plain | FID, CLIP | FID, VAE | forwards | seconds a picture |"
+        + (" GiB |" if memory else ""),
+        "|---|---|---|---|---|---|---|---|---|" + ("---|" if memory else ""),
     ]
     for name, made in cells.items():
         overall = [c["accuracy"]["overall"] for c in made]
@@ -35,6 +38,7 @@ def search_markdown(result: dict[str, Any]) -> str:
             student([c["fid"]["vae"] for c in made]),
             f"{made[0]['forwards']:.0f}",
             f"{sum(c['seconds'] / c['n'] for c in made) / len(made):.2f}",
+            *([f"{memory[name]:.2f}"] if memory else []),
         ]
         lines.append(f"| {' | '.join(row)} |")
     tasks = list(cells["plain"][0]["accuracy"])

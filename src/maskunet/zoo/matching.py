@@ -9,8 +9,8 @@ On pictures predicted from much noise nothing can be told, so that there the log
 Besides, through heads that are thrown away, patches say which shape and colour they show, and the states of the caption's
 shapes say how many of them the picture has and, of a single one, where it lies and in which colour. What is found by its
 name is found in pairs that were never seen together, and a colour is bound to its thing. Pictures of two shapes also meet
-captions that say where they lie to each other, and in which colours, right and wrong (`zoo.relations`), in a second round:
-without them words of relation stay at chance.
+captions that say where they lie to each other, right and wrong (`zoo.relations`), in a second round: without them words of
+relation stay at chance. Of colours it forgets some, so that a third round has captions with wrong colours as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from .matcher import Matcher
 from .relations import Bindings, Relations, relation_tokens
 from .stage import StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
+
+Figures = dict[str, float]
 
 _MOST = 5  # counts 0 to 4
 _NO_COLOUR = -100  # what cross-entropy passes over
@@ -103,6 +105,7 @@ def train_matcher(
     groups: int,
     start: CLIPModel | Matcher,
     relations: bool = False,
+    bindings: bool = False,
     name: str = "matcher",
     progress: bool = True,
 ) -> Matcher:
@@ -116,7 +119,8 @@ def train_matcher(
         folder: where the run is kept; a run found there goes on.
         groups: how many groups are drawn.
         start: CLIP whose vision tower it starts from, or a matcher that goes on; that one is trained in place.
-        relations: also learn words of relation, and whose colour is which; needs a matcher that knows its shapes.
+        relations: also learn words of relation, which needs a matcher that knows its shapes.
+        bindings: also learn whose colour is which; in the round in which words of relation are learnt it slows them down.
         name: of the run.
         progress: show progress bars.
     """
@@ -138,7 +142,7 @@ def train_matcher(
     ids, contents, named = data.ids, Contents.of(data.scenes), shape_tokens(tokenizer)
     masks = _attended(ids, tokenizer)
     said_of = Relations(data.scenes, tokenizer, config.seed) if relations else None
-    coloured = Bindings(data.scenes, tokenizer, config.seed)
+    coloured = Bindings(data.scenes, tokenizer, config.seed) if bindings else None
     is_relation = relation_tokens(tokenizer)
     count = config.batch_size // GROUP
     # Each picture of a group with each of its captions.
@@ -181,15 +185,21 @@ def train_matcher(
             "counts": float(counted.detach()),
         }
         total = matched + 0.5 * labelled + 2 * where + 0.3 * colour + 0.5 * counted
-        if said_of is None:
-            return total, figures
+        for part in (related, bound):
+            total = total + part(index, seen, batch.predicted, generator, figures)
+        return total, figures
 
-        # Pictures of two shapes, each with a right and a wrong word between their names.
+    def related(
+        index: Tensor, seen: Tensor, predicted: Tensor, generator: torch.Generator, figures: Figures
+    ) -> Tensor:
+        """Pictures of two shapes, each with a right and a wrong word between their names."""
+        if said_of is None:
+            return seen.new_zeros(())
         there, said, holds = said_of.draw(index, generator)
         if not len(there):
-            return total, figures
+            return seen.new_zeros(())
         placed, layers = matcher.read(seen[there], said, _attended(said, tokenizer).long())
-        related = _balanced(placed, holds)
+        matched = _balanced(placed, holds)
         # Each layer has its part, or words and places meet too late to be compared: shapes find their places in the first,
         # in the second the word of relation learns the way between them and whether it is what it says, the last reads it.
         row, place = (named[said] >= 0).nonzero(as_tuple=True)
@@ -199,23 +209,31 @@ def train_matcher(
         one, other = lies.unflatten(0, (-1, 2)).unbind(1)
         way = (heads["way"](word) - (one - other)).square().mean()
         told = _balanced(heads["holds"](word).squeeze(-1), holds)
-        figures["ways"] = float(way.detach())
-        figures["told"] = float(told.detach())
-        figures["related"] = float(related.detach())
-        if len(seen_well := ((placed > 0) == holds)[~batch.predicted[there]]):
-            figures["relations"] = float(seen_well.float().mean())
+        figures |= {"ways": float(way.detach()), "told": float(told.detach()), "related": float(matched.detach())}
+        _note(figures, "relations", placed, holds, predicted[there])
+        return matched + told + 2 * where + 2 * way
 
-        # The same pictures, with the true colours and with wrong ones.
+    def bound(index: Tensor, seen: Tensor, predicted: Tensor, generator: torch.Generator, figures: Figures) -> Tensor:
+        """The same pictures, with their true colours and with wrong ones."""
+        if coloured is None:
+            return seen.new_zeros(())
         there, said, true = coloured.draw(index, generator)
-        bound = matcher.read(seen[there], said, _attended(said, tokenizer).long())[0]
-        binding = _balanced(bound, true)
-        figures["binding"] = float(binding.detach())
-        if len(seen_well := ((bound > 0) == true)[~batch.predicted[there]]):
-            figures["bindings"] = float(seen_well.float().mean())
-        return total + related + told + 2 * where + 2 * way + binding, figures
+        if not len(there):
+            return seen.new_zeros(())
+        logits = matcher.read(seen[there], said, _attended(said, tokenizer).long())[0]
+        matched = _balanced(logits, true)
+        figures["binding"] = float(matched.detach())
+        _note(figures, "bindings", logits, true, predicted[there])
+        return matched
 
     run_stage(name, nn.ModuleDict({"matcher": matcher, "heads": heads}), loss, config, folder, progress=progress)
     return matcher.eval()
+
+
+def _note(figures: Figures, name: str, logits: Tensor, right: Tensor, predicted: Tensor) -> None:
+    """Note how often the logits' sign is right, of pictures that were drawn."""
+    if len(seen_well := ((logits > 0) == right)[~predicted]):
+        figures[name] = float(seen_well.float().mean())
 
 
 def _balanced(logits: Tensor, right: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ _CLIP = StageConfig(1000, 96, 1e-3, warmup=100)
 _FIRST_REWARD = StageConfig(1600, 96, 1e-3, warmup=100, decay=0.4, seed=3)
 _REWARD = StageConfig(1200, 84, 7e-4, warmup=100, decay=0.6, seed=3)
 _FIRST_MATCHER = StageConfig(1600, 84, 1e-3, warmup=100, decay=0.7, ema_decay=0.998, weight_decay=0.05, seed=3)
-_MATCHER = StageConfig(700, 48, 5e-4, warmup=30, decay=0.7, ema_decay=0.99, weight_decay=0.05, seed=3)
+_SECOND_MATCHER = StageConfig(700, 48, 5e-4, warmup=30, decay=0.7, ema_decay=0.99, weight_decay=0.05, seed=3)
+_MATCHER = StageConfig(500, 48, 5e-4, warmup=30, decay=0.7, ema_decay=0.99, weight_decay=0.05, seed=3)
 _REFEREE = StageConfig(1500, 84, 1e-3, warmup=100, decay=0.6, seed=4)
 
 
@@ -47,7 +48,8 @@ class Recipe:
     """Settings of every stage.
 
     Args:
-        autoencoder, denoiser, clip, first_reward, reward, first_matcher, matcher, referee: how each stage trains.
+        autoencoder, denoiser, clip, first_reward, reward, referee: how each stage trains.
+        first_matcher, second_matcher, matcher: how the matcher's rounds do: things and colours, words of relation, both.
         latent_channels: channels of the latents.
         autoencoder_pool, denoiser_pool, clip_pool: how many pictures each stage draws.
         reward_groups, referee_groups: how many scenes the rewards draw, each with its near misses.
@@ -60,6 +62,7 @@ class Recipe:
     first_reward: StageConfig = _FIRST_REWARD
     reward: StageConfig = _REWARD
     first_matcher: StageConfig = _FIRST_MATCHER
+    second_matcher: StageConfig = _SECOND_MATCHER
     matcher: StageConfig = _MATCHER
     referee: StageConfig = _REFEREE
     latent_channels: int = 8
@@ -87,6 +90,7 @@ class Recipe:
             first_reward=cut(self.first_reward),
             reward=cut(self.reward),
             first_matcher=cut(self.first_matcher),
+            second_matcher=cut(self.second_matcher),
             matcher=cut(self.matcher),
             referee=cut(self.referee),
             autoencoder_pool=fewer(self.autoencoder_pool),
@@ -204,8 +208,11 @@ def train_rewards(
     _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
     options["name"] = "first_matcher"
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.first_matcher, work, start=reward.float(), **options)
-    _halve(matcher)  # as the bundled weights were made, whose second round began from stored ones
-    options |= {"name": "matcher", "relations": True}
+    _halve(matcher)  # as the bundled weights were made, whose later rounds began from stored ones
+    options |= {"name": "second_matcher", "relations": True}
+    matcher = train_matcher(pipe, pipe.tokenizer, recipe.second_matcher, work, start=matcher.float(), **options)
+    _halve(matcher)
+    options |= {"name": "matcher", "bindings": True}
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.matcher, work, start=matcher.float(), **options)
     _export_scorer(output / "shapes-matching", matcher, pipe.tokenizer)
     options = {"width": recipe.referee_width, "groups": recipe.referee_groups, "harder": True, "progress": progress}
