@@ -4,9 +4,10 @@
     python benchmarks/masked_forward.py --models sd15 sd21 sdxl --batches 2 8 --device cuda --dtype float16
 
 Sides: the U-Net alone ("base"); the paper's generator and the low-rank masker; packed masks, fixed, a set for each half
-of a guided batch; the low-rank masker asked once and kept ("held"); and the plain dense way ("dense", see
-dense_masks.py). A ratio is the median of ratios within a round. Memory is the peak of a process that runs one side
-(CPU) or of the allocator (GPU). Writes docs/results/masked_forward.json, one entry a model, batch and device.
+of a guided batch; and the plain dense way, which also draws noise ("dense", see dense_masks.py). "low-rank, tiled" and
+"packed, tiled" force tiles where small layers take the reference by themselves. A ratio is the median of ratios within a
+round. Memory is the peak of a process that runs one side (CPU) or of the allocator (GPU). Writes
+docs/results/masked_forward.json, one entry a model, batch and device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ import maskunet as mu
 from dense_masks import attach_dense
 from machine import machine
 from maskunet.allocator import keep_freed_memory
+from maskunet.operators import using
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "masked_forward.json"
 SIDES = ("base", "paper", "low-rank", "packed", "dense")
+TILED = ("low-rank, tiled", "packed, tiled")
 #: Config of the U-Net, latents a side, tokens.
 ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
     "sd15": ({"cross_attention_dim": 768}, 64),
@@ -84,9 +88,9 @@ def masker_of(side: str, unet: nn.Module) -> Any:
     """Return the masker of a side; None for sides without."""
     if side == "paper":
         return mu.MaskGenerator.for_unet(unet, seed=0)
-    if side == "low-rank":
+    if side.startswith("low-rank"):
         return mu.LowRankMasker.for_unet(unet, seed=0)
-    if side == "packed":
+    if side.startswith("packed"):
         return mu.FixedMasks(DrawnMasks(unet))
     return None
 
@@ -108,6 +112,11 @@ class DrawnMasks(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
+def implementation(side: str) -> AbstractContextManager[None]:
+    """What computes the masked layers of a side."""
+    return using("tiled" if side in TILED else "auto")
+
+
 def seconds(run: Callable[[], Any], device: str) -> float:
     """Return the time of a call."""
     if device != "cpu":
@@ -124,10 +133,10 @@ def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int
     """Return times, FLOPs and parameters of every side, rounds alternating."""
     dtype = getattr(torch, args.dtype)
     unet, call = build(name, batch, args.device, dtype)
-    dense = None
+    dense, generators = None, None
     if "dense" in sides:  # its hooks stay, so it has a network of its own
         dense, _ = build(name, batch, args.device, dtype)
-        attach_dense(dense).to(args.device, dtype)
+        generators = attach_dense(dense).to(args.device, dtype)
     maskers = {side: masker_of(side, unet) for side in sides}
     times: dict[str, list[float]] = {side: [] for side in sides}
     found: dict[str, dict[str, Any]] = {}
@@ -138,13 +147,15 @@ def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int
                 mu.attach(unet, maskers[side].to(args.device))
             network = dense if side == "dense" and dense is not None else unet
             if i == 0:  # the first round counts and warms up
-                with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                with FlopCounterMode(display=False) as counter, torch.inference_mode(), implementation(side):
                     network(**call)
                 found[side] = {"tflop": round(counter.get_total_flops() / 1e12, 4)}
-                if maskers[side] is not None:
-                    found[side]["parameters"] = sum(p.numel() for p in maskers[side].parameters())
+                made = generators if side == "dense" else maskers[side]
+                if made is not None:
+                    found[side]["parameters"] = sum(p.numel() for p in made.parameters())
             else:
-                times[side].append(seconds(lambda n=network: n(**call), args.device))
+                with implementation(side):
+                    times[side].append(seconds(lambda n=network: n(**call), args.device))
     for side in sides:
         ratios = [t / b for t, b in zip(times[side], times["base"], strict=True)]
         found[side] |= {
@@ -164,7 +175,8 @@ def peak_memory(side: str, args: argparse.Namespace, name: str, batch: int) -> f
     elif (masker := masker_of(side, unet)) is not None:
         mu.attach(unet, masker.to(args.device))
     for _ in range(2):
-        seconds(lambda: unet(**call), args.device)
+        with implementation(side):
+            seconds(lambda: unet(**call), args.device)
     if args.device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return torch.cuda.max_memory_allocated() / 2**30
@@ -174,12 +186,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["sd15"], choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[2])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=(*SIDES, *TILED))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=(*SIDES, *TILED), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     keep_freed_memory()

@@ -1,9 +1,11 @@
 """Cost of one iteration of a search at SD 1.5 size, 512 pixels, guided, with ViT-H/14 and ViT-L/16 rewards.
 
     python benchmarks/search_iteration.py               # FLOPs of every part, time of the U-Net part and the decoder
-    python benchmarks/search_iteration.py --no-time     # FLOPs only: no memory, seconds
+    python benchmarks/search_iteration.py --no-time     # FLOPs and planned memory only, in seconds; writes nothing
 
-FLOPs are counted on the meta device; time is measured with random weights, all variants in turns in one run. Writes
+FLOPs are counted on the meta device; time is measured with random weights in one run, part after part, since not all fit
+in memory at once, and on a GPU the peak of each part with it. What masks leave alone (the encoder, and the unconditional
+half) is computed once a step: "step of the default" has it in, over a step of as many plain iterations. Writes
 docs/results/search_iteration.json.
 """
 
@@ -95,15 +97,32 @@ def reward_side(
     return lambda: model(pictures).pooler_output.sum().backward()
 
 
+def forward_side(device: str, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """What is computed once a step: the unconditional half, and the conditional half's encoder (counted as a whole half)."""
+    with torch.device(device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        latents, embeds = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
+        timestep = torch.tensor(500)
+    unet.to(dtype).requires_grad_(False)
+
+    def call() -> None:
+        with torch.no_grad():
+            unet(latents, timestep, embeds)
+
+    return call
+
+
 PARTS: dict[str, Callable[..., Callable[[], None]]] = {
     "unet, plain": lambda d, **o: unet_side(d, **o, reuse=False, rows=2),
     "unet, reuse": lambda d, **o: unet_side(d, **o, reuse=True, rows=2),
     "unet, reuse, conditional half": lambda d, **o: unet_side(d, **o, reuse=True, rows=1),
+    "unet, both halves without gradient, once a step": lambda d, **o: forward_side(d, **o),
     "decoder, 512 px": lambda d, **o: decoder_side(d, 64, **o),
     "decoder, 256 px": lambda d, **o: decoder_side(d, 32, **o),
     "reward, ViT-H/14": lambda d, **o: reward_side(d, 32, 1280, 14, **o),
     "reward, ViT-L/16": lambda d, **o: reward_side(d, 24, 1024, 16, **o),
 }
+PLAIN, DEFAULT = "plain", "reuse, conditional half, 256 px"
 ITERATIONS = {
     "plain": ("unet, plain", "decoder, 512 px"),
     "reuse": ("unet, reuse", "decoder, 512 px"),
@@ -153,6 +172,14 @@ RESIDENT = {
 }
 
 
+def step_of_default(parts: dict[str, float]) -> float:
+    """Ratio of a step of the preset "default", its evaluations and what is computed once, to plain ones of as many."""
+    count = int(max(mu.SearchConfig.preset("default").iterations)) + 1
+    rewards = sum(v for name, v in parts.items() if name.startswith("reward"))
+    plain, ours = (sum(parts[p] for p in ITERATIONS[name]) + rewards for name in (PLAIN, DEFAULT))
+    return (count * ours + parts["unet, both halves without gradient, once a step"]) / (count * plain)
+
+
 def totals(parts: dict[str, float]) -> dict[str, dict[str, float]]:
     """Whole iterations and their ratio to the plain one."""
     rewards = sum(v for name, v in parts.items() if name.startswith("reward"))
@@ -170,7 +197,7 @@ def totals(parts: dict[str, float]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--no-time", action="store_true", help="no time is measured, and nothing written")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -184,10 +211,16 @@ def main() -> None:
     peaks = {name: sum(resident.values()) + sum(kept[p] for p in used) + rewards for name, used in ITERATIONS.items()}
     result["gib_in_half_precision"] = {"saved": kept, "resident": resident, "peak": peaks}
     for name, peak in peaks.items():
-        print(f"{name}: {peak:.1f} GiB planned at 512 px, batch 1, half precision, no checkpointing")
+        parts = ", ".join(f"{part} {kept[part]:.1f}" for part in ITERATIONS[name])
+        print(f"{name}: {peak:.1f} GiB planned at 512 px, batch 1, half precision, no checkpointing: {parts}")
+    shared = {k: v for k, v in kept.items() if k.startswith("reward")} | resident
+    print("of it in all of them:", ", ".join(f"{part} {size:.1f}" for part, size in shared.items()))
     if not args.no_time:
         taken: dict[str, float] = {}
+        peak_of: dict[str, float] = {}
         for name, make in PARTS.items():  # one part in memory at a time
+            if args.device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
             call, seconds = make(args.device), []
             for _ in range(args.repeats + 1):
                 start = time.perf_counter()
@@ -197,13 +230,23 @@ def main() -> None:
                 seconds.append(time.perf_counter() - start)
             taken[name] = statistics.median(seconds[1:])
             print(f"{name}: {taken[name]:.2f} s", flush=True)
+            if args.device != "cpu":
+                peak_of[name] = torch.cuda.max_memory_allocated() / 2**30
         result["seconds"] = {"parts": taken, "iterations": totals(taken), "repeats": args.repeats}
+        result["seconds"]["step_of_default"] = step_of_default(taken)
+        if peak_of:
+            result["gib_peak_of_part"] = peak_of
     for name, parts in result["tflop"]["iterations"].items():
         line = f"{name}: {parts['whole']:.2f} TFLOP, {parts['ratio']:.2f} x; U-Net part {parts['unet_ratio']:.2f} x"
         if "seconds" in result:
             found = result["seconds"]["iterations"][name]
             line += f"; {found['whole']:.1f} s, {found['ratio']:.2f} x; U-Net part {found['unet_ratio']:.2f} x"
         print(line)
+    result["tflop"]["step_of_default"] = step_of_default(counted)
+    line = f"a step of the default: {result['tflop']['step_of_default']:.2f} x in TFLOP"
+    print(line + (f", {result['seconds']['step_of_default']:.2f} x in time" if "seconds" in result else ""))
+    if args.no_time:
+        return
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "search_iteration.json").write_text(json.dumps(result, indent=1) + "\n")
 

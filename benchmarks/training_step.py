@@ -3,8 +3,8 @@
     python benchmarks/training_step.py                      # CPU, 64 x 64 latents (512 pixels), batch 1
     python benchmarks/training_step.py --device cuda --dtype float16 --batch-size 4 --steps 20
 
-Both sides run in one call, in turns; time is the median over steps, memory the peak of the process (CPU, a process a
-side) or of the allocator (CUDA). Writes docs/results/training_step.json.
+Sides run in one call, each in a process of its own, after another or, with `--rounds`, in turns; time is the median over
+steps, memory the peak of the process (CPU) or of the allocator (CUDA). Writes docs/results/training_step.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -40,7 +41,7 @@ class Pipe:
         self.unet = unet
 
 
-def run_side(name: str, args: argparse.Namespace) -> dict[str, float]:
+def run_side(name: str, args: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     torch.manual_seed(0)
     with torch.device(args.device):
@@ -85,12 +86,18 @@ def run_side(name: str, args: argparse.Namespace) -> dict[str, float]:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     else:
         memory = torch.cuda.max_memory_allocated() / 2**30
+    return {"times_s": times, "memory_gib": memory, "trained": sum(p.numel() for p in trained)}
+
+
+def merged(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a side's rounds have together."""
+    times = [t for made in rounds for t in made["times_s"]]
     return {
         "median_s": statistics.median(times),
         "least_s": min(times),
         "most_s": max(times),
-        "memory_gib": memory,
-        "trained": sum(p.numel() for p in trained),
+        "memory_gib": max(made["memory_gib"] for made in rounds),
+        "trained": rounds[0]["trained"],
     }
 
 
@@ -100,7 +107,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--latents", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of a process, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=1, help="times that all sides are run in turns")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--side", choices=("base", *SIDES))
     parser.add_argument(
@@ -111,12 +119,14 @@ def main() -> None:
     if args.side:
         print(json.dumps(run_side(args.side, args)))
         return
-    sides = {}
-    for name in args.sides:
-        words = [sys.executable, __file__, "--side", name, *sys.argv[1:]]
-        out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        sides[name] = json.loads(out.splitlines()[-1])
-        print(name, sides[name], flush=True)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.sides}
+    for _ in range(args.rounds):
+        for name in args.sides:
+            words = [sys.executable, __file__, "--side", name, *sys.argv[1:]]
+            out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            found[name].append(json.loads(out.splitlines()[-1]))
+            print(name, found[name][-1], flush=True)
+    sides = {name: merged(made) for name, made in found.items()}
     ratios = {
         name: {k: round(sides[name][k] / sides["lora"][k], 3) for k in ("median_s", "memory_gib")}
         for name in args.sides[1:]

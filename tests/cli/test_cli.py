@@ -44,6 +44,35 @@ def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Pa
         assert image.size == (36, 16)
 
 
+def test_generate_with_masks_that_are_held(
+    run: Run, model: Path, pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    masker = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankConfig(rank=4), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in masker.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    masker.save_pretrained(tmp_path / "masker")
+    words = ["generate", "--model", model, "--masker", "masker", "--prompt", "a b", "--steps", 4, "--device", "cpu"]
+    pictures = {}
+    for name, more in {
+        "anew": [],
+        "every": ["--mask-every", 4],
+        "never moved": ["--mask-tolerance", 1e6],
+        "moved": ["--mask-tolerance", 0],
+    }.items():
+        code, _, err = run(*words, *more, "--output", name)
+        assert code == 0, err
+        pictures[name] = np.asarray(Image.open(tmp_path / name / "00000.png"), np.int16)
+    assert json.loads((tmp_path / "every" / "00000.json").read_text())["mask_every"] == 4
+    assert abs(pictures["anew"] - pictures["every"]).max() > 1
+    assert abs(pictures["anew"] - pictures["moved"]).max() <= 1
+    assert abs(pictures["every"] - pictures["never moved"]).max() <= 1
+    code, _, err = run("generate", "--model", model, "--prompt", "a b", "--mask-every", 2)
+    assert code == 2
+    assert "expected --masker with --mask-every" in err
+
+
 def test_generate_with_syngen(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["generate", "--syngen", "--steps", 2, "--guidance-scale", 4, "--device", "cpu", "--batch-size", 1]
     captions = ["--prompt", "a red circle and a blue star", "--prompt", "a ring"]

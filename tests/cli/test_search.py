@@ -41,12 +41,20 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     assert code == 0, err
     first, again = (np.asarray(Image.open(tmp_path / p), np.int16) for p in ("found/00001.png", "again/00000.png"))
     assert abs(first - again).max() <= 3
+    words_again = ["--prompt", "a green ring", "--steps", 2, "--device", "cpu", "--output", "merged"]
+    code, out, err = run("generate", "--masks", "found", *words_again)  # all that were found, for another prompt
+    assert code == 0, err
+    assert "merged 2 schedules of found by majority" in out
+    assert (tmp_path / "merged" / "00000.png").is_file()
     (tmp_path / "found" / "00000.json").unlink()
     code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
     assert out.count("reward") == 1  # the finished one is not made again
     assert (tmp_path / "found" / "00000.json").is_file()
     code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
     assert out.count("reward") == 2  # other settings, other pictures
+    (tmp_path / "found" / "00001.png").unlink()
+    code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
+    assert out.count("reward") == 1  # a record whose picture is gone is not a finished one
     code, out, _ = run("info", "found/masks/00001")
     assert code == 0
     assert "MaskSchedule" in out

@@ -10,7 +10,12 @@ import typer
 
 Model = Annotated[str, typer.Option(help="Pipeline: 'shapes', a diffusers folder, a .safetensors file or a hub id.")]
 MaskerPath = Annotated[
-    str | None, typer.Option(help="Masker: a folder, a hub id or 'shapes'; none for the base model.")
+    str | None,
+    typer.Option(
+        "--masker",
+        "--masks",
+        help="Masker: a folder, a hub id, 'shapes', or a search's output, whose masks are merged; none for the base.",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the first accelerator by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; the device's usual one by default.")]
@@ -44,14 +49,10 @@ def local_device(name: str | None) -> Any:
 
 def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
     """Load a masker and a pipeline, and attach the one to the other."""
-    from .. import attach, load, pipelines, zoo
+    from .. import attach, pipelines
 
     where = local_device(device)
-    found = (
-        None
-        if masker is None
-        else load(zoo.path("shapes-masker") if masker in ("shapes", "shapes-masker") else masker)
-    )
+    found = None if masker is None else open_masker(masker)
     pipelines.silence_loading()
     pipe = pipelines.load_pipeline(
         model, dtype=pipelines.choose_dtype(dtype, where), device=where, scheduler=scheduler
@@ -59,6 +60,24 @@ def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str
     if found is not None:
         attach(pipe, found)
     return pipe
+
+
+def open_masker(source: str) -> Any:
+    """Load a masker, or the schedules of a search's output folder, merged by majority where there are several."""
+    from .. import load, zoo
+    from ..maskers import MaskSchedule
+
+    if source in ("shapes", "shapes-masker"):
+        return load(zoo.path("shapes-masker"))
+    folder = Path(source)
+    parts = sorted(p.parent for p in folder.glob("masks/*/config.json"))
+    if (folder / "config.json").is_file() or not parts:
+        return load(source)
+    found = [masker for masker in map(load, parts) if isinstance(masker, MaskSchedule)]
+    if len(found) == 1:
+        return found[0]
+    typer.echo(f"merged {len(found)} schedules of {folder} by majority; one alone is at {parts[0]}")
+    return MaskSchedule.merge(found)
 
 
 def reward_sources(given: list[str] | None, model: str) -> list[str]:
@@ -110,8 +129,8 @@ def read_prompts(given: list[str] | None, file: Path | None) -> list[str]:
     return prompts
 
 
-def hold_masks(pipe: Any, every: int) -> None:
-    """Let the masks of the attached masker serve for so many steps.
+def hold_masks(pipe: Any, every: int | None, tolerance: float | None) -> None:
+    """Let the masks of the attached masker serve for several steps; see `HeldMasks`.
 
     Raises:
         DataError: no masker is attached.
@@ -122,5 +141,7 @@ def hold_masks(pipe: Any, every: int) -> None:
 
     attachment = attachment_of(pipe)
     if attachment is None:
-        raise DataError("expected --masker with --mask-every; without one there is nothing to hold")
-    attach(pipe, HeldMasks(attachment.masker, every=every))
+        raise DataError(
+            "expected --masker with --mask-every or --mask-tolerance; without one there is nothing to hold"
+        )
+    attach(pipe, HeldMasks(attachment.masker, every=every, tolerance=tolerance))

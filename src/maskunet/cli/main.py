@@ -100,7 +100,12 @@ def generate(
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
     model: Model = "shapes",
     masker: MaskerPath = None,
-    mask_every: Annotated[int, typer.Option("--mask-every", min=1, help="Make masks anew every so many steps.")] = 1,
+    mask_every: Annotated[
+        int | None, typer.Option(min=1, help="Make masks anew every so many steps; every step by default.")
+    ] = None,
+    mask_tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="Make masks anew once their condition has moved by this share.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     compare_base: Annotated[
         bool, typer.Option(help="Also make each picture without masks and SynGen, side by side.")
@@ -128,9 +133,9 @@ def generate(
         raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
     settings: dict[str, Any] = {"model": model, "masker": masker, "scheduler": type(pipe.scheduler).__name__}
-    if mask_every > 1:
-        hold_masks(pipe, mask_every)
-        settings["mask_every"] = mask_every
+    if (mask_every or 1) > 1 or mask_tolerance is not None:
+        hold_masks(pipe, mask_every, mask_tolerance)
+        settings |= {"mask_every": mask_every, "mask_tolerance": mask_tolerance}
     make = None
     if syngen:
         from ..guidance import shapes_phrases, syngen_maker
