@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py      # a minute on two cores; docs/results/startup.json
 
-Each case is a process of its own, as a user starts it; cases take turns, and a figure is the median over the rounds after one
+Each case is a process of its own, as a user starts it; cases take turns. A figure is the median over rounds, after one
 that fills the disk's cache.
 """
 
