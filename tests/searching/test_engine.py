@@ -436,6 +436,16 @@ def test_carried_over_masks_start_from_the_step_before(pipe: Any) -> None:
     assert [h["density"] for h in reset.history if h["iteration"] == 0] == [[1.0, 1.0]] * 3
 
 
+def test_slicing_the_decoder_gives_the_same_pictures(pipe: Any) -> None:
+    expected = searched(pipe)
+    pipe.vae.enable_slicing()
+    try:
+        found = searched(pipe)
+    finally:
+        pipe.vae.disable_slicing()
+    torch.testing.assert_close(found.pictures, expected.pictures, atol=1e-4, rtol=1e-4)
+
+
 def test_checkpointing_gives_the_same_masks(pipe: Any) -> None:
     assert equal(searched(pipe), searched(pipe, changed(gradient_checkpointing=True)))
     assert not pipe.unet.is_gradient_checkpointing
