@@ -102,16 +102,61 @@ def test_outputs_and_gradients_are_the_references(
         torch.testing.assert_close(ours, reference, atol=2e-5 * max(1.0, float(reference.abs().max())), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_the_reference_within_its_rounding(dtype: torch.dtype) -> None:
-    made = factors(0, 2, 48, 40, 8)
-    x, weight, bias = normal(1, 4, 5, 40, dtype=dtype), normal(2, 48, 40, dtype=dtype), normal(3, 48, dtype=dtype)
+halves = st.sampled_from([torch.bfloat16, torch.float16])
+
+
+def rounding(found: Tensor, exact: Tensor) -> float:
+    """Greatest difference as a share of the greatest number."""
+    return float((found.float() - exact).abs().max() / exact.abs().max().clamp_min(1e-6))
+
+
+@given(st.integers(1, 2), st.integers(1, 2), tall, sizes, ranks, halves, st.booleans(), st.booleans(), seeds)
+def test_half_precision_is_the_reference_within_its_rounding(
+    sets: int,
+    repeats: int,
+    outputs: int,
+    inputs: int,
+    rank: int,
+    dtype: torch.dtype,
+    noisy: bool,
+    turned: bool,
+    seed: int,
+) -> None:
+    rows = sets * repeats
+    made = factors(seed, sets, outputs, inputs, rank)
+    x = normal(seed + 3, rows, inputs, 5, dtype=dtype).mT if turned else normal(seed + 3, rows, 5, inputs, dtype=dtype)
+    weight, bias = normal(seed + 4, outputs, inputs, dtype=dtype), normal(seed + 5, outputs, dtype=dtype)
+    noise = [gumbel_noise((outputs, inputs), seed + r) for r in range(rows)].__getitem__ if noisy else None
+    leaf, grad = x.detach().requires_grad_(), normal(seed + 6, rows, 5, outputs, dtype=dtype)
     with using("tiled"):
-        tiled = factored_linear(x, weight, bias, *made)
+        tiled = factored_linear(leaf, weight, bias, *made, 1.0, noise)
+    tiled.backward(grad)
+    exact_leaf = x.detach().float().requires_grad_()
     with using("reference"):
-        exact = factored_linear(x.float(), weight.float(), bias.float(), *made)
+        exact = factored_linear(exact_leaf, weight.float(), bias.float(), *made, 1.0, noise)
+    exact.backward(grad.float())
     assert tiled.dtype == dtype
-    assert (tiled.float() - exact).abs().max() < 2e-2 * exact.abs().max()
+    assert rounding(tiled.detach(), exact.detach()) < 2e-2
+    assert leaf.grad is not None
+    assert exact_leaf.grad is not None
+    assert rounding(leaf.grad, exact_leaf.grad) < 2e-2
+
+
+@given(st.integers(1, 3), st.integers(1, 2), tall, st.integers(1, 6), halves, st.booleans(), seeds)
+def test_packed_layers_in_half_precision_and_of_inputs_that_are_not_contiguous(
+    sets: int, repeats: int, outputs: int, eighths: int, dtype: torch.dtype, half: bool, seed: int
+) -> None:
+    inputs, rows = 8 * eighths, sets * repeats
+    kind = dtype if half else torch.float32
+    mask = normal(seed, sets, outputs, inputs) > 0
+    x = normal(seed + 1, rows, inputs, 3, dtype=kind).mT
+    weight, bias = normal(seed + 2, inputs, outputs, dtype=kind).T, normal(seed + 3, outputs, dtype=kind)
+    exact = torch.stack([x[r].float() @ (weight.float() * mask[r % sets]).T + bias.float() for r in range(rows)])
+    for name in ("reference", "tiled"):
+        with using(name):
+            found = packed_linear(x, weight, bias, pack_bits(mask), sets)
+        assert found.dtype == kind
+        assert rounding(found, exact) < (2e-2 if half else 1e-5)
 
 
 @pytest.mark.parametrize("right", [False, True])
