@@ -50,7 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("attachment", "data.cached", "card"),
     ("data.images",),
     ("data.encoding",),
-    ("checkpoint", "data"),
+    ("checkpoint", "data", "searching.residence"),
     (
         "searching.sampling",
         "training.base",
@@ -80,7 +80,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "searching.step",
         "searching.reuse",
         "searching.live",
-        "searching.residence",
         "searching.rollout",
     ),
     ("searching.preparation", "searching.ascent", "searching.drafts"),

@@ -30,8 +30,7 @@ from ..attachment import attachment_of, disabled
 from ..errors import DataError
 from ..evaluation.generation import Make
 from ..freezing import frozen
-from ..searching.preparation import upcast_decoder
-from ..searching.residence import resident
+from ..searching.residence import resident, upcast_decoder
 from ..searching.sampling import StepwiseSampler
 from ..targets import unet_of
 from .binding import binding_loss

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..errors import TargetError
 from ..operators import (
-    at_least_single,
     factored_linear,
     factored_logits,
     layer_noise,
@@ -154,10 +153,7 @@ class FactoredLogits(Logits):
         """Expand the product: (B, *shape)."""
         left, right = self.factors
         if right.ndim == 5:
-            with torch.autocast(left.device.type, enabled=False):
-                return (at_least_single(left) @ at_least_single(right).mT + at_least_single(self.row)).permute(
-                    0, 3, 4, 1, 2
-                )
+            return factored_logits(left, right, self.row).permute(0, 3, 4, 1, 2)
         return factored_logits(left, right, self.row).reshape(-1, *self.shape)
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:

@@ -53,13 +53,13 @@ def factored_logits(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
 
     Args:
         left: (M, O, r), or (O, r) for all.
-        right: (I, r) for all, or (M, I, r).
+        right: (I, r) for all, or (M, I, r); or of kernels, (M, kh, kw, I, r), which gives (M, kh, kw, O, I).
         row: (I,), added to every row.
     """
     left, right, row = at_least_single(left), at_least_single(right), at_least_single(row)
     with torch.autocast(left.device.type, enabled=False):
-        if right.ndim == 2:
-            return left @ right.T + row
+        if right.ndim != 3:
+            return left @ right.mT + row
         # One product a sample, as the tiles take them: a batched one may add in another order.
         return torch.stack([a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]) + row
 

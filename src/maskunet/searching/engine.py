@@ -34,7 +34,7 @@ from .ascent import Ascent, Best
 from .config import SearchConfig
 from .drafts import best_drafts
 from .live import LiveMasks
-from .preparation import prepared
+from .preparation import computes_in_half, prepared
 from .result import SearchResult
 from .reuse import Reuse
 from .rollout import rolled_out
@@ -145,10 +145,8 @@ class _Search:
         self.carried = False  # whether there are logits of a step before to go on from
         self.network = network
         count = len(sampler.prompts)
-        scaled = torch.float16 in _dtypes(sampler, decoder, reward)
-        self.ascent = Ascent(
-            self.network, sampler.seeds, config, device=sampler.device, half=scaled, reward=reward.name
-        )
+        half = computes_in_half(sampler, decoder, reward)
+        self.ascent = Ascent(self.network, sampler.seeds, config, device=sampler.device, half=half, reward=reward.name)
         attached = attachment_of(pipe)
         attached = attached if attached is not None and attached.enabled else None
         names = [layer.name for layer in self.network.layers]
@@ -156,10 +154,9 @@ class _Search:
         self.live = LiveMasks(describe(pipe.unet, names), attached)
         # A masker below may count rows or draw by batch, so with one the batch stays whole.
         self.shrinks = attached is None
-        half = "conditional" if config.halves == "conditional" and sampler.guided else None
-        self.schedule = MaskSchedule(
-            self.network, [float(t) for t in sampler.timesteps], samples=count, guided_half=half
-        )
+        masked = "conditional" if config.halves == "conditional" and sampler.guided else None
+        times = [float(t) for t in sampler.timesteps]
+        self.schedule = MaskSchedule(self.network, times, samples=count, guided_half=masked)
         self.history: list[dict[str, Any]] = []
         self.reuse: Reuse | None = None
         self.without: Tensor | None = None
@@ -314,13 +311,6 @@ class _Search:
 
         steps = len(self.sampler.timesteps)
         self.stopped |= bool(self.on_step(SearchStep(self.sampler.index, steps, self.history, tuple(active), preview)))
-
-
-def _dtypes(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> set[torch.dtype]:
-    """Dtypes of the networks that the gradient goes through."""
-    decoder = sampler.pipe.vae if decoder is None else decoder
-    networks = (*reward.models, *reward.heads)
-    return {sampler.dtype, decoder.dtype, *(p.dtype for network in networks for p in network.parameters())}
 
 
 def _mean(values: Sequence[float | None]) -> str:

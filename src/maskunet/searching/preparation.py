@@ -11,8 +11,10 @@ import torch
 from ..attachment import attachment_of, reattach
 from ..errors import DataError
 from ..freezing import frozen
+from ..rewards.base import Reward
 from .config import SearchConfig
-from .residence import resident
+from .residence import resident, upcast_decoder
+from .sampling import StepwiseSampler
 
 
 @contextlib.contextmanager
@@ -44,14 +46,9 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
                 part.disable_gradient_checkpointing()
 
 
-@contextlib.contextmanager
-def upcast_decoder(pipe: Any) -> Iterator[None]:
-    """Run an autoencoder that overflows in half precision, as SDXL's, in single precision inside the context."""
-    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
-    try:
-        if upcast:
-            pipe.vae.to(torch.float32)
-        yield
-    finally:
-        if upcast:
-            pipe.vae.to(torch.float16)
+def computes_in_half(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> bool:
+    """Whether any network that the gradient goes through is in float16, where gradients underflow."""
+    decoder = sampler.pipe.vae if decoder is None else decoder
+    networks = (*reward.models, *reward.heads)
+    used = {sampler.dtype, decoder.dtype, *(p.dtype for network in networks for p in network.parameters())}
+    return torch.float16 in used

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, ModelHook, SequentialHook
 from accelerate.utils import send_to_device
 from torch import nn
@@ -100,3 +101,16 @@ def resident(*parts: Any) -> Iterator[None]:
                 after.callback(_send_back, module, one)
                 _bring(module, one)
         yield
+
+
+@contextlib.contextmanager
+def upcast_decoder(pipe: Any) -> Iterator[None]:
+    """Run an autoencoder that overflows in half precision, as SDXL's, in single precision inside the context."""
+    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
+    try:
+        if upcast:
+            pipe.vae.to(torch.float32)
+        yield
+    finally:
+        if upcast:
+            pipe.vae.to(torch.float16)

@@ -19,8 +19,7 @@ from ..maskers import RandomMasks
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
 from .drafts import best_of, candidates
-from .preparation import upcast_decoder
-from .residence import resident
+from .residence import resident, upcast_decoder
 from .sampling import StepwiseSampler
 
 

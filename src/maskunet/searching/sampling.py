@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from .preparation import upcast_decoder
-from .residence import resident
+from .residence import resident, upcast_decoder
 
 logger = logging.getLogger(__name__)
 
