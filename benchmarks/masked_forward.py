@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -139,25 +139,27 @@ def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int
         generators = attach_dense(dense).to(args.device, dtype)
     maskers = {side: masker_of(side, unet) for side in sides}
     times: dict[str, list[float]] = {side: [] for side in sides}
-    found: dict[str, dict[str, Any]] = {}
+    made = maskers | {"dense": generators}
+    found: dict[str, dict[str, Any]] = {
+        side: {} if made[side] is None else {"parameters": sum(p.numel() for p in made[side].parameters())}
+        for side in sides
+    }
     for i in range(args.repeats + 1):
         for side in sides if i or not args.warm_up_base else sides[:1]:
             mu.detach(unet)
             if maskers[side] is not None:
                 mu.attach(unet, maskers[side].to(args.device))
             network = dense if side == "dense" and dense is not None else unet
-            # The first round counts and warms up; where the base alone does, the others are counted while they are timed,
-            # which takes about a tenth of a millisecond an operation.
-            counts = side not in found
-            with FlopCounterMode(display=False) if counts else nullcontext() as counter, implementation(side):
+            if i == 0 and not args.warm_up_base:  # the first round counts and warms up
+                with FlopCounterMode(display=False) as counter, torch.inference_mode(), implementation(side):
+                    network(**call)
+                found[side]["tflop"] = round(counter.get_total_flops() / 1e12, 4)
+                continue
+            with implementation(side):
                 taken = seconds(lambda n=network: n(**call), args.device)
             if i:
                 times[side].append(taken)
-            if counts:
-                found[side] = {"tflop": round(counter.get_total_flops() / 1e12, 4)}
-                made = generators if side == "dense" else maskers[side]
-                if made is not None:
-                    found[side]["parameters"] = sum(p.numel() for p in made.parameters())
+                print(f"{side}: {taken:.1f} s", file=sys.stderr, flush=True)
     for side in sides:
         ratios = [t / b for t, b in zip(times[side], times["base"], strict=True)]
         found[side] |= {
@@ -192,7 +194,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warm-up-base", action="store_true", help="warm up with the base alone: calls of minutes")
+    parser.add_argument("--warm-up-base", action="store_true", help="warm up with the base alone and count nothing")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
     parser.add_argument("--memory-of", choices=(*SIDES, *TILED), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS)
