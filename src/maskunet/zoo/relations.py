@@ -9,7 +9,7 @@ Nothing has to be drawn for a wrong caption, and none names a pair outside the t
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,18 +60,14 @@ class Relations:
     """
 
     def __init__(self, scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int) -> None:
-        self._row = torch.full((len(scenes),), -1)
-        captions: list[str] = []
         verdicts: list[list[int]] = []
-        for n, scene in enumerate(scenes):
-            if not _two_shapes(scene):
-                continue
-            said, found = _described(scene, random.Random(f"relations/{seed}/{n}"))
-            self._row[n] = len(verdicts)
-            captions += said
+
+        def say(number: int, scene: Scene) -> list[str]:
+            said, found = _described(scene, random.Random(f"relations/{seed}/{number}"))
             verdicts.append(found)
-        ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, MAX_LENGTH, dtype=torch.long)
-        self._ids = ids.view(len(verdicts), CAPTIONS, ids.shape[-1])
+            return said
+
+        self._row, self._ids = _table(scenes, tokenizer, say, CAPTIONS)
         self._verdicts = torch.tensor(verdicts).view(-1, CAPTIONS)
 
     def draw(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,14 +103,11 @@ class Bindings:
     """
 
     def __init__(self, scenes: Sequence[Scene], tokenizer: CLIPTokenizer, seed: int) -> None:
-        self._row = torch.full((len(scenes),), -1)
-        captions: list[str] = []
-        for n, scene in enumerate(scenes):
-            if _two_shapes(scene):
-                self._row[n] = len(captions) // (2 * PAIRS)
-                captions += _coloured(scene, random.Random(f"bindings/{seed}/{n}"))
-        ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, MAX_LENGTH, dtype=torch.long)
-        self._ids = ids.view(-1, PAIRS, 2, ids.shape[-1])
+        def say(number: int, scene: Scene) -> list[str]:
+            return _coloured(scene, random.Random(f"bindings/{seed}/{number}"))
+
+        self._row, ids = _table(scenes, tokenizer, say, 2 * PAIRS)
+        self._ids = ids.unflatten(1, (PAIRS, 2))
 
     def draw(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a caption with the true colours and the same with wrong ones for each of the pictures of two shapes.
@@ -131,6 +124,19 @@ class Bindings:
         which = torch.randint(PAIRS, (len(there),), generator=generator)
         ids = self._ids[rows[there], which].transpose(0, 1).flatten(0, 1)
         return there.repeat(2), ids, torch.arange(len(ids)) < len(there)
+
+
+def _table(
+    scenes: Sequence[Scene], tokenizer: CLIPTokenizer, say: Callable[[int, Scene], list[str]], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return each scene's row (N,), -1 without two shapes, and token ids of what is said of the others (M, count, L)."""
+    row, captions = torch.full((len(scenes),), -1), list[str]()
+    for number, scene in enumerate(scenes):
+        if _two_shapes(scene):
+            row[number] = len(captions) // count
+            captions += say(number, scene)
+    ids = tokenize(tokenizer, captions) if captions else torch.zeros(0, MAX_LENGTH, dtype=torch.long)
+    return row, ids.view(-1, count, ids.shape[-1])
 
 
 def _two_shapes(scene: Scene) -> bool:
