@@ -13,6 +13,7 @@ docs/results/masked_forward.json, one entry a model, batch and device.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -129,37 +130,43 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
+def network_of(side: str, unet: nn.Module, device: str) -> tuple[nn.Module, int | None]:
+    """Return a U-Net of the side's own, of the same weights, and how many parameters its masks add."""
+    own = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
+    if side == "dense":
+        generators = attach_dense(own).to(device, next(own.parameters()).dtype)
+        return own, sum(p.numel() for p in generators.parameters())
+    if (masker := masker_of(side, own)) is None:
+        return own, None
+    mu.attach(own, masker.to(device))
+    return own, sum(p.numel() for p in masker.parameters())
+
+
 def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int) -> dict[str, dict[str, Any]]:
     """Return times, FLOPs and parameters of every side, rounds alternating."""
-    dtype = getattr(torch, args.dtype)
-    unet, call = build(name, batch, args.device, dtype)
-    dense, generators = None, None
-    if "dense" in sides:  # its hooks stay, so it has a network of its own
-        dense, _ = build(name, batch, args.device, dtype)
-        generators = attach_dense(dense).to(args.device, dtype)
-    maskers = {side: masker_of(side, unet) for side in sides}
+    unet, call = build(name, batch, args.device, getattr(torch, args.dtype))
+    networks: dict[str, nn.Module] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for side in sides:
+        networks[side], added = network_of(side, unet, args.device)
+        found[side] = {} if added is None else {"parameters": added}
+    if args.compile:
+        for network in networks.values():
+            network.compile(dynamic=False)
     times: dict[str, list[float]] = {side: [] for side in sides}
-    made = maskers | {"dense": generators}
-    found: dict[str, dict[str, Any]] = {
-        side: {} if made[side] is None else {"parameters": sum(p.numel() for p in made[side].parameters())}
-        for side in sides
-    }
     for i in range(args.repeats + 1):
         for side in sides if i or not args.warm_up_base else sides[:1]:
-            mu.detach(unet)
-            if maskers[side] is not None:
-                mu.attach(unet, maskers[side].to(args.device))
-            network = dense if side == "dense" and dense is not None else unet
-            if i == 0 and not args.warm_up_base:  # the first round counts and warms up
+            network = networks[side]
+            if i == 0 and not (args.warm_up_base or args.compile):  # the first round counts and warms up
                 with FlopCounterMode(display=False) as counter, torch.inference_mode(), implementation(side):
                     network(**call)
                 found[side]["tflop"] = round(counter.get_total_flops() / 1e12, 4)
                 continue
             with implementation(side):
                 taken = seconds(lambda n=network: n(**call), args.device)
+            print(f"{side}: {taken:.1f} s{'' if i else ', to warm up'}", file=sys.stderr, flush=True)
             if i:
                 times[side].append(taken)
-                print(f"{side}: {taken:.1f} s", file=sys.stderr, flush=True)
     for side in sides:
         ratios = [t / b for t, b in zip(times[side], times["base"], strict=True)]
         found[side] |= {
@@ -195,6 +202,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-up-base", action="store_true", help="warm up with the base alone and count nothing")
+    parser.add_argument("--compile", action="store_true", help="every side under torch.compile, FLOPs not counted")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
     parser.add_argument("--memory-of", choices=(*SIDES, *TILED), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -224,8 +232,9 @@ def main() -> None:
                 found[side]["memory_gib"] = used
             for side in args.sides:
                 print(name, batch, side, found[side], flush=True)
-            settings = {k: getattr(args, k) for k in ("device", "dtype", "repeats", "warm_up_base")}
-            entries[f"{name}, batch {batch}, {args.device}, {args.dtype}"] = {
+            settings = {k: getattr(args, k) for k in ("device", "dtype", "repeats", "warm_up_base", "compile")}
+            compiled = ", compiled" if args.compile else ""
+            entries[f"{name}, batch {batch}, {args.device}, {args.dtype}{compiled}"] = {
                 "settings": settings,
                 "sides": found,
                 "machine": machine(),

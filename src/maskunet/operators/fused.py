@@ -15,7 +15,7 @@ from torch import Tensor
 from ..relaxation import gumbel_noise, gumbel_sigmoid, threshold
 from . import fused_gpu, tiles
 from .choice import choose
-from .masked import masked_linear
+from .masked import keep_weights, linear_by_sample, masked_linear
 from .packing import unpack_bits
 
 
@@ -59,9 +59,10 @@ def factored_logits(left: Tensor, right: Tensor, row: Tensor) -> Tensor:
     left, right, row = at_least_single(left), at_least_single(right), at_least_single(row)
     with torch.autocast(left.device.type, enabled=False):
         if right.ndim != 3:
-            return left @ right.mT + row
+            return (left @ right.mT).add_(row)
         # One product a sample, as the tiles take them: a batched one may add in another order.
-        return torch.stack([a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]) + row
+        products = [a @ b.T for a, b in zip(left.expand(len(right), -1, -1), right, strict=True)]
+        return torch.stack(products).add_(row)
 
 
 def factored_linear(
@@ -125,11 +126,14 @@ def factored_linear(
     if name != "reference":
         return tiles.factored_linear(x, weight, bias, left, right, row, tau, noise)
     logits = factored_logits(left, right, row)
-    if noise is None:
-        return masked_linear(x, weight, bias, threshold(logits, tau))
-    drawn = torch.stack([noise(b) for b in range(rows)])
-    logits = logits.repeat(rows // len(logits), 1, 1)
-    return masked_linear(x, weight, bias, gumbel_sigmoid(logits, drawn, tau))
+    drawn = None if noise is None else torch.stack([noise(b) for b in range(rows)])
+    if drawn is not None:
+        logits = logits.repeat(rows // len(logits), 1, 1)
+    if not (torch.is_grad_enabled() and (factors or weight.requires_grad)):
+        scores = logits if drawn is None else logits.add_(drawn)
+        return linear_by_sample(x, keep_weights(weight, scores, drawn is not None), bias)
+    masks = threshold(logits, tau) if drawn is None else gumbel_sigmoid(logits, drawn, tau)
+    return masked_linear(x, weight, bias, masks)
 
 
 def _trains(weight: Tensor, bias: Tensor | None) -> bool:
@@ -163,5 +167,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor
         if packed.dtype != torch.uint8 or packed.numel() != expected:
             raise ValueError(f"expected {expected} bytes (uint8) of masks, got {packed.numel()} of {packed.dtype}")
         return tiles.packed_linear(x, weight, bias, packed, sets)
-    shape = tuple(weight.shape)
-    return masked_linear(x, weight, bias, unpack_bits(packed, shape if sets == 1 else (sets, *shape)))
+    shape = (sets, *weight.shape)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return masked_linear(x, weight, bias, unpack_bits(packed, shape))
+    return linear_by_sample(x, unpack_bits(packed, shape, weight.dtype).mul_(weight), bias)

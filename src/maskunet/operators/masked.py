@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..relaxation import keeps
+
 
 def _masks_for(mask: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """Return masks (1 or rows, *weight.shape) from a shared or per-sample mask, or raise."""
+    """Return masks (M, *weight.shape) from a shared or per-sample mask, where M divides the rows, or raise."""
     if mask.shape == weight.shape:
         return mask[None]
     if mask.shape[1:] != weight.shape or mask.ndim != weight.ndim + 1:
@@ -24,14 +26,42 @@ def _masks_for(mask: Tensor, weight: Tensor, rows: int) -> Tensor:
             f"got {tuple(mask.shape)}"
         )
     count = mask.shape[0]
-    if count in (1, rows):
-        return mask
-    if count == 0 or rows % count:
+    if count not in (1, rows) and (count == 0 or rows % count):
         raise ValueError(
             f"expected a batch that is a multiple of the {count} masks given, got {rows} samples; "
             "give one mask for all samples or one for each"
         )
-    return mask.repeat(rows // count, *[1] * weight.ndim)
+    return mask
+
+
+def _masked(weight: Tensor, masks: Tensor) -> Tensor:
+    """Return the weight under masks, (M, *weight.shape), in the place of converted masks where no gradient is wanted."""
+    numbers = masks.to(weight.dtype)
+    learns = torch.is_grad_enabled() and (masks.requires_grad or weight.requires_grad)
+    return weight * numbers if learns or numbers is masks else numbers.mul_(weight)
+
+
+def keep_weights(weight: Tensor, scores: Tensor, noisy: bool) -> Tensor:
+    """Return the weight where scores keep it and 0 elsewhere, (M, O, I), without a gradient.
+
+    Args:
+        weight: (O, I).
+        scores: (M, O, I), in single precision at least; they are overwritten.
+        noisy: as for `relaxation.keeps`.
+    """
+    same = scores.dtype == weight.dtype
+    return keeps(scores, noisy, scores if same else torch.empty_like(scores, dtype=weight.dtype)).mul_(weight)
+
+
+def linear_by_sample(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer with weights (M, O, I), row b of the batch those of b mod M: (B, ..., O)."""
+    sets, outputs, inputs = weights.shape
+    if sets == 1:
+        return F.linear(x, weights[0], bias)
+    tokens, turns = math.prod(x.shape[1:-1]), len(x) // max(sets, 1)
+    rows = x.reshape(turns, sets, tokens, inputs).transpose(0, 1).reshape(sets, turns * tokens, inputs)
+    out = torch.bmm(rows, weights.mT) if bias is None else torch.baddbmm(bias, rows, weights.mT)
+    return out.reshape(sets, turns, tokens, outputs).transpose(0, 1).reshape(*x.shape[:-1], outputs)
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
@@ -49,13 +79,8 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) 
     Raises:
         ValueError: the mask fits neither the weight nor the batch.
     """
-    if mask.shape == weight.shape or (mask.ndim == 3 and mask.shape[0] == 1 and mask.shape[1:] == weight.shape):
-        return F.linear(x, weight * mask.reshape(weight.shape).to(weight.dtype), bias)
     masks = _masks_for(mask, weight, x.shape[0] if x.ndim > 1 else 1)
-    weights = (weight * masks.to(weight.dtype)).transpose(1, 2)
-    rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-    out = torch.bmm(rows, weights) if bias is None else torch.baddbmm(bias, rows, weights)
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+    return linear_by_sample(x, _masked(weight, masks), bias)
 
 
 def masked_conv2d(
@@ -83,13 +108,13 @@ def masked_conv2d(
     Raises:
         ValueError: the mask fits neither the weight nor the batch.
     """
-    if mask.shape == weight.shape or (mask.ndim == 5 and mask.shape[0] == 1 and mask.shape[1:] == weight.shape):
-        kept = weight * mask.reshape(weight.shape).to(weight.dtype)
-        return F.conv2d(x, kept, bias, stride, padding, dilation, groups)
     batch = x.shape[0] if x.ndim == 4 else 1
     masks = _masks_for(mask, weight, batch)
+    weights = _masked(weight, masks)
+    if len(weights) == 1:
+        return F.conv2d(x, weights[0], bias, stride, padding, dilation, groups)
     # One grouped convolution does all samples: the batch becomes groups.
-    weights = (weight * masks.to(weight.dtype)).flatten(0, 1)
+    weights = weights.repeat(batch // len(weights), *[1] * weight.ndim).flatten(0, 1)
     folded = x.reshape(1, -1, *x.shape[-2:])
     out = F.conv2d(folded, weights, None, stride, padding, dilation, groups * batch)
     out = out.reshape(batch, weight.shape[0], *out.shape[-2:])

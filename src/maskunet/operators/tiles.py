@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..relaxation import THRESHOLD
+from ..relaxation import THRESHOLD, keeps
 from .packing import unpack_bits
 
 #: Bytes of a tile: 2 MiB measured better than 0.5 MiB, whose many small steps cost more than the cache saves.
@@ -45,10 +45,6 @@ def _of(right: Tensor, s: int) -> Tensor:
     return right if right.ndim == 2 else right[s]
 
 
-def _keep(scores: Tensor, noisy: bool) -> Tensor:
-    return scores.gt(0) if noisy else scores.ge(THRESHOLD)
-
-
 class _FactoredLinear(torch.autograd.Function):
     """y_b = (W * m_b) x_b + bias with masks from factors; gradients to x, left, right and row."""
 
@@ -67,7 +63,7 @@ class _FactoredLinear(torch.autograd.Function):
     ) -> Tensor:
         sets, (outputs, inputs) = len(left), weight.shape
         kept: list[Tensor] = []
-        keeps = training and noise is not None  # noise is dearer to draw again than to keep
+        drawn_once = training and noise is not None  # noise is dearer to draw again than to keep
         masked = torch.empty_like(weight, memory_format=torch.contiguous_format)
         out = x.new_empty(*x.shape[:-1], outputs)
         order = range(len(x)) if noise is not None else [b for s in range(sets) for b in range(s, len(x), sets)]
@@ -75,13 +71,17 @@ class _FactoredLinear(torch.autograd.Function):
         for b in order:
             if noise is not None or ready != b % sets:  # without noise rows of one set share their masks
                 drawn = None if noise is None else noise(b)
-                scores = row.new_empty(outputs, inputs) if keeps else None
+                scores = row.new_empty(outputs, inputs) if drawn_once else None
                 for tile in _tiles(outputs, inputs, x.device):
-                    buffer = scores[tile] if scores is not None else row.new_empty(tile.stop - tile.start, inputs)
+                    place = masked[tile]
+                    if scores is not None:
+                        buffer = scores[tile]
+                    else:
+                        buffer = place if place.dtype == row.dtype else torch.empty_like(place, dtype=row.dtype)
                     _scores(buffer, left[b % sets, tile], _of(right, b % sets), row)
                     if drawn is not None:
                         buffer += drawn[tile]
-                    torch.mul(weight[tile], _keep(buffer, drawn is not None), out=masked[tile])
+                    keeps(buffer, drawn is not None, out=place).mul_(weight[tile])
                 if scores is not None:
                     kept.append(scores)
                 ready = b % sets
@@ -106,7 +106,7 @@ class _FactoredLinear(torch.autograd.Function):
             else:
                 _scores(scores, left[s], _of(right, s), row)
             if grad_x is not None:
-                masked = weight * _keep(scores, ctx.noisy)
+                masked = keeps(scores, ctx.noisy, out=torch.empty_like(scores, dtype=weight.dtype)).mul_(weight)
                 torch.matmul(grad[b], masked, out=grad_x[b])
             if factors:
                 slope = _slope(scores, ctx.noisy, ctx.tau)
@@ -150,7 +150,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor
     """Apply a linear layer under packed masks; see `operators.packed_linear`, which chooses this."""
     size, outs = weight.numel() // 8, []
     for s in range(sets):
-        masked = weight * unpack_bits(packed[s * size : (s + 1) * size], tuple(weight.shape))
+        masked = unpack_bits(packed[s * size : (s + 1) * size], tuple(weight.shape), weight.dtype).mul_(weight)
         outs.append(F.linear(x[s::sets], masked, bias))
     # Row r of the batch is row r // sets of set r mod sets.
     return outs[0] if sets == 1 else torch.stack(outs, 1).flatten(0, 1)
