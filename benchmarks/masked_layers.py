@@ -107,9 +107,7 @@ def measure(
         differences[f"{side}_gradients"] = max(distance(a, b) for a, b in pairs)
     worst = max(differences.values())
     if not worst <= tolerance:
-        raise SystemExit(
-            f"{width=}, {tokens=}: differs from dense masks, {differences}; {undecided} logits undecided"
-        )
+        raise SystemExit(f"{width=}, {tokens=}: differs from dense masks, {differences}; {undecided} logits undecided")
 
     times: dict[str, list[float]] = {_key(side, kind): [] for side in sides for kind in ("infer", "train")}
     for repeat in range(repeats + 3):

@@ -64,6 +64,21 @@ def test_tau_leaves_masks_as_they_are(tau: float) -> None:
     assert torch.equal(gumbel_sigmoid(logits, noise, tau), (logits + noise > 0).float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+def test_masks_with_a_gradient_are_those_without_up_to_the_tie(dtype: torch.dtype, tau: float) -> None:
+    tie = torch.tensor([THRESHOLD], dtype=dtype)
+    beside = [torch.nextafter(tie, torch.full_like(tie, way)) for way in (-1.0, 1.0)]
+    logits = torch.cat([tie, *beside, random_logits((1000,), 5).to(dtype)])
+    noise = torch.cat([-logits[:3], gumbel_noise((1000,), 6, dtype=dtype)])  # the first three sums are 0
+    learned = logits.clone().requires_grad_()
+    assert torch.equal(threshold(learned, tau), threshold(logits, tau))
+    assert torch.equal(gumbel_sigmoid(learned, noise, tau), gumbel_sigmoid(logits, noise, tau))
+    assert not gumbel_sigmoid(logits, noise, tau)[:3].any()
+    with torch.inference_mode():
+        assert torch.equal(threshold(learned, tau), threshold(logits, tau))
+
+
 @given(shapes, seeds)
 def test_gumbel_masks_are_the_signs_of_the_noisy_logits(shape: tuple[int, ...], seed: int) -> None:
     logits, noise = random_logits(shape, seed, torch.float64), gumbel_noise(shape, seed + 1, dtype=torch.float64)

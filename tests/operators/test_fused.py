@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskunet.operators import choice, factored_linear, pack_bits, packed_linear, using
 from maskunet.operators.tiles import LEAST_ROWS
-from maskunet.relaxation import gumbel_noise
+from maskunet.relaxation import THRESHOLD, gumbel_noise
 
 seeds = st.integers(0, 2**31)
 tall = st.integers(LEAST_ROWS, 90)  # below, a product of few rows may sum in another order
@@ -66,6 +66,30 @@ def test_masks_of_layers_of_many_tiles_are_the_references_exactly(
         reference = eye_outputs(*made)
     with using("tiled"):
         assert torch.equal(eye_outputs(*made), reference)
+
+
+@pytest.mark.parametrize("name", ["reference", "tiled"])
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layers_without_a_gradient_are_the_formula_and_leave_what_is_given(
+    name: str, noisy: bool, dtype: torch.dtype
+) -> None:
+    made, rows, outputs, inputs = factors(7, 2, 48, 24, 8), 4, 48, 24
+    weight, bias, x = (normal(8, outputs, inputs), normal(9, outputs), normal(10, rows, 3, inputs))
+    weight, bias, x = weight.to(dtype), bias.to(dtype), x.to(dtype)
+    noise = [gumbel_noise((outputs, inputs), r) for r in range(rows)]
+    given = [t.clone() for t in (x, weight, bias, *made, *noise)]
+    logits = (made[0] @ made[1].T + made[2]).repeat(2, 1, 1)
+    masks = logits + torch.stack(noise) > 0 if noisy else logits >= THRESHOLD
+    expected = torch.stack([x[r] @ (weight * masks[r]).T + bias for r in range(rows)])
+    drawn = noise.__getitem__ if noisy else None
+    with using(name):
+        learned = factored_linear(x, weight, bias, made[0].clone().requires_grad_(), *made[1:], 1.0, drawn)
+        found = factored_linear(x, weight, bias, *made, 1.0, drawn)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found, expected, atol=4 * tolerance, rtol=tolerance)
+    torch.testing.assert_close(learned, found, atol=4 * tolerance, rtol=tolerance)
+    assert all(torch.equal(a, b) for a, b in zip(given, (x, weight, bias, *made, *noise), strict=True))
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40), sizes, st.sampled_from([1, 8, 30]), st.data(), seeds)

@@ -214,6 +214,10 @@ def test_packing_round_trip_at_one_bit_a_weight(shape: tuple[int, ...], seed: in
     unpacked = unpack_bits(packed, shape)
     assert unpacked.dtype == torch.bool
     assert torch.equal(unpacked, mask)
+    for dtype in TOLERANCES:
+        numbers = unpack_bits(packed, shape, dtype)
+        assert numbers.dtype == dtype
+        assert torch.equal(numbers, mask.to(dtype))
     assert torch.equal(pack_bits(mask.half()), packed)
 
 
