@@ -255,6 +255,10 @@ def test_large_batches_are_tiled_and_small_ones_are_not(monkeypatch: pytest.Monk
     x, weight = torch.zeros(2, 3), torch.empty(1 << 11, 1 << 10, device="meta")
     assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel()) == "reference"
     assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel() + 1) == "tiled"
+    small = torch.empty(choice.LEARNED_WEIGHTS // 512, 512, device="meta")
+    assert choice.choose(x, small, 2) == choice.choose(x, small, 1, learns=True) == "reference"
+    assert choice.choose(x, small, 2, learns=True) == "tiled"
+    assert choice.choose(x, small[1:], 2, learns=True) == "reference"
     monkeypatch.setenv(choice.VARIABLE, "tiled")
     assert choice.choose(x, weight, 1) == "tiled"
     with using("reference"):

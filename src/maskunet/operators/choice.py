@@ -16,6 +16,8 @@ from .fused_gpu import available, supports
 IMPLEMENTATIONS = ("auto", "reference", "tiled", "triton")
 #: Masked weights of a batch, above which samples are taken one by one; 4 Mi numbers are 16 MiB of masks.
 BATCHED_WEIGHTS = 1 << 22
+#: Weights of a layer, from which samples are taken one by one where factors learn, which is faster from 640 x 640 on.
+LEARNED_WEIGHTS = 1 << 18
 VARIABLE = "MASKUNET_OPERATORS"
 
 _forced: str | None = None
@@ -44,8 +46,8 @@ def using(name: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(x: Tensor, weight: Tensor, sets: int) -> str:
-    """Return the implementation for inputs x, a weight and so many masks of it.
+def choose(x: Tensor, weight: Tensor, sets: int, learns: bool = False) -> str:
+    """Return the implementation for inputs x, a weight and so many masks of it, which are learned or not.
 
     Raises:
         ValueError: Triton is forced where it cannot run, or the environment variable names no implementation.
@@ -63,4 +65,5 @@ def choose(x: Tensor, weight: Tensor, sets: int) -> str:
         return "reference"
     if available(x.device) and supports(x, weight):
         return "triton"
-    return "tiled" if weight.numel() * sets > BATCHED_WEIGHTS else "reference"
+    large = weight.numel() * sets > BATCHED_WEIGHTS or (learns and sets > 1 and weight.numel() >= LEARNED_WEIGHTS)
+    return "tiled" if large else "reference"

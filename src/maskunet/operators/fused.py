@@ -111,12 +111,12 @@ def factored_linear(
         )
     rows = len(x) if x.ndim > 1 else 1
     _check_sets(len(left), rows)
-    factors = any(t.requires_grad for t in (left, right, row))
-    name = "reference" if _trains(weight, bias) else choose(x, weight, len(left) if noise is None else rows)
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (left, right, row))
+    name = "reference" if _trains(weight, bias) else choose(x, weight, len(left) if noise is None else rows, learns)
     if (rank > tiles.CHEAP_RANK or right.ndim == 3) and name != "reference":
         # Logits that are dear to make again are made once: kept for the backward pass, not made for each tile of tokens.
         # The kernels know a right factor that all samples share.
-        keeps = rank > tiles.CHEAP_RANK and factors and torch.is_grad_enabled()
+        keeps = rank > tiles.CHEAP_RANK and learns
         name = "reference" if keeps else "tiled"
     if name == "triton" and not callable(noise):
         seed = None if noise is None else torch.tensor(noise, device=x.device)
@@ -129,7 +129,7 @@ def factored_linear(
     drawn = None if noise is None else torch.stack([noise(b) for b in range(rows)])
     if drawn is not None:
         logits = logits.repeat(rows // len(logits), 1, 1)
-    if not (torch.is_grad_enabled() and (factors or weight.requires_grad)):
+    if not learns and not (torch.is_grad_enabled() and weight.requires_grad):
         scores = logits if drawn is None else logits.add_(drawn)
         return linear_by_sample(x, keep_weights(weight, scores, drawn is not None), bias)
     masks = threshold(logits, tau) if drawn is None else gumbel_sigmoid(logits, drawn, tau)
