@@ -150,14 +150,11 @@ def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int
     for side in sides:
         networks[side], added = network_of(side, unet, args.device)
         found[side] = {} if added is None else {"parameters": added}
-    if args.compile:
-        for network in networks.values():
-            network.compile(dynamic=False)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for i in range(args.repeats + 1):
         for side in sides if i or not args.warm_up_base else sides[:1]:
             network = networks[side]
-            if i == 0 and not (args.warm_up_base or args.compile):  # the first round counts and warms up
+            if i == 0 and not args.warm_up_base:  # the first round counts and warms up
                 with FlopCounterMode(display=False) as counter, torch.inference_mode(), implementation(side):
                     network(**call)
                 found[side]["tflop"] = round(counter.get_total_flops() / 1e12, 4)
@@ -202,7 +199,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-up-base", action="store_true", help="warm up with the base alone and count nothing")
-    parser.add_argument("--compile", action="store_true", help="every side under torch.compile, FLOPs not counted")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
     parser.add_argument("--memory-of", choices=(*SIDES, *TILED), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -232,9 +228,8 @@ def main() -> None:
                 found[side]["memory_gib"] = used
             for side in args.sides:
                 print(name, batch, side, found[side], flush=True)
-            settings = {k: getattr(args, k) for k in ("device", "dtype", "repeats", "warm_up_base", "compile")}
-            compiled = ", compiled" if args.compile else ""
-            entries[f"{name}, batch {batch}, {args.device}, {args.dtype}{compiled}"] = {
+            settings = {k: getattr(args, k) for k in ("device", "dtype", "repeats", "warm_up_base")}
+            entries[f"{name}, batch {batch}, {args.device}, {args.dtype}"] = {
                 "settings": settings,
                 "sides": found,
                 "machine": machine(),
