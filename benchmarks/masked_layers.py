@@ -84,7 +84,6 @@ def measure(
     for name in ("reference", fast):
         sides[f"factored, {name}"] = forced(lambda: factored_linear(x, weight, bias, *factors), name)
         sides[f"packed, {name}"] = forced(lambda: packed_linear(x, weight, bias, packed, BATCH), name)
-
     if compiled:
         torch.compiler.reset()
         plain = torch.compile(F.linear, dynamic=False)
