@@ -20,12 +20,12 @@ from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.evaluation import compare
 from maskunet.evaluation.comparison import Estimate
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import exact, judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
-from maskunet.zoo.autoencoder import psnr
+from maskunet.zoo.recipe.autoencoder import psnr
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shapes_masker import MASK, TRAIN, train_masker
 from machine import machine
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.maskers import MaskConfig
-from maskunet.zoo.masker import MASK, TRAIN, train_masker
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "first_masker.json"
 VARIANTS = {

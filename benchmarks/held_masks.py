@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 import maskunet as mu
+from benchmarks.studies.world import Sampling, World
 from machine import machine
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.evaluation import generate
-from maskunet.evaluation.intervals import bootstrap
 from maskunet.maskers import HeldMasks
 from maskunet.metrics.distances import frechet_distance
-from maskunet.metrics.geneval import check
-from maskunet.reproduce.world import Sampling, World
+from maskunet.metrics.geneval_rules import check
+from maskunet.metrics.intervals import bootstrap
+from maskunet.sampling import generate
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts
 

@@ -29,16 +29,16 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from maskunet.maskers.forms import FactoredLogits
 from torch import Tensor, nn
 
+from benchmarks.studies.ablations import REFERENCE, AblationConfig, Variant, cell_name, folder_of, reproduce_ablations
+from benchmarks.studies.report import ablations_markdown
 from machine import machine
 from maskunet.allocator import keep_freed_memory
 from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankConfig
-from maskunet.maskers.base import FactoredLogits
 from maskunet.maskers.conditional import key_of
 from maskunet.relaxation import derive_seed
-from maskunet.reproduce.ablations import REFERENCE, AblationConfig, Variant, cell_name, folder_of, reproduce_ablations
-from maskunet.reproduce.report import ablations_markdown
 from maskunet.targets import BlockSpec, LayerSpec
 
 FORMS = ("rows", "rows-and-columns", "heads", "blocks-4", "blocks-8", "shared", "hashed")

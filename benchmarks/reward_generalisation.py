@@ -25,15 +25,15 @@ from torch import Tensor
 from machine import machine
 from maskunet import rewards, zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
 from maskunet.rewards.base import Reward
-from maskunet.rewards.shapes import ShapesReward
-from maskunet.searching import StepwiseSampler
-from maskunet.searching.rollout import rolled_out
+from maskunet.sampling import StepwiseSampler
+from maskunet.sampling.rollout import rolled_out
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.near_misses import near_misses
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
+from maskunet.zoo.rewards import ShapesReward
 
 COUNT, PROMPTS, SEEDS, STEPS = 300, 120, 8, 15
 LOOKS = (1, 3, 5, 8)  # steps after which the predicted picture is scored

@@ -29,8 +29,8 @@ import maskunet as mu
 from machine import machine
 from maskunet.allocator import keep_freed_memory
 from maskunet.relaxation import threshold
-from maskunet.searching.live import LiveMasks
-from maskunet.searching.reuse import Reuse
+from maskunet.searching.prefix_cache import Reuse
+from maskunet.searching.searched_masks import LiveMasks
 from maskunet.targets import describe
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.studies import rivals
+from benchmarks.studies import search as study
+from benchmarks.studies.search import METHODS, Method, SearchStudy, run_study
 from machine import machine
 from maskunet import rewards
 from maskunet.allocator import keep_freed_memory
-from maskunet.evaluation.intervals import bootstrap
-from maskunet.reproduce import search as study
-from maskunet.reproduce.search import METHODS, Method, SearchStudy, run_study
+from maskunet.metrics.intervals import bootstrap
 from maskunet.rewards import Reward, Smoothed
-from maskunet.searching import SearchConfig, rivals, search
+from maskunet.searching import SearchConfig, search
 from maskunet.shapes.scenes import held_out_prompts
 
 STUDY = SearchStudy(seeds=1, prompts=120, split="val", batch_size=60, reference_pictures=600)

@@ -21,19 +21,20 @@ from typing import Any
 
 import torch
 
+from benchmarks.studies import rivals
+from benchmarks.studies.world import cell
 from machine import machine
 from maskunet import attach, detach, load, zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.evaluation import Make, Scores
+from maskunet.evaluation import Scores
 from maskunet.evaluation.scores import Score
-from maskunet.guidance import shapes_phrases, syngen_maker
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
 from maskunet.relaxation import derive_seed
-from maskunet.reproduce.world import cell
-from maskunet.searching import rivals
+from maskunet.sampling import Make
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.shapes.vocabulary import TASKS
+from maskunet.syngen import shapes_phrases, syngen_maker
 
 #: Tasks in which two words can be bound or told apart.
 BINDING = ("two_object", "colors", "position", "color_attr")

@@ -13,14 +13,14 @@ import json
 import tempfile
 from pathlib import Path
 
+from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes, scenes_of
+
 import maskunet as mu
 from machine import machine
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.data import encode_scenes
-from maskunet.data.cached import HELD_OUT_SEED, POOL, TRAIN_SEED, scenes_of
-from maskunet.evaluation import generate
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
+from maskunet.sampling import generate
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.training import build_method

@@ -59,10 +59,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from . import maskers, metrics, operators, relaxation, rewards, shapes, targets, zoo
-    from .attachment import attach, detach, disabled, record
+    from .attaching.attachment import attach, detach, disabled, record
     from .checkpoint import load
     from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
-    from .guidance import syngen
     from .maskers import (
         FixedMasks,
         HeldMasks,
@@ -76,4 +75,5 @@ if TYPE_CHECKING:
         RandomMasks,
     )
     from .searching import SearchConfig, SearchResult, search
+    from .syngen import syngen
     from .training import TrainConfig, train

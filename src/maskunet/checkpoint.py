@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .card import write_card
 from .errors import CheckpointError
 from .maskers import MASKERS, Masker
+from .model_card import write_card
 from .targets import Network, check_fits, unet_of
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import maskunet as mu
-from maskunet.analysis import AnalysisSettings, analyze, distances, embedding, random_masks
-from maskunet.attachment import attachment_of
+from maskunet.analysis import AnalysisSettings, analyze, embedding, random_masks
+from maskunet.analysis import bundled_reference as distances
+from maskunet.attaching.attachment import attachment_of
 
 SETTINGS = AnalysisSettings(num_inference_steps=2, count=6, mask_seeds=1, rates=(0.2, 0.9))
 

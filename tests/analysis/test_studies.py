@@ -14,12 +14,12 @@ from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
 from maskunet.analysis import NAMES, AnalysisSettings, analyze, emergence
+from maskunet.analysis.context import choose_subject, chosen
 from maskunet.analysis.embedding import principal_axes
 from maskunet.analysis.emergence import halfway, settled
-from maskunet.analysis.layers import projection_of, short_name
+from maskunet.analysis.layer_names import projection_of, short_name
 from maskunet.analysis.overlap import Overlaps
-from maskunet.analysis.subject import choose_subject, chosen
-from maskunet.attachment import attachment_of
+from maskunet.attaching.attachment import attachment_of
 from maskunet.targets import describe, maskable_layers
 
 PROMPTS = ("a b", "c d")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from maskunet.cli.demo import run_demo
-from maskunet.cli.pictures import write_sheet
+from maskunet.cli.image_files import write_sheet
 from maskunet.zoo import load
 
 

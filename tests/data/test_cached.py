@@ -7,10 +7,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from maskunet.zoo.dataset import encode_scenes, scenes_of
 
 import maskunet as mu
-from maskunet.data import CachedLatents, PromptEmbeds, encode_scenes, sample_at
-from maskunet.data.cached import scenes_of
+from maskunet.data import CachedLatents, PromptEmbeds, sample_at
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import training_scene
 

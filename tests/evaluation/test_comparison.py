@@ -9,8 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
+from maskunet.cli.demo_page import line_plot, page
 from maskunet.evaluation import Comparison, compare
-from maskunet.evaluation.report import line_plot, page
 from maskunet.shapes.scenes import held_out_prompts
 
 

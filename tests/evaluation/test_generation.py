@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.evaluation import generate
+from maskunet.sampling import generate
 
 PROMPTS = ["a b", "c", "d e f"]
 

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.evaluation import GenEval, maker, run_benchmark
+from maskunet.evaluation import GenEval, run_benchmark
 from maskunet.evaluation.detectors import JudgeDetector
 from maskunet.evaluation.geneval import find_samples, read_metadata
-from maskunet.metrics.geneval import Detection
+from maskunet.metrics.geneval_rules import Detection
+from maskunet.sampling import maker
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
 

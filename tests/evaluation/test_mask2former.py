@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer, Mask2FormerImageProcessorPil
 
 import maskunet as mu
 from maskunet.evaluation.mask2former import ClipColours, Mask2FormerDetector, crop_object
-from maskunet.metrics.geneval import COLOURS, Detection
+from maskunet.metrics.geneval_rules import COLOURS, Detection
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.evaluation.intervals import wilson
 from maskunet.evaluation.scores import Score, Scores
+from maskunet.metrics.intervals import wilson
 
 
 def rows(values: list[list[float]], task: str = "counting", first: int = 0) -> list[Score]:

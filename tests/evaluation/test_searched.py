@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
-from maskunet.evaluation import maker, search_maker
-from maskunet.evaluation.searched import search_settings
+from maskunet.attaching.attachment import attachment_of
+from maskunet.evaluation import search_maker
+from maskunet.evaluation.sides import search_settings
 from maskunet.rewards import FunctionReward
+from maskunet.sampling import maker
 from maskunet.searching import SearchConfig
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 9]

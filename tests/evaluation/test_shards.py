@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.evaluation.shards import Shot, make_missing, wait_for
+from maskunet.evaluation.image_jobs import Shot, make_missing, wait_for
 
 
 def grey(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

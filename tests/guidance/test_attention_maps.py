@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.guidance.maps import captured, cross_attention
+from maskunet.syngen.attention_maps import captured, cross_attention
 
 Inputs = Callable[..., dict[str, Any]]
 

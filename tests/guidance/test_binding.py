@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from maskunet.guidance.binding import binding_loss, symmetric_kl
-from maskunet.guidance.tokens import BoundWords, PromptTokens
+from maskunet.syngen.loss import binding_loss, symmetric_kl
+from maskunet.syngen.tokens import BoundWords, PromptTokens
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:

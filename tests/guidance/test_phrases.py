@@ -12,9 +12,9 @@ import pytest
 
 import maskunet as mu
 from english import SENTENCES
-from maskunet.guidance import shapes_phrases, syntax_phrases, words
-from maskunet.guidance.tokens import BoundWords, locate
 from maskunet.shapes.scenes import training_scene
+from maskunet.syngen import shapes_phrases, syntax_phrases, words
+from maskunet.syngen.tokens import BoundWords, locate
 
 
 @dataclass(eq=False)

@@ -10,17 +10,19 @@ import accelerate
 import diffusers
 import pytest
 import torch
+from benchmarks.studies import rivals
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
-from maskunet.freezing import frozen
-from maskunet.guidance import Phrase, engine, shapes_phrases, syngen_maker
-from maskunet.guidance.engine import Guide
-from maskunet.guidance.tokens import locate
+from maskunet.attaching.attachment import attachment_of
 from maskunet.maskers import MaskSchedule
-from maskunet.searching import StepwiseSampler, rivals
+from maskunet.sampling import StepwiseSampler
+from maskunet.sampling.freezing import frozen
+from maskunet.syngen import Phrase, shapes_phrases, syngen_maker
+from maskunet.syngen import guide as engine
+from maskunet.syngen.guide import Guide
+from maskunet.syngen.tokens import locate
 from maskunet.targets import describe
 
 PROMPTS, SEEDS = ["a b c d", "e f"], [4, 7]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maskunet.metrics.geneval import Detection, check, overlap, relations, select
+from maskunet.metrics.geneval_rules import Detection, check, overlap, relations, select
 
 
 def box(x: float, y: float, size: float = 10) -> tuple[float, float, float, float]:

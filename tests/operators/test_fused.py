@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskunet.operators import choice, factored_linear, pack_bits, packed_linear, using
-from maskunet.operators.tiles import LEAST_ROWS
+from maskunet.operators import factored_linear, pack_bits, packed_linear, using
+from maskunet.operators import implementation as choice
+from maskunet.operators.tiled import LEAST_ROWS
 from maskunet.relaxation import THRESHOLD, gumbel_noise
 
 seeds = st.integers(0, 2**31)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskunet.operators import fused_gpu
+from maskunet.operators import triton_linear as fused_gpu
 
 CASES = Path(__file__).with_name("triton_cases.py")
 INTERPRETED = {"TRITON_INTERPRET": "1"}

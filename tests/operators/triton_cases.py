@@ -13,8 +13,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskunet.operators import fused_gpu, masked_linear, pack_bits
-from maskunet.operators.fused_gpu import factored_linear, kernel_noise, packed_linear
+from maskunet.operators import masked_linear, pack_bits
+from maskunet.operators import triton_linear as fused_gpu
+from maskunet.operators.triton_linear import factored_linear, kernel_noise, packed_linear
 from maskunet.relaxation import THRESHOLD, gumbel_sigmoid, keep_probability, threshold
 
 settings.register_profile("kernels", deadline=None, max_examples=8, derandomize=True)
@@ -304,7 +305,9 @@ def test_the_kernels_are_available() -> None:
 
 @pytest.mark.parametrize("drawn", [None, 3, (3, 4)])
 def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | None) -> None:
-    from maskunet.maskers.base import Draw, FactoredLogits, PackedMask
+    from maskunet.maskers.forms import FactoredLogits, PackedMask
+
+    from maskunet.maskers.base import Draw
     from maskunet.operators import using
     from maskunet.targets import LayerSpec
 

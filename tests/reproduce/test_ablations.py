@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from benchmarks.studies import ablations, world
+from benchmarks.studies.ablations import REFERENCE, VARIANTS, AblationConfig, reproduce_ablations
+from benchmarks.studies.plots import plot_ablations, plot_table1
+from benchmarks.studies.report import ablations_markdown
 from PIL import Image
 
 from maskunet.errors import DataError
-from maskunet.reproduce import ablations, world
-from maskunet.reproduce.ablations import REFERENCE, VARIANTS, AblationConfig, reproduce_ablations
-from maskunet.reproduce.plots import plot_ablations, plot_table1
-from maskunet.reproduce.report import ablations_markdown
 from maskunet.training import TrainConfig
 
 CONFIG = AblationConfig(

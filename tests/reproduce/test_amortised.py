@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks.studies import amortised, world
+from benchmarks.studies.amortised import AmortisedConfig, reproduce_amortised
+from benchmarks.studies.amortised_report import amortised_markdown, plot_amortised
 from PIL import Image
 
 from maskunet.errors import RewardError
-from maskunet.reproduce import amortised, world
-from maskunet.reproduce.amortised import AmortisedConfig, reproduce_amortised
-from maskunet.reproduce.amortised_report import amortised_markdown, plot_amortised
 
 CONFIG = AmortisedConfig(
     seeds=2,

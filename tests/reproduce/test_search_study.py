@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks.studies.amortised import AmortisedConfig, amortised_masker, shortened
+from benchmarks.studies.search import METHODS, SearchStudy, fingerprint, masks, run_study
+from benchmarks.studies.search_report import plot_search, search_markdown
 from PIL import Image
 
 from maskunet.errors import RewardError
-from maskunet.reproduce.amortised import AmortisedConfig, amortised_masker, shortened
-from maskunet.reproduce.search import METHODS, SearchStudy, fingerprint, masks, run_study
-from maskunet.reproduce.search_report import plot_search, search_markdown
 
 STUDY = SearchStudy(1, 6, "val", num_inference_steps=2, batch_size=3, reference_pictures=64)
 

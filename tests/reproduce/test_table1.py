@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from benchmarks.studies import table1, world
+from benchmarks.studies.report import student, table1_markdown
+from benchmarks.studies.table1 import SIDES, Side, Table1Config, reproduce_table1
 
-from maskunet.reproduce import table1, world
-from maskunet.reproduce.report import student, table1_markdown
-from maskunet.reproduce.table1 import SIDES, Side, Table1Config, reproduce_table1
 from maskunet.training import TrainConfig
 
 

@@ -14,8 +14,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maskunet import pretrained as files
 from maskunet.errors import CheckpointError
-from maskunet.rewards import AestheticScore, ClipScore, HPSv2, ImageReward, PickScore, files
+from maskunet.rewards import AestheticScore, ClipScore, HPSv2, ImageReward, PickScore
 
 Read = Callable[[str], Any]
 Write = Callable[[Path], None]

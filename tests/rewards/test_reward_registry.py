@@ -14,7 +14,7 @@ from maskunet.rewards import WeightedSum, load, names, parse_reward
 from maskunet.rewards.registry import BUILT_IN
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_scenes, training_scene
-from maskunet.zoo.clip import swapped
+from maskunet.zoo.recipe.clip import swapped
 
 MODULE = """
 from maskunet.rewards import FunctionReward, Reward

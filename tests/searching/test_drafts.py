@@ -9,16 +9,17 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from benchmarks.studies import rivals
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
+from maskunet.attaching.attachment import attachment_of
 from maskunet.maskers import MaskTable
 from maskunet.rewards import FunctionReward
-from maskunet.searching import SearchConfig, rivals
+from maskunet.sampling.rollout import rolled_out
+from maskunet.sampling.stepwise import StepwiseSampler
+from maskunet.searching import SearchConfig
 from maskunet.searching.drafts import best_drafts, best_of, candidates
-from maskunet.searching.rollout import rolled_out
-from maskunet.searching.sampling import StepwiseSampler
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
 CONFIG = SearchConfig(num_inference_steps=7, iterations=0, guidance_scale=4.0, candidates=5)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
+from maskunet.attaching.attachment import attachment_of
 from maskunet.searching import SearchConfig
-from maskunet.searching.reuse import Reuse, untouched
+from maskunet.searching.prefix_cache import Reuse, untouched
 from maskunet.targets import describe
 
 PROMPTS = ["a b", "c d"]

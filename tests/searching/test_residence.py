@@ -15,8 +15,9 @@ from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
 import maskunet as mu
-from maskunet.searching import SearchConfig, preparation
-from maskunet.searching.residence import resident
+from maskunet.sampling.offload import resident
+from maskunet.searching import SearchConfig
+from maskunet.searching import pipeline_state as preparation
 
 CPU = torch.device("cpu")
 CONFIG = SearchConfig(num_inference_steps=2, iterations=2, guidance_scale=4.0, learning_rate=0.5, initial_logit=1.0)

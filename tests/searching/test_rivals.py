@@ -9,12 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from benchmarks.studies import rivals
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
+from maskunet.attaching.attachment import attachment_of
 from maskunet.rewards import FunctionReward
-from maskunet.searching import rivals
 from maskunet.searching.drafts import candidates
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.searching import StepwiseSampler
+from maskunet.sampling import StepwiseSampler
 
 SCHEDULERS = [
     ("DDIMScheduler", {}),

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import maskunet as mu
 from maskunet.rewards import Reward
+from maskunet.sampling.stepwise import StepwiseSampler
 from maskunet.searching import SearchConfig
-from maskunet.searching.ascent import Ascent
-from maskunet.searching.engine import _Search
-from maskunet.searching.sampling import StepwiseSampler
+from maskunet.searching.logits import Ascent
+from maskunet.searching.search_loop import _Search
 from maskunet.targets import describe
 
 PROMPTS, SEEDS = ["a b", "c d", "e f"], [4, 7, 9]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.relaxation import derive_seed, gumbel_noise, gumbel_sigmoid
-from maskunet.searching import SearchConfig, StepwiseSampler
-from maskunet.searching.ascent import Ascent, parts
-from maskunet.searching.live import LiveMasks
-from maskunet.searching.rollout import rolled_out, stops
+from maskunet.sampling import StepwiseSampler
+from maskunet.sampling.rollout import rolled_out, stops
+from maskunet.searching import SearchConfig
+from maskunet.searching.logits import Ascent, parts
+from maskunet.searching.searched_masks import LiveMasks
 from maskunet.targets import describe
 
 SEED = 4

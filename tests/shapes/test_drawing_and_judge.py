@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import distance_table, draw
 from maskunet.shapes.judge import exact, judge
 from maskunet.shapes.scenes import Scene, Shape, held_out_prompts, held_out_scenes, training_scene

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.near_misses import near_misses, shows

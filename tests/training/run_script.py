@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 
 import maskunet as mu
 from maskunet.data import CachedLatents
-from maskunet.training import sampler
-from maskunet.zoo.denoiser import new_text_encoder
-from maskunet.zoo.tokenizer import build_tokenizer
+from maskunet.training import batches as sampler
+from maskunet.zoo.recipe.denoiser import new_text_encoder
+from maskunet.zoo.recipe.tokenizer import build_tokenizer
 
 
 def pipeline() -> StableDiffusionPipeline:

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
-from maskunet.data import CachedLatents, encode_scenes
+from maskunet.attaching.attachment import attachment_of
+from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import METHODS, Method, TrainFull, TrainLora, build_method
 

@@ -13,9 +13,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
-from maskunet.data import CachedLatents, encode_scenes
+from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
 

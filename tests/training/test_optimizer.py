@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 from torch import nn
 
 import maskunet as mu
-from maskunet.data import CachedLatents, encode_scenes
+from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training.optimizer import build_optimizer
 

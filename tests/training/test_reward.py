@@ -14,7 +14,7 @@ import maskunet as mu
 from maskunet.data import CachedLatents
 from maskunet.rewards import FunctionReward
 from maskunet.training import TrainConfig, build_method, trainer
-from maskunet.training.reward import RewardObjective
+from maskunet.training.reward_objective import RewardObjective
 
 SHARED: dict[str, Any] = {
     "max_train_steps": 4,

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from maskunet.zoo.dataset import encode_scenes
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.data import CachedLatents, PromptEmbeds, encode_scenes
+from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import build_method, sampler
+from maskunet.training import batches as sampler
+from maskunet.training import build_method
 
 CONFIG = mu.TrainConfig(
     max_train_steps=6,

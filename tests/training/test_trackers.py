@@ -9,9 +9,10 @@ import pytest
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from diffusers import StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
-from maskunet.data import CachedLatents, encode_scenes
+from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import accelerator as module
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
-from maskunet.attachment import Attachment, attachment_of
-from maskunet.data import CachedLatents, encode_scenes
+from maskunet.attaching.attachment import Attachment, attachment_of
+from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import trainer as module
 

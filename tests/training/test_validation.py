@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 from PIL import Image
 
 import maskunet as mu
-from maskunet.data import CachedLatents, encode_scenes
-from maskunet.evaluation import generate
+from maskunet.data import CachedLatents
+from maskunet.sampling import generate
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from maskunet.zoo.dataset import encode_scenes
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.data import CachedLatents, PromptEmbeds, encode_scenes
+from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.diffusion import diffusion_errors
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import sampler
+from maskunet.training import batches as sampler
 
 CONFIG = mu.TrainConfig(
     max_train_steps=4,

@@ -18,10 +18,10 @@ from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
 import maskunet as mu
-from maskunet.ui.asked import Request
-from maskunet.ui.folder import Folder
-from maskunet.ui.models import Models
-from maskunet.ui.studio import Studio
+from maskunet.ui.backend import Studio
+from maskunet.ui.loading import Models
+from maskunet.ui.requests import Request
+from maskunet.ui.results_folder import Folder
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.attachment import attachment_of
+from maskunet.attaching.attachment import attachment_of
 from maskunet.errors import MaskUNetError
-from maskunet.ui.asked import Ending, Moment, Request
-from maskunet.ui.folder import Folder, tidy
-from maskunet.ui.models import Models
-from maskunet.ui.studio import Studio, _latest
+from maskunet.ui.backend import Studio, _latest
+from maskunet.ui.loading import Models
+from maskunet.ui.requests import Ending, Moment, Request
+from maskunet.ui.results_folder import Folder, tidy
 
 Make = Callable[..., Studio]
 REWARD = "tests-redness"

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
-from maskunet.metrics.geneval import Detection
+from maskunet.metrics.geneval_rules import Detection
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_scenes
-from maskunet.ui.curve import reward_curve
-from maskunet.ui.words import sentence, verdicts
+from maskunet.ui.reward_curve import reward_curve
+from maskunet.ui.verdicts import sentence, verdicts
 
 
 def test_drawn_scenes_are_right_and_others_are_not() -> None:

@@ -10,13 +10,13 @@ from transformers import CLIPTokenizer
 
 import maskunet as mu
 from maskunet import zoo
-from maskunet.evaluation import generate
-from maskunet.metrics.geneval import check
+from maskunet.metrics.geneval_rules import check
+from maskunet.sampling import generate
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
-from maskunet.zoo.autoencoder import psnr
-from maskunet.zoo.clip import swapped
+from maskunet.zoo.recipe.autoencoder import psnr
+from maskunet.zoo.recipe.clip import swapped
 
 
 @pytest.fixture(scope="module")

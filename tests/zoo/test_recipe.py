@@ -15,12 +15,12 @@ from transformers import CLIPModel
 import maskunet as mu
 from maskunet.shapes.scenes import training_scene
 from maskunet.shapes.vocabulary import COLOURS, SHAPES
-from maskunet.zoo.clip import swapped
-from maskunet.zoo.groups import GROUP, Matches, grouped_scenes
-from maskunet.zoo.matching import Contents, shape_tokens
-from maskunet.zoo.recipe import Recipe, train_shapes
-from maskunet.zoo.stage import StageConfig, run_stage
-from maskunet.zoo.tokenizer import MAX_LENGTH, build_tokenizer, world_words
+from maskunet.zoo.recipe.clip import swapped
+from maskunet.zoo.recipe.matching import Contents, shape_tokens
+from maskunet.zoo.recipe.pipeline import Recipe, train_shapes
+from maskunet.zoo.recipe.scene_groups import GROUP, Matches, grouped_scenes
+from maskunet.zoo.recipe.stage import StageConfig, run_stage
+from maskunet.zoo.recipe.tokenizer import MAX_LENGTH, build_tokenizer, world_words
 
 
 def test_tokenizer_spells_the_world_in_one_token_a_word() -> None:

@@ -8,8 +8,17 @@ import torch
 from maskunet.shapes.near_misses import shows
 from maskunet.shapes.scenes import training_scene
 from maskunet.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, colour_split
-from maskunet.zoo.relations import CAPTIONS, PAIRS, Bindings, Relations, _coloured, _described, holds, relation_tokens
-from maskunet.zoo.tokenizer import build_tokenizer
+from maskunet.zoo.recipe.relations import (
+    CAPTIONS,
+    PAIRS,
+    Bindings,
+    Relations,
+    _coloured,
+    _described,
+    holds,
+    relation_tokens,
+)
+from maskunet.zoo.recipe.tokenizer import build_tokenizer
 
 
 @pytest.mark.parametrize(

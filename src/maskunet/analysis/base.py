@@ -16,7 +16,7 @@ from ..files import make_folder, save_text
 from ..plotting import save_figure
 
 if TYPE_CHECKING:
-    from ..evaluation.intervals import Estimate
+    from ..metrics.intervals import Estimate
 
 #: The analyses, in the order in which a reader wants them.
 NAMES = ("random", "density", "masks", "weights", "emergence", "samples")

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..evaluation.intervals import Estimate, student
+from ..metrics.intervals import Estimate, student
 from ..plotting import COLOURS, MARKERS, band, new_mosaic
 from ..targets import LayerSpec
 from .base import Analysis, percent, row
-from .layers import projection_of, projections_of, short_name
-from .stream import sets_of_samples, stream_masks
-from .subject import Subject
+from .context import Subject
+from .layer_names import projection_of, projections_of, short_name
+from .mask_stream import sets_of_samples, stream_masks
 
 _TITLE = "Which weights does the masker switch off, when, and how many?"
 _MOST_LABELS = 40  # layers whose names fit beside the map

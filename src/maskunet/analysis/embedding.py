@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attachment import disabled
+from ..attaching.attachment import disabled
 from ..errors import DataError
 from ..evaluation.features import load_features
 from ..evaluation.folder import picture_files, read_pictures
-from ..evaluation.intervals import Estimate, student
 from ..metrics.distances import frechet_distance
+from ..metrics.intervals import Estimate, student
 from ..plotting import COLOURS, MARKERS, new_mosaic
 from .base import Analysis, brief, row
-from .distances import bundled_features, bundled_reference, frechet_gap
-from .subject import Subject
+from .bundled_reference import bundled_features, bundled_reference, frechet_gap
+from .context import Subject
 
 _TITLE = "Do masks bring pictures closer to real ones?"
 _REFERENCE = 1200  # real pictures of the bundled world

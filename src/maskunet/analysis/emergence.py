@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attachment import disabled
-from ..evaluation.intervals import Estimate, student
-from ..metrics.geneval import check
+from ..attaching.attachment import disabled
+from ..metrics.geneval_rules import check
+from ..metrics.intervals import Estimate, student
 from ..plotting import band, new_mosaic, show_picture
 from ..shapes.judge import judge
 from .base import Analysis, brief, percent, row
-from .distances import share_of
-from .subject import Subject, by_task, chosen
+from .bundled_reference import share_of
+from .context import Subject, by_task, chosen
 
 _TITLE = "Predicted clean pictures over steps: what comes earlier with masks?"
 _SHOWN = 5  # steps in the plot

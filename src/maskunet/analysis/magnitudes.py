@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.intervals import student
+from ..metrics.intervals import student
 from ..plotting import COLOURS, band, new_mosaic
 from ..targets import maskable_layers, unet_of
 from .base import Analysis, percent, row
-from .stream import sets_of_samples, stream_masks
-from .subject import Subject, chosen
+from .context import Subject, chosen
+from .mask_stream import sets_of_samples, stream_masks
 
 _TITLE = "Are large weights switched off too?"
 _TENTHS = 10

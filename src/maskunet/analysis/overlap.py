@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from ..evaluation.intervals import Estimate, student
+from ..metrics.intervals import Estimate, student
 from ..operators import pack_bits, unpack_bits
 from ..plotting import COLOURS, MARKERS, new_mosaic, show_picture
 from ..targets import LayerSpec
 from .base import Analysis, brief, row
-from .layers import projection_of, projections_of, short_name
-from .stream import sets_of_samples, stream_masks
-from .subject import Subject, chosen
+from .context import Subject, chosen
+from .layer_names import projection_of, projections_of, short_name
+from .mask_stream import sets_of_samples, stream_masks
 
 _TITLE = "Do masks move over timesteps and between samples: does v stay while q, k and out change?"
 _STEPS = 6  # steps that are compared

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attachment import attach, detach
-from ..evaluation.intervals import Estimate, student
+from ..attaching.attachment import attach, detach
 from ..maskers import RandomMasks
 from ..metrics.distances import frechet_distance
-from ..metrics.geneval import check
+from ..metrics.geneval_rules import check
+from ..metrics.intervals import Estimate, student
 from ..plotting import COLOURS, band, new_mosaic, show_picture
 from ..shapes.judge import judge
 from ..targets import describe, maskable_layers, unet_of
 from .base import Analysis, brief, percent, row
-from .distances import bundled_features, bundled_reference, frechet_gap, share_of
-from .stream import watching
-from .subject import Subject, by_task, chosen, with_texts
+from .bundled_reference import bundled_features, bundled_reference, frechet_gap, share_of
+from .context import Subject, by_task, chosen, with_texts
+from .mask_stream import watching
 
 _TITLE = "Random masks: do pictures get better when random weights are switched off?"
 _BINS = 60

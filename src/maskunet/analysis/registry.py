@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..attachment import attachment_of, reattach
+from ..attaching.attachment import attachment_of, reattach
 from ..errors import DataError, TargetError
 from .base import NAMES, Analysis, AnalysisSettings, Progress
-from .subject import choose_subject
+from .context import choose_subject
 
 #: Module and number of pictures by default of each analysis; adding one is a module with `study` and a line here.
 _STUDIES = {

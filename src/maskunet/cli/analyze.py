@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DataError
-from .inputs import Device, Dtype, MaskerPath, Model, Seed, Steps
+from .options import Device, Dtype, MaskerPath, Model, Seed, Steps
 
 analyze_app = typer.Typer(
     help="What masks switch off, when, and what that does, as plots and data.", no_args_is_help=True
@@ -74,7 +74,7 @@ def _analyze(
 ) -> None:
     from ..analysis import NAMES, AnalysisSettings
     from ..files import make_folder
-    from .inputs import open_pipeline, read_prompts
+    from .options import open_pipeline, read_prompts
 
     command = str(context.info_name)
     names = NAMES if command == "all" else (command,)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .. import __version__
 from ..errors import DataError
 from ..searching.config import SearchConfig
-from .inputs import local_device, open_pipeline, open_rewards, reward_sources
+from ..version import __version__
+from .options import local_device, open_pipeline, open_rewards, reward_sources
 
 if TYPE_CHECKING:
-    from ..evaluation import Benchmark, Make, Scores
+    from ..evaluation import Benchmark, Scores
+    from ..sampling import Make
 
 #: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's; SynGen
 #: without and with its masks.
@@ -107,10 +108,11 @@ def run_benchmark_command(
     if pictures is not None:
         _save(_score(found, pictures, output), record | {"pictures": str(pictures)}, output)
         return
-    from ..evaluation import maker, run_benchmark, search_maker
-    from ..evaluation.searched import search_settings
-    from ..guidance import shapes_phrases, syngen_maker
-    from ..guidance.engine import SCALE
+    from ..evaluation import run_benchmark, search_maker
+    from ..evaluation.sides import search_settings
+    from ..sampling import maker
+    from ..syngen import shapes_phrases, syngen_maker
+    from ..syngen.guide import SCALE
 
     needed = masker if any("masker" in side for side in chosen) else None
     pipe = open_pipeline(str(model), needed, device, dtype, scheduler)
@@ -230,7 +232,7 @@ def _score(benchmark: Benchmark, pictures: Path, output: Path) -> Scores:
 def _save(scores: Scores, record: dict[str, Any], output: Path) -> None:
     import torch
 
-    from .pictures import make_folder, save_text
+    from ..files import make_folder, save_text
 
     make_folder(output)
     versions = {"maskunet": __version__, "torch": torch.__version__}

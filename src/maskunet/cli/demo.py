@@ -11,13 +11,15 @@ import typer
 from torch import Tensor
 
 from .. import zoo
-from ..attachment import attach, record
+from ..attaching.attachment import attach, record
 from ..checkpoint import load
-from ..evaluation import compare, generate
-from ..evaluation.report import page
+from ..evaluation import compare
+from ..files import make_folder, save_text
 from ..pipelines import silence_loading
+from ..sampling import generate
 from ..shapes.scenes import held_out_prompts
-from .pictures import make_folder, save_image, save_text, to_image, write_comparison
+from .demo_page import page
+from .image_files import save_image, to_image, write_comparison
 
 
 def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, seed: int) -> None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
 from ..errors import DataError
+from ..version import __version__
 from .benchmark import run_benchmark_command
-from .inputs import (
+from .options import (
     BatchSize,
     Device,
     Dtype,
@@ -60,7 +60,7 @@ def run_evaluation(
     """Generate where there is a pipeline, measure, print a table and write `metrics.json` and `metrics.md`."""
     from ..evaluation.features import load_features
     from ..evaluation.folder import generate_folder, measure
-    from .pictures import make_folder, save_text
+    from ..files import make_folder, save_text
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     spaces = [load_features(name, device) for name in features] if rank == 0 else []  # errors before hours of work

@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from benchmarks.studies.commands import reproduce_app
 
 from ..errors import MaskUNetError
 from .analyze import analyze_app
 from .evaluate import evaluate
-from .inputs import (
-    BatchSize,
-    Device,
-    Dtype,
-    Guidance,
-    MaskerPath,
-    Model,
-    Seed,
-    Steps,
-    open_pipeline,
-    read_prompts,
-)
-from .reproduce import reproduce_app
+from .options import BatchSize, Device, Dtype, Guidance, MaskerPath, Model, Seed, Steps, open_pipeline, read_prompts
 from .search import search
 from .train import train
 from .ui import ui
@@ -125,8 +114,8 @@ def generate(
 ) -> None:
     """Make pictures from prompts, with or without masks; each has its settings beside it as JSON."""
     from ..errors import DataError
-    from .inputs import hold_masks
-    from .pictures import write_pictures
+    from .image_files import write_pictures
+    from .options import hold_masks
 
     prompts = read_prompts(prompt, prompts_file)
     if compare_base and masker is None and not syngen:
@@ -138,7 +127,7 @@ def generate(
         settings |= {"mask_every": mask_every, "mask_tolerance": mask_tolerance}
     make = None
     if syngen:
-        from ..guidance import shapes_phrases, syngen_maker
+        from ..syngen import shapes_phrases, syngen_maker
 
         make = syngen_maker(
             pipe,
@@ -203,7 +192,7 @@ def zoo_train(
     ] = False,
 ) -> None:
     """Train the bundled model from nothing; the same command again resumes. About three hours on two CPU cores."""
-    from ..zoo.recipe import Recipe, train_rewards, train_shapes
+    from ..zoo.recipe.pipeline import Recipe, train_rewards, train_shapes
 
     recipe = Recipe() if share == 1.0 else Recipe().shortened(share)
     folder = work or output / "work"
@@ -228,7 +217,7 @@ def zoo_sample(
     device: Device = "cpu",
 ) -> None:
     """Draw a sheet of pictures from held-out prompts and say how many are right."""
-    from .pictures import write_sheet
+    from .image_files import write_sheet
 
     pipe = open_pipeline(model, masker, device, None, None)
     right = write_sheet(pipe, output, count=count, steps=steps, guidance_scale=guidance_scale, seed=seed)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..searching.config import SearchConfig
-from .inputs import (
+from .options import (
     Device,
     Dtype,
     MaskerPath,
@@ -55,8 +55,8 @@ def search(
 ) -> None:
     """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
     from ..errors import UnscoredError
+    from ..files import make_folder
     from ..searching import search as run
-    from .pictures import make_folder
 
     prompts = read_prompts(prompt, prompts_file)
     sources = reward_sources(reward, model)

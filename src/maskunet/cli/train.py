@@ -67,8 +67,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _data(pipe: Any, dataset: str, options: dict[str, Any], config: TrainConfig) -> tuple[Any, Any]:
     """Return the latents to train on and those held out."""
-    from ..data import encode_images, encode_scenes, open_images
-    from ..data.cached import HELD_OUT_SEED, POOL, TRAIN_SEED, WORLDS, scenes_of
+    from ..data import encode_images, open_images
+    from ..zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, WORLDS, encode_scenes, scenes_of
 
     limit = options["max_train_samples"]
     if dataset in WORLDS:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import Device, Dtype, Rewards
+from .options import Device, Dtype, Rewards
 
 
 def ui(
@@ -27,10 +27,10 @@ def ui(
     device: Device = None,
 ) -> None:
     """A page in the browser: base against masked, a gallery of seeds, a search to watch, analyses."""
-    from ..ui.folder import Folder
-    from ..ui.models import Models
+    from ..ui.backend import Studio
+    from ..ui.loading import Models
+    from ..ui.results_folder import Folder
     from ..ui.serve import serve
-    from ..ui.studio import Studio
 
     folder = Folder(directory)
     models = Models(

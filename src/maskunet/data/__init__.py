@@ -1,8 +1,9 @@
 """Pictures with captions, as latents and prompt embeddings that a training step can use."""
 
-from .cached import CachedLatents, PromptEmbeds, encode_pictures, encode_scenes, sample_at
+from ..zoo.dataset import encode_scenes
 from .encoding import encode_images
 from .images import ImageCaptions, open_images
+from .latents import CachedLatents, PromptEmbeds, encode_pictures, sample_at
 
 __all__ = [
     "CachedLatents",

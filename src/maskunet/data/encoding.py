@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..relaxation import derive_seed
-from .cached import CachedLatents, encode_pictures
-from .images import ImageCaptions, first_line
+from .images import ImageCaptions
+from .latents import CachedLatents, encode_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
 """Evaluation: generate at scale, judge, run benchmarks, compare with the base model, report."""
 
+from ..sampling.generation import Make, generate, maker
 from .benchmark import Benchmark, run_benchmark
 from .comparison import Comparison, compare
-from .generation import Make, generate, maker
 from .geneval import GenEval
 from .scores import Scores
-from .searched import search_maker
+from .sides import search_maker
 from .t2i_compbench import T2ICompBench
 
 __all__ = [

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError
-from .generation import Make
+from ..sampling.generation import Make
+from .image_jobs import Shot, make_missing, wait_for
 from .scores import Score, Scores
-from .shards import Shot, make_missing, wait_for
 
 
 class Benchmark(Protocol):

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError
-from ..rewards.files import Source, first_line, is_hub_id, load_tokenizer, require_complete
+from ..errors import CheckpointError, first_line
+from ..pretrained import Source, is_hub_id, load_tokenizer, require_complete
 
 #: The checkpoint that T2I-CompBench uses (`model_base_vqa_capfilt_large.pth`), in transformers' format.
 BLIP_VQA = "Salesforce/blip-vqa-capfilt-large"

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attachment import attachment_of, disabled
+from ..attaching.attachment import attachment_of, disabled
 from ..errors import DataError
 from ..metrics.distances import frechet_distance
-from ..metrics.geneval import check
+from ..metrics.geneval_rules import check
+from ..metrics.intervals import Estimate, bootstrap, student
 from ..relaxation import derive_seed
+from ..sampling.generation import generate
 from ..shapes.judge import judge
 from ..shapes.scenes import Prompt
 from ..shapes.vocabulary import TASKS
-from .generation import generate
-from .intervals import Estimate, bootstrap, student
 
 SIDES = ("base", "masked")
 

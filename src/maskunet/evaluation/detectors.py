@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..metrics.geneval import Detection
+from ..metrics.geneval_rules import Detection
 from ..shapes.judge import judge
 from ..shapes.vocabulary import COLOURS, SHAPES
 

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
+from ..sampling.generation import maker
 from .features import Features
-from .generation import maker
-from .shards import Shot, make_missing
+from .image_jobs import Shot, make_missing
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 

@@ -23,11 +23,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..metrics.geneval import check, select
+from ..files import make_folder
+from ..metrics.geneval_rules import check, select
 from ..relaxation import derive_seed
 from .detectors import Detector
+from .image_jobs import Shot
 from .scores import Score
-from .shards import Shot, make_folder
 
 Metadata = Mapping[str, Any]
 

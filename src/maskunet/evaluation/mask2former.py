@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError
-from ..metrics.geneval import COLOURS, THRESHOLD, Detection
-from ..rewards.files import Source, beside, first_line, is_hub_id, locate, require_complete
+from ..errors import CheckpointError, first_line
+from ..metrics.geneval_rules import COLOURS, THRESHOLD, Detection
+from ..pretrained import Source, beside, is_hub_id, locate, require_complete
 from .features import ClipFeatures
 
 #: Swin-S on COCO, and the CLIP that names colours.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .intervals import Estimate, bootstrap, wilson
+from ..metrics.intervals import Estimate, bootstrap, wilson
 
 
 class Score(NamedTuple):

@@ -25,10 +25,11 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..files import make_folder
 from ..relaxation import derive_seed
 from .blip_vqa import Vqa
+from .image_jobs import Shot
 from .scores import Score
-from .shards import Shot, make_folder
 
 CATEGORIES = ("color", "texture", "shape")
 _MOST_PHRASES = 8

@@ -308,7 +308,7 @@ class Masker(nn.Module, ABC):
 
     def save_pretrained(self, folder: Any, **options: Any) -> Any:
         """Write config.json, masker.safetensors and a model card; see `maskunet.checkpoint.save`."""
-        from ..checkpoint import save  # the file layer lies above the maskers
+        from ..checkpoint import save
 
         return save(self, folder, **options)
 

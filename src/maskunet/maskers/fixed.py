@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import BlockSpec, LayerSpec, Network, block_of
-from .base import BlockInput, LayerMask, Masker, PackedMask
+from .base import BlockInput, LayerMask, Masker
+from .forms import PackedMask
 
 
 class FixedMasks(Masker):

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from ..targets import BlockSpec, LayerSpec, Targets, describe
 from .authors import from_authors_layout
-from .base import BlockInput, FactoredLogits, LayerMask
+from .base import BlockInput, LayerMask
 from .conditional import ConditionalMasker, key_of
+from .forms import FactoredLogits
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..targets import BlockSpec, LayerSpec, Targets
-from .base import BlockInput, FactoredLogits, LayerMask
+from .base import BlockInput, LayerMask
 from .conditional import ConditionalMasker, key_of
+from .forms import FactoredLogits
 
 
 @dataclass(frozen=True)

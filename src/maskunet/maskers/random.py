@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..relaxation import derive_seed
 from ..targets import LayerSpec, Network, Targets, describe
-from .base import BlockInput, GivenMask, LayerMask, Masker
+from .base import BlockInput, LayerMask, Masker
+from .forms import GivenMask
 
 
 class RandomMasks(Masker):

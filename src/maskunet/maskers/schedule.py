@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import LayerSpec, Network
-from .base import BlockInput, Draw, LayerMask, Masker, PackedMask
+from .base import BlockInput, Draw, LayerMask, Masker
+from .forms import PackedMask
 
 _RULES = ("all", "any", "majority")
 

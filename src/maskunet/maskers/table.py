@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..targets import Network, Targets, describe
-from .base import BlockInput, LayerMask, Logits, Masker
+from .base import BlockInput, LayerMask, Masker
+from .forms import Logits
 
 
 class MaskTable(Masker):

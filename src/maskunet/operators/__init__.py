@@ -1,9 +1,9 @@
 """Operators: what turns a layer's input, its frozen weight and a mask into the layer's output."""
 
-from .choice import IMPLEMENTATIONS, using
-from .fused import factored_linear, factored_logits, layer_noise, packed_linear
-from .masked import masked_conv2d, masked_linear
+from .dispatch import factored_linear, factored_logits, layer_noise, packed_linear
+from .implementation import IMPLEMENTATIONS, using
 from .packing import pack_bits, unpack_bits
+from .reference import masked_conv2d, masked_linear
 
 __all__ = [
     "IMPLEMENTATIONS",

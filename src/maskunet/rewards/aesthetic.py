@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..pretrained import Source, locate, read_state_dict, unwrapped
 from .base import Reward
 from .clip import clip_of, load_clip
-from .files import Source, locate, read_state_dict, unwrapped
 from .head import linear_head
 from .preprocess import Preprocess, choose
 

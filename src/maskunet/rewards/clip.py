@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
+from ..pretrained import Source, beside, build, is_hub_id, locate, require_complete
 from .base import Reward
-from .files import Source, beside, build, first_line, is_hub_id, locate, require_complete
 from .open_clip import is_open_clip, read_open_clip
 from .preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from .prompts import PromptTokenizer
+from .prompt_tokenizer import PromptTokenizer
 
 _CACHED_PROMPTS = 4096
 _PREPROCESSOR = "preprocessor_config.json"

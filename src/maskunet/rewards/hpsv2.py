@@ -9,8 +9,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from ..errors import CheckpointError
+from ..pretrained import Source, load_tokenizer, locate, read_state_dict, tokenizer_source, unwrapped
 from .clip import LAION_H14, ClipReward, clip_of
-from .files import Source, load_tokenizer, locate, read_state_dict, tokenizer_source, unwrapped
 from .open_clip import is_open_clip
 from .preprocess import Preprocess, choose
 

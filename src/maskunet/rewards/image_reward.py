@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
 from ..errors import CheckpointError
-from .base import Reward
-from .files import (
+from ..pretrained import (
     Source,
     beside,
     build,
@@ -37,9 +36,10 @@ from .files import (
     tokenizer_source,
     unwrapped,
 )
+from .base import Reward
 from .head import linear_head
 from .preprocess import Preprocess, choose
-from .prompts import PromptTokenizer
+from .prompt_tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 

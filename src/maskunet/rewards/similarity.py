@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 from transformers import CLIPTokenizer
 
+from ..pretrained import Source, load_tokenizer, tokenizer_source, unwrapped
 from .clip import LAION_H14, ClipReward, clip_of, load_clip, read_preprocess
-from .files import Source, load_tokenizer, tokenizer_source, unwrapped
 from .open_clip import is_open_clip
 from .preprocess import Preprocess, choose
 

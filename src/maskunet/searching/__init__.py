@@ -23,8 +23,8 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 
 if TYPE_CHECKING:
+    from ..sampling.stepwise import StepwiseSampler
     from .config import PRESETS, SearchConfig
-    from .engine import search
+    from .progress import SearchStep
     from .result import SearchResult
-    from .sampling import StepwiseSampler
-    from .step import SearchStep
+    from .search_loop import search

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
+from ..sampling.rollout import rolled_out
+from ..sampling.stepwise import StepwiseSampler
 from .config import SearchConfig
-from .rollout import rolled_out
-from .sampling import StepwiseSampler
 
 #: A draft takes one of so many of the picture's steps, and so many calls of a roll-out.
 _PART, _ROLLOUT = 5, 3

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..checkpoint import save
 from ..errors import CheckpointError
 from ..maskers import MaskSchedule
+from ..version import __version__
 from .config import SearchConfig
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ..metrics.geneval import Detection
+from ..metrics.geneval_rules import Detection
 from .drawing import distance_table
 from .vocabulary import COLOURS, HUES, SHAPES
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attachment import Attachment, attach, detach
+from ..attaching.attachment import Attachment, attach, detach
 from ..errors import DataError
 from ..maskers import LowRankConfig, Masker, TrainableConfig, build_masker
 from ..targets import Targets, describe

@@ -10,8 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ..data.images import first_line
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .config import TrainConfig
 
 _QUANTISED = 4096  # bitsandbytes keeps smaller tensors in 32 bits

@@ -26,23 +26,23 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attachment import attachment_of, disabled
+from ..attaching.attachment import attachment_of, disabled
 from ..data import CachedLatents, PromptEmbeds
 from ..diffusion import diffusion_errors, snr_weights
 from ..errors import DataError
-from ..freezing import frozen
 from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
+from ..sampling.freezing import frozen
 from .accelerator import build_accelerator, start_trackers
 from .base import Method
+from .batches import Batch, Sampler
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .methods import TrainMasks
 from .optimizer import averaged, build_optimizer
-from .recipe import describe_run
-from .reward import RewardObjective
-from .sampler import Batch, Sampler
+from .reward_objective import RewardObjective
+from .run_card import describe_run
 from .validation import Validation
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..attachment import attachment_of, disabled, record
+from ..attaching.attachment import attachment_of, disabled, record
 from ..diffusion import diffusion_errors
-from ..evaluation.generation import generate
 from ..relaxation import derive_seed
+from ..sampling.generation import generate
+from .batches import Batch, Sampler
 from .config import TrainConfig
-from .sampler import Batch, Sampler
 
 _CHUNK = 64
 

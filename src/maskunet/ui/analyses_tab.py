@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from .asked import MOST_ANALYSED
-from .parts import QUEUED, Asked, request_of, sentences, shown
-from .studio import Studio
+from .backend import Studio
+from .requests import MOST_ANALYSED
+from .widgets import QUEUED, Asked, request_of, sentences, shown
 
 #: Columns of a row that are shown as one.
 _VALUE = ("value", "low", "high", "unit")

@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from .asked import MOST_PICTURES, Judged, Pair
-from .parts import QUEUED, Asked, image, note, request_of, said, sentences, shown
-from .studio import Studio
+from .backend import Studio
+from .requests import MOST_PICTURES, Judged, Pair
+from .widgets import QUEUED, Asked, image, note, request_of, said, sentences, shown
 
 
 def compare_tab(studio: Studio, asked: Asked) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from .analyses_tab import analyses_tab
+from .backend import Studio
 from .compare_tab import compare_tab, seeds_tab
-from .parts import AT_ONCE, controls, masker_choices
 from .search_tab import search_tab
-from .studio import Studio
+from .widgets import AT_ONCE, controls, masker_choices
 
 TITLE = "maskunet: base or masked"
 _INTRO = (

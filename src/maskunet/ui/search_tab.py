@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from ..searching import PRESETS
-from .asked import Ending, Moment, Request
-from .curve import reward_curve
-from .parts import AT_ONCE, NONE, QUEUED, Asked, image, masker_choices, note, request_of, said, sentences
-from .studio import Studio
+from .backend import Studio
+from .requests import Ending, Moment, Request
+from .reward_curve import reward_curve
+from .widgets import AT_ONCE, NONE, QUEUED, Asked, image, masker_choices, note, request_of, said, sentences
 
 _ABOUT = (
     "Looks for masks that raise the reward of this very prompt and seed, with no training: every trial draws masks, looks "

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..errors import DataError
-from .studio import Studio
+from .backend import Studio
 
 _MOST_WAITING = 32  # runs in the queue; who comes later is told so
 
