@@ -21,13 +21,13 @@ from benchmarks.shapes_masker import MASK, TRAIN, train_masker
 from machine import machine
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.maskers import MaskConfig
+from maskunet.maskers import MaskGeneratorConfig
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "first_masker.json"
 VARIANTS = {
-    "logit 2, Gumbel, 2e-3": (MaskConfig(initial_logit=2.0), {"gumbel": True, "learning_rate": 2e-3}),
-    "logit 1, threshold, 2e-3": (MaskConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 2e-3}),
-    "logit 0.3, threshold, 1e-3": (MaskConfig(initial_logit=0.3), {"gumbel": False, "learning_rate": 1e-3}),
+    "logit 2, Gumbel, 2e-3": (MaskGeneratorConfig(initial_logit=2.0), {"gumbel": True, "learning_rate": 2e-3}),
+    "logit 1, threshold, 2e-3": (MaskGeneratorConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 2e-3}),
+    "logit 0.3, threshold, 1e-3": (MaskGeneratorConfig(initial_logit=0.3), {"gumbel": False, "learning_rate": 1e-3}),
 }
 
 

@@ -29,15 +29,15 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from maskunet.maskers.forms import FactoredLogits
 from torch import Tensor, nn
 
 from benchmarks.studies.ablations import REFERENCE, AblationConfig, Variant, cell_name, folder_of, reproduce_ablations
 from benchmarks.studies.report import ablations_markdown
 from machine import machine
 from maskunet.allocator import keep_freed_memory
-from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankConfig
+from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankMaskerConfig
 from maskunet.maskers.conditional import key_of
+from maskunet.maskers.forms import FactoredLogits
 from maskunet.relaxation import derive_seed
 from maskunet.targets import BlockSpec, LayerSpec
 
@@ -48,7 +48,7 @@ TABLE = 64  # rows of a hashed table
 
 @dataclass(frozen=True)
 class FormConfig:
-    """Settings of a form: those of `LowRankConfig`, and how many `heads` an attention layer has."""
+    """Settings of a form: those of `LowRankMaskerConfig`, and how many `heads` an attention layer has."""
 
     form: str = "rows"
     heads: int = 4
@@ -177,8 +177,8 @@ class FormMasker(ConditionalMasker):
 #: The rows of the study.
 VARIANTS: dict[str, Variant] = {
     REFERENCE: Variant(),
-    "low rank, r = 16": Variant(LowRankConfig()),
-    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankConfig(), 0.5),
+    "low rank, r = 16": Variant(LowRankMaskerConfig()),
+    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankMaskerConfig(), 0.5),
     # One seed each; the one that came closest to low rank in gain got three.
     **{name: Variant(FormConfig(form=name), seeds=None if name == "shared" else 1) for name in FORMS},
 }

@@ -33,7 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import maskunet as mu
 from dense_masks import attach_dense
 from machine import machine
+from maskunet import targets
 from maskunet.allocator import keep_freed_memory
+from maskunet.maskers import FixedMasks
 from maskunet.operators import using
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "masked_forward.json"
@@ -92,7 +94,7 @@ def masker_of(side: str, unet: nn.Module) -> Any:
     if side.startswith("low-rank"):
         return mu.LowRankMasker.for_unet(unet, seed=0)
     if side.startswith("packed"):
-        return mu.FixedMasks(DrawnMasks(unet))
+        return FixedMasks(DrawnMasks(unet))
     return None
 
 
@@ -100,7 +102,7 @@ class DrawnMasks(Mapping[str, Tensor]):
     """Masks of density 0.9, two a layer, drawn when asked for: those of all layers at once are 1.3 GiB at SDXL size."""
 
     def __init__(self, unet: nn.Module) -> None:
-        self.shapes = {x.name: x.shape for x in mu.targets.describe(unet, "decoder-attention").layers}
+        self.shapes = {x.name: x.shape for x in targets.describe(unet, "decoder-attention").layers}
 
     def __getitem__(self, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(list(self.shapes).index(name))

@@ -29,8 +29,8 @@ import maskunet as mu
 from machine import machine
 from maskunet.allocator import keep_freed_memory
 from maskunet.relaxation import threshold
-from maskunet.searching.prefix_cache import Reuse
-from maskunet.searching.searched_masks import LiveMasks
+from maskunet.searching.prefix_cache import PrefixCache
+from maskunet.searching.searched_masks import SearchedMasks
 from maskunet.targets import describe
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -51,9 +51,9 @@ def unet_side(device: str, *, reuse: bool, rows: int, dtype: torch.dtype = torch
         timestep = torch.tensor(500)
     unet.to(dtype).requires_grad_(False)
     network = describe(unet, "decoder-attention")
-    live = LiveMasks(network)
+    live = SearchedMasks(network)
     mu.attach(unet, live)
-    kept = Reuse(unet, network) if reuse else None
+    kept = PrefixCache(unet, network) if reuse else None
     logits = {x.name: torch.ones(1, *x.shape, device=device, requires_grad=True) for x in network.layers}
 
     def call() -> None:
@@ -206,14 +206,14 @@ def main() -> None:
     counted = {name: flops(make("meta")) for name, make in PARTS.items()}
     result: dict[str, Any] = {"machine": machine(), "tflop": {"parts": counted, "iterations": totals(counted)}}
     kept = {name: saved(make("meta", dtype=torch.float16)) for name, make in PARTS.items()}
-    resident = {name: size / 2**30 for name, size in RESIDENT.items()}
+    without_offload = {name: size / 2**30 for name, size in RESIDENT.items()}
     rewards = sum(v for name, v in kept.items() if name.startswith("reward"))
-    peaks = {name: sum(resident.values()) + sum(kept[p] for p in used) + rewards for name, used in ITERATIONS.items()}
-    result["gib_in_half_precision"] = {"saved": kept, "resident": resident, "peak": peaks}
+    peaks = {name: sum(without_offload.values()) + sum(kept[p] for p in used) + rewards for name, used in ITERATIONS.items()}
+    result["gib_in_half_precision"] = {"saved": kept, "without_offload": without_offload, "peak": peaks}
     for name, peak in peaks.items():
         parts = ", ".join(f"{part} {kept[part]:.1f}" for part in ITERATIONS[name])
         print(f"{name}: {peak:.1f} GiB planned at 512 px, batch 1, half precision, no checkpointing: {parts}")
-    shared = {k: v for k, v in kept.items() if k.startswith("reward")} | resident
+    shared = {k: v for k, v in kept.items() if k.startswith("reward")} | without_offload
     print("of it in all of them:", ", ".join(f"{part} {size:.1f}" for part, size in shared.items()))
     if not args.no_time:
         taken: dict[str, float] = {}

@@ -56,7 +56,7 @@ def _smoothed_masks(
     **options: Any,
 ) -> Tensor:
     config = replace(config, **options)
-    return search(pipe, prompts, Smoothed(reward, copies), config, seeds=seeds, progress=False).pictures
+    return search(pipe, prompts, Smoothed(reward, copies), config, seeds=seeds, progress=False).tensor
 
 
 def with_both(method: Method, weight: float = 3.0) -> Method:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes
-
-from maskunet.maskers import MaskConfig, MaskGenerator
+from maskunet.maskers import MaskGenerator, MaskGeneratorConfig
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import Run, TrainConfig, train
+from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes
 
 #: Settings of the masker that is shipped; `benchmarks/first_masker.py` says how they were chosen.
-MASK = MaskConfig(initial_logit=0.3)
+MASK = MaskGeneratorConfig(initial_logit=0.3)
 TRAIN = TrainConfig(
     max_train_steps=550,
     train_batch_size=64,
@@ -29,7 +28,7 @@ def train_masker(
     pipe: Any,
     folder: Path,
     *,
-    mask: MaskConfig = MASK,
+    mask: MaskGeneratorConfig = MASK,
     config: TrainConfig = TRAIN,
     style: str = "plain",
     pool: int = POOL,

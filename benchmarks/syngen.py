@@ -30,11 +30,11 @@ from maskunet.evaluation import Scores
 from maskunet.evaluation.scores import Score
 from maskunet.metrics.geneval_rules import check
 from maskunet.relaxation import derive_seed
-from maskunet.sampling import Make
+from maskunet.sampling import Side
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.shapes.vocabulary import TASKS
-from maskunet.syngen import shapes_phrases, syngen_maker
+from maskunet.syngen import shapes_phrases, syngen_side
 
 #: Tasks in which two words can be bound or told apart.
 BINDING = ("two_object", "colors", "position", "color_attr")
@@ -60,10 +60,10 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def sides(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[bool, dict[str, Any], Make]]:
-    """Whether the masker is attached, the settings and the maker of each side."""
+def sides(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[bool, dict[str, Any], Side]]:
+    """Whether the masker is attached, the settings and the pipeline_side of each side."""
     shared = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    found: dict[str, tuple[bool, dict[str, Any], Make]] = {}
+    found: dict[str, tuple[bool, dict[str, Any], Side]] = {}
     for masked in (False, True):
         end = " + masker" if masked else ""
         found["masker" if masked else "plain"] = (masked, shared, partial(rivals.plain, pipe, **shared))
@@ -71,7 +71,7 @@ def sides(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[bool, dict[str
             for scale in args.scales:
                 for resolution in args.resolutions:
                     own = shared | {"scale": scale, "resolution": resolution}
-                    make = syngen_maker(pipe, phrases=partial(shapes_phrases, entities=entities), **own)
+                    make = syngen_side(pipe, phrases=partial(shapes_phrases, entities=entities), **own)
                     name = f"syngen{' entities' if entities else ''}"
                     if len(args.scales) * len(args.resolutions) > 1:
                         name += f" {scale:g} at {resolution}"
@@ -88,7 +88,7 @@ def main() -> None:
     prompts = [p for p in held_out_prompts(args.prompts * len(TASKS), args.split) if p.task in args.tasks]
     texts = [p.prompt for p in prompts]
 
-    def measured(make: Make, seed: int) -> dict[str, Any]:
+    def measured(make: Side, seed: int) -> dict[str, Any]:
         seeds = [derive_seed("syngen", args.split, seed, i) % 2**31 for i in range(len(texts))]
         start, right = time.monotonic(), []
         for first in range(0, len(texts), args.batch_size):

@@ -13,8 +13,6 @@ import json
 import tempfile
 from pathlib import Path
 
-from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes, scenes_of
-
 import maskunet as mu
 from machine import machine
 from maskunet import zoo
@@ -24,6 +22,7 @@ from maskunet.sampling import generate
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.training import build_method
+from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes, scenes_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "what_can_gain.json"
 RUNS = (
@@ -37,7 +36,7 @@ RUNS = (
 def accuracy(pipe) -> float:
     prompts = held_out_prompts(300, "val")
     options = {"seeds": 9000, "guidance_scale": 4.0, "batch_size": 100, "progress": False}
-    pictures = generate(pipe, [p.prompt for p in prompts], **options)
+    pictures = generate(pipe, [p.prompt for p in prompts], **options).tensor
     return sum(check(d, p.metadata()) is None for d, p in zip(judge(pictures), prompts)) / len(prompts)
 
 
@@ -52,7 +51,7 @@ def main() -> None:
         )
         pipe = copy.deepcopy(base)
         config = mu.TrainConfig(max_train_steps=300, learning_rate=rate, snr_gamma=5.0, gumbel=False)
-        method = build_method(name, pipe, mu.MaskConfig(initial_logit=0.3), gumbel=False)
+        method = build_method(name, pipe, mu.MaskGeneratorConfig(initial_logit=0.3), gumbel=False)
         with tempfile.TemporaryDirectory() as folder:
             run = mu.train(pipe, method, data, config, folder, validation=held_out)
             if name == "lora":

@@ -90,7 +90,7 @@ def any_unet(request: pytest.FixtureRequest, make_unet: Callable[[str], Unet]) -
 
 @pytest.fixture
 def inputs() -> Callable[..., dict[str, Any]]:
-    """Make the arguments of a call of a tiny U-Net for a batch of samples."""
+    """Side the arguments of a call of a tiny U-Net for a batch of samples."""
 
     def make(unet: Unet, batch: int = 2, *, seed: int = 0, timestep: int = 500) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)

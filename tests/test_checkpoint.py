@@ -14,7 +14,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import maskunet as mu
-from maskunet import checkpoint
+from maskunet import checkpoint, targets
+from maskunet.errors import CheckpointError, TargetError
+from maskunet.maskers import FixedMasks, MaskTable
 
 Unet = UNet2DConditionModel
 FILES = ["README.md", "config.json", "masker.safetensors"]
@@ -31,7 +33,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def refusal(source: Any, unet: Unet | None = None) -> str:
     """Return the one line with which a source is refused."""
-    with pytest.raises(mu.CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         mu.load(source, unet)
     message = str(caught.value)
     assert message.startswith("expected ")
@@ -41,7 +43,7 @@ def refusal(source: Any, unet: Unet | None = None) -> str:
 
 @pytest.fixture
 def masker(sd1: Unet) -> mu.MaskGenerator:
-    return mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(hidden=8, tau=0.5), seed=0)
+    return mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(hidden=8, tau=0.5), seed=0)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_files_that_are_written(masker: mu.MaskGenerator, saved: Path) -> None:
     assert config["format"] == checkpoint.FORMAT
     assert config["masker"] == "MaskGenerator"
     assert (config["settings"]["hidden"], config["settings"]["tau"]) == (8, 0.5)
-    assert mu.targets.Network.from_json(config["network"]) == masker.network
+    assert targets.Network.from_json(config["network"]) == masker.network
     tensors = load_file(saved / "masker.safetensors")
     state = masker.state_dict()
     assert sorted(tensors) == sorted(state)
@@ -78,9 +80,9 @@ def test_a_readme_that_is_there_is_kept(masker: mu.MaskGenerator, saved: Path) -
 
 
 def test_a_save_replaces_the_former_masker(sd1: Unet, saved: Path) -> None:
-    mu.MaskTable.for_unet(sd1, initial_logit=2.0, samples=3).save_pretrained(saved)
+    MaskTable.for_unet(sd1, initial_logit=2.0, samples=3).save_pretrained(saved)
     loaded = mu.load(str(saved), sd1)
-    assert isinstance(loaded, mu.MaskTable)
+    assert isinstance(loaded, MaskTable)
     assert loaded.settings == {"initial_logit": 2.0, "samples": 3, "tau": 1.0}
     assert sorted(content(saved)) == FILES
 
@@ -91,16 +93,16 @@ def test_load_without_a_model_and_to_a_device(saved: Path) -> None:
 
 
 def test_list_targets_survive(sd1: Unet, tmp_path: Path) -> None:
-    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(targets=("to_q", "attn2.to_k"), hidden=4))
+    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(targets=("to_q", "attn2.to_k"), hidden=4))
     loaded = mu.load(masker.save_pretrained(tmp_path), sd1)
     assert loaded.config == masker.config  # type: ignore[attr-defined]
 
 
 def test_fixed_masks_take_one_bit_a_weight(sd1: Unet, tmp_path: Path) -> None:
-    layers = mu.targets.describe(sd1).layers
+    layers = targets.describe(sd1).layers
     generator = torch.Generator().manual_seed(0)
     masks = {x.name: torch.rand((5, *x.shape), generator=generator) < 0.5 for x in layers}
-    mu.FixedMasks(masks).save_pretrained(tmp_path)
+    FixedMasks(masks).save_pretrained(tmp_path)
     weights = 5 * sum(layer.weights for layer in layers)
     stored = load_file(tmp_path / "masker.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.uint8}
@@ -187,8 +189,8 @@ def test_tensors_that_do_not_fit(saved: Path, sd1: Unet, change: str) -> None:
 
 
 def test_fixed_masks_that_lack_a_layer(sd1: Unet, tmp_path: Path) -> None:
-    layers = mu.targets.describe(sd1).layers
-    mu.FixedMasks({x.name: torch.ones(x.shape) for x in layers}).save_pretrained(tmp_path)
+    layers = targets.describe(sd1).layers
+    FixedMasks({x.name: torch.ones(x.shape) for x in layers}).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "masker.safetensors")
     del tensors[layers[0].name]
     save_file(tensors, tmp_path / "masker.safetensors")
@@ -209,7 +211,7 @@ def test_a_config_whose_values_are_wrong(saved: Path, sd1: Unet, changes: dict[s
 
 def test_another_network_is_refused_by_layer(saved: Path, make_unet: Callable[[str], Unet]) -> None:
     with pytest.raises(
-        mu.TargetError, match=r"made for another network: up_blocks\.1\..*is not in this U-Net"
+        TargetError, match=r"made for another network: up_blocks\.1\..*is not in this U-Net"
     ) as caught:
         mu.load(saved, make_unet("sdxl"))
     assert "\n" not in str(caught.value)
@@ -222,8 +224,8 @@ def fail(*_: object, **__: object) -> None:
 def test_a_failing_disk_leaves_the_old_files(sd1: Unet, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(saved)
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(mu.CheckpointError, match=r"folder that can be written, .* cannot be: .*No space left"):
-        mu.MaskTable.for_unet(sd1).save_pretrained(saved)
+    with pytest.raises(CheckpointError, match=r"folder that can be written, .* cannot be: .*No space left"):
+        MaskTable.for_unet(sd1).save_pretrained(saved)
     assert content(saved) == before
 
 
@@ -232,8 +234,8 @@ def test_a_disk_that_is_really_full(sd1: Unet, saved: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(mu.CheckpointError, match=r"folder that can be written, .* cannot be: .*File too large"):
-            mu.MaskTable.for_unet(sd1).save_pretrained(saved)
+        with pytest.raises(CheckpointError, match=r"folder that can be written, .* cannot be: .*File too large"):
+            MaskTable.for_unet(sd1).save_pretrained(saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert content(saved) == before
@@ -244,8 +246,8 @@ def test_a_disk_that_fails_between_files_leaves_the_old_masker(
 ) -> None:
     before = content(saved)
     monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(mu.CheckpointError, match="No space left"):
-        mu.MaskTable.for_unet(sd1).save_pretrained(saved)
+    with pytest.raises(CheckpointError, match="No space left"):
+        MaskTable.for_unet(sd1).save_pretrained(saved)
     monkeypatch.undo()
     assert content(saved) == before
     assert isinstance(mu.load(saved, sd1), mu.MaskGenerator)
@@ -253,6 +255,6 @@ def test_a_disk_that_fails_between_files_leaves_the_old_masker(
 
 def test_a_folder_that_is_a_file(masker: mu.MaskGenerator, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
-    with pytest.raises(mu.CheckpointError, match="folder that can be written"):
+    with pytest.raises(CheckpointError, match="folder that can be written"):
         masker.save_pretrained(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "x"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet import checkpoint
+from maskunet.errors import CheckpointError
 
 Unet = UNet2DConditionModel
 FILES = ["README.md", "config.json", "masker.safetensors"]
@@ -23,7 +24,7 @@ FILES = ["README.md", "config.json", "masker.safetensors"]
 
 @pytest.fixture
 def masker(sd1: Unet) -> mu.MaskGenerator:
-    return mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(hidden=8, tau=0.5), seed=0)
+    return mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(hidden=8, tau=0.5), seed=0)
 
 
 class Hub:
@@ -79,7 +80,7 @@ def test_a_round_trip_through_the_hub(
 
 
 def test_a_hub_id_that_is_not_there(hub: Hub) -> None:
-    with pytest.raises(mu.CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         mu.load("user/missing")
     message = str(caught.value)
     assert "\n" not in message

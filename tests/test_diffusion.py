@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-import maskunet as mu
 from maskunet.diffusion import diffusion_errors, prediction_target, snr_weights
+from maskunet.errors import DataError
 
 T = torch.tensor([0, 400, 999])
 
@@ -27,7 +27,7 @@ def test_targets() -> None:
     torch.testing.assert_close(
         prediction_target(scheduler, x, noise, T), alpha.sqrt() * noise - (1 - alpha).sqrt() * x
     )
-    with pytest.raises(mu.DataError, match="'sample'"):
+    with pytest.raises(DataError, match="'sample'"):
         prediction_target(made("sample"), x, noise, T)
 
 

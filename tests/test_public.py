@@ -21,6 +21,6 @@ def test_names_are_not_shadowed_by_modules() -> None:
 
 def test_every_promised_name_is_there() -> None:
     promised = {"attach", "detach", "disabled", "record", "load", "train", "TrainConfig", "zoo", "relaxation"}
-    promised |= {"MaskGenerator", "MaskConfig", "MaskTable", "FixedMasks", "RandomMasks"}
+    promised |= {"MaskGenerator", "MaskGeneratorConfig", "MaskTable", "FixedMasks", "RandomMasks"}
     assert promised <= set(mu.__all__) == set(dir(mu))
     assert all(getattr(mu, name) is not None for name in mu.__all__)

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
-import maskunet as mu
+from maskunet.errors import CheckpointError, TargetError
 from maskunet.targets import BlockSpec, LayerSpec, Network, block_of, describe, resolve, unet_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -90,7 +90,7 @@ def test_a_regular_expression_matches_whole_names(sd1: Unet) -> None:
     chosen = resolve(sd1, r"up_blocks\.1\.attentions\.[01]\..*attn1\.to_(q|v)")
     assert len(chosen) == 4
     assert all(name.endswith(("attn1.to_q", "attn1.to_v")) for name in chosen)
-    with pytest.raises(mu.TargetError, match="match no layer"):
+    with pytest.raises(TargetError, match="match no layer"):
         resolve(sd1, "to_q")
 
 
@@ -104,7 +104,7 @@ def test_a_regular_expression_matches_whole_names(sd1: Unet) -> None:
     ],
 )
 def test_no_match_lists_near_misses(sd1: Unet, targets: Any, wanted: str, near: str) -> None:
-    with pytest.raises(mu.TargetError) as caught:
+    with pytest.raises(TargetError) as caught:
         resolve(sd1, targets)
     assert wanted in str(caught.value)
     assert near in str(caught.value).split("Near misses:")[1]
@@ -112,9 +112,9 @@ def test_no_match_lists_near_misses(sd1: Unet, targets: Any, wanted: str, near: 
 
 
 def test_targets_that_are_empty_or_no_regular_expression(sd1: Unet) -> None:
-    with pytest.raises(mu.TargetError, match="at least one suffix as targets, got an empty list"):
+    with pytest.raises(TargetError, match="at least one suffix as targets, got an empty list"):
         resolve(sd1, [])
-    with pytest.raises(mu.TargetError, match=r"got 'up\(', which is not a regular expression"):
+    with pytest.raises(TargetError, match=r"got 'up\(', which is not a regular expression"):
         resolve(sd1, "up(")
 
 
@@ -131,7 +131,7 @@ def test_targets_that_are_empty_or_no_regular_expression(sd1: Unet) -> None:
     ],
 )
 def test_a_match_that_cannot_be_masked_is_named(sd1: Unet, targets: Any, named: str) -> None:
-    with pytest.raises(mu.TargetError, match="cannot be masked") as caught:
+    with pytest.raises(TargetError, match="cannot be masked") as caught:
         resolve(sd1, targets)
     assert named in str(caught.value)
     assert "Only Linear and Conv2d layers inside down_blocks, mid_block and up_blocks can" in str(caught.value)
@@ -143,7 +143,7 @@ def test_a_subclass_of_linear_is_not_masked(sd1: Unet) -> None:
 
     attention = sd1.up_blocks[1].attentions[0].transformer_blocks[0].attn1
     attention.to_q = Quantised(32, 32, bias=False)
-    with pytest.raises(mu.TargetError, match=r"attn1\.to_q \(Quantised\)"):
+    with pytest.raises(TargetError, match=r"attn1\.to_q \(Quantised\)"):
         describe(sd1)
 
 
@@ -161,7 +161,7 @@ def test_json_round_trip(any_unet: Unet, targets: str) -> None:
 
 @pytest.mark.parametrize("blocks", [5, ["block"], [{"name": "up_blocks.0"}], [{"name": "x", "in_channels": "wide"}]])
 def test_json_that_describes_no_network(blocks: Any) -> None:
-    with pytest.raises(mu.CheckpointError, match="expected a list of blocks with their layers"):
+    with pytest.raises(CheckpointError, match="expected a list of blocks with their layers"):
         Network.from_json(blocks)
 
 
@@ -182,13 +182,13 @@ def test_the_unet_of_a_pipeline(pipe: StableDiffusionPipeline) -> None:
 
 @pytest.mark.parametrize("model", [None, nn.Linear(2, 2), "runwayml/sd", object()])
 def test_what_has_no_unet_is_refused(model: Any) -> None:
-    with pytest.raises(mu.TargetError, match=f"pipeline or its U-Net.*got {type(model).__name__}"):
+    with pytest.raises(TargetError, match=f"pipeline or its U-Net.*got {type(model).__name__}"):
         unet_of(model)
 
 
 @pytest.mark.parametrize("name", ["conv_in", "up_blocks", "up_blocks.1", "mid_blocks.0.conv", "x.up_blocks.0.conv"])
 def test_a_layer_outside_the_blocks_has_none(name: str) -> None:
-    with pytest.raises(mu.TargetError, match="expected a layer inside down_blocks, mid_block or up_blocks"):
+    with pytest.raises(TargetError, match="expected a layer inside down_blocks, mid_block or up_blocks"):
         block_of(name)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maskunet.version import __version__
-from maskunet.zoo.dataset import POOL
 
 from benchmarks.studies.world import ArtRuns, Sampling, World, cell, load_base
 from maskunet.attaching.attachment import attach
 from maskunet.errors import DataError
-from maskunet.maskers import LowRankConfig, MaskConfig, TrainableConfig, build_masker
+from maskunet.maskers import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig, build_masker
+from maskunet.version import __version__
+from maskunet.zoo.dataset import POOL
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Variant:
         training: further settings of the trainer.
     """
 
-    mask: TrainableConfig = field(default_factory=MaskConfig)
+    mask: TrainableConfig = field(default_factory=MaskGeneratorConfig)
     rate: float = 1.0
     seeds: int | None = None
     logit: float | None = None
@@ -47,26 +47,26 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "decoder attention, both": Variant(),
-    "without timestep": Variant(MaskConfig(use_timestep=False)),
-    "without sample": Variant(MaskConfig(use_sample=False)),
+    "without timestep": Variant(MaskGeneratorConfig(use_timestep=False)),
+    "without sample": Variant(MaskGeneratorConfig(use_sample=False)),
     "at 0.3 of the rate": Variant(rate=0.3),
-    "temperature 0.3": Variant(MaskConfig(tau=0.3)),
+    "temperature 0.3": Variant(MaskGeneratorConfig(tau=0.3)),
     "from logits 1": Variant(logit=1.0),
     "towards density 0.97": Variant(training={"target_density": 0.97}),
-    "low rank, r = 16": Variant(LowRankConfig()),
-    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankConfig(), 0.5),
-    "low rank, r = 16, at 0.3 of the rate": Variant(LowRankConfig(), 0.3),
-    "low rank, r = 32": Variant(LowRankConfig(rank=32)),
-    "low rank, r = 8": Variant(LowRankConfig(rank=8)),
-    "low rank, r = 4": Variant(LowRankConfig(rank=4)),
-    "low rank, r = 2": Variant(LowRankConfig(rank=2)),
-    "low rank, hidden 16": Variant(LowRankConfig(hidden=16)),
-    "low rank, hidden 256": Variant(LowRankConfig(hidden=256)),
-    "low rank, without timestep": Variant(LowRankConfig(use_timestep=False)),
-    "low rank, without sample": Variant(LowRankConfig(use_sample=False)),
-    "decoder attention + conv": Variant(MaskConfig(targets="decoder-attention-conv")),
+    "low rank, r = 16": Variant(LowRankMaskerConfig()),
+    "low rank, r = 16, at 0.5 of the rate": Variant(LowRankMaskerConfig(), 0.5),
+    "low rank, r = 16, at 0.3 of the rate": Variant(LowRankMaskerConfig(), 0.3),
+    "low rank, r = 32": Variant(LowRankMaskerConfig(rank=32)),
+    "low rank, r = 8": Variant(LowRankMaskerConfig(rank=8)),
+    "low rank, r = 4": Variant(LowRankMaskerConfig(rank=4)),
+    "low rank, r = 2": Variant(LowRankMaskerConfig(rank=2)),
+    "low rank, hidden 16": Variant(LowRankMaskerConfig(hidden=16)),
+    "low rank, hidden 256": Variant(LowRankMaskerConfig(hidden=256)),
+    "low rank, without timestep": Variant(LowRankMaskerConfig(use_timestep=False)),
+    "low rank, without sample": Variant(LowRankMaskerConfig(use_sample=False)),
+    "decoder attention + conv": Variant(MaskGeneratorConfig(targets="decoder-attention-conv")),
     # Half an hour a seed, and 11 GiB.
-    "all layers": Variant(MaskConfig(targets="all"), seeds=1),
+    "all layers": Variant(MaskGeneratorConfig(targets="all"), seeds=1),
 }
 REFERENCE = "decoder attention, both"
 

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from maskunet.version import __version__
-from maskunet.zoo.dataset import TRAIN_SEED, encode_scenes, scenes_of
 from torch import Tensor
 
 from benchmarks.studies.rivals import plain
@@ -26,7 +24,7 @@ from benchmarks.studies.world import Sampling, Split, World, accuracy_by_task, c
 from maskunet.attaching.attachment import attach, attachment_of, reattach
 from maskunet.checkpoint import load
 from maskunet.data import CachedLatents
-from maskunet.maskers import LowRankConfig
+from maskunet.maskers import LowRankMaskerConfig
 from maskunet.metrics.distances import frechet_distance
 from maskunet.relaxation import derive_seed
 from maskunet.rewards import Reward
@@ -34,6 +32,8 @@ from maskunet.rewards import load as load_reward
 from maskunet.sampling import generate
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.training import TrainConfig, build_method, train
+from maskunet.version import __version__
+from maskunet.zoo.dataset import TRAIN_SEED, encode_scenes, scenes_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def reproduce_amortised(
             guidance_scale=config.guidance_scale,
             batch_size=100,
             progress=False,
-        )
+        ).tensor
         return {
             "n": len(made),
             "reward": mean_reward(climbed, made, texts),
@@ -208,7 +208,7 @@ def train_one(
         checkpoints_total_limit=1,
         seed=seed,
     )
-    mask = LowRankConfig(initial_logit=config.initial_logit)
+    mask = LowRankMaskerConfig(initial_logit=config.initial_logit)
     chosen = build_method(method, pipe, mask, gumbel=False, seed=seed)
     run = train(pipe, chosen, data, training, folder, reward=climbed, progress=False)
     if method == "lora":

@@ -18,7 +18,7 @@ from maskunet.maskers import RandomMasks
 from maskunet.relaxation import derive_seed
 from maskunet.rewards.base import Reward
 from maskunet.sampling.freezing import frozen
-from maskunet.sampling.offload import resident, upcast_decoder
+from maskunet.sampling.offload import upcast_decoder, without_offload
 from maskunet.sampling.stepwise import StepwiseSampler
 from maskunet.searching.drafts import best_of, candidates
 
@@ -105,7 +105,7 @@ def particles(
     sampler = StepwiseSampler(pipe, rows, seeds=numbers, **({"eta": 1.0} | options))
     generator = torch.Generator().manual_seed(derive_seed("particles", *seeds))
     before = torch.zeros(len(prompts), count)
-    with torch.no_grad(), resident(pipe.vae), upcast_decoder(pipe):
+    with torch.no_grad(), without_offload(pipe.vae), upcast_decoder(pipe):
         while not sampler.finished:
             output = sampler.predict()
             steps = len(sampler.timesteps)
@@ -154,7 +154,7 @@ def gradient_guidance(
     sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
     if sampler.scheduler.config.prediction_type == "sample":
         raise DataError("expected a scheduler that predicts noise or velocity for gradient guidance, got 'sample'")
-    with resident(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
+    with without_offload(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
         while not sampler.finished:
             latents = sampler.latents.detach().requires_grad_(True)
             sampler.latents = latents
@@ -201,7 +201,7 @@ def noise_optimisation(
     optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
     best, rewards = start.clone(), torch.full((len(prompts),), -float("inf"), device=start.device)
     size = start[0].numel()
-    with resident(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
+    with without_offload(pipe.unet, pipe.vae), frozen(pipe), upcast_decoder(pipe):
         for k in range(iterations + 1):
             with torch.enable_grad():
                 sampler.latents = noise * sampler.scheduler.init_noise_sigma

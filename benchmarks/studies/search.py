@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maskunet.version import __version__
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,6 +33,7 @@ from maskunet.sampling import StepwiseSampler
 from maskunet.searching import SearchConfig
 from maskunet.searching import search as search_masks
 from maskunet.shapes.scenes import held_out_prompts
+from maskunet.version import __version__
 from maskunet.zoo.rewards import bundled_weights
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _masks(
     config: SearchConfig,
     **options: Any,
 ) -> Tensor:
-    return search_masks(pipe, prompts, reward, replace(config, **options), seeds=seeds, progress=False).pictures
+    return search_masks(pipe, prompts, reward, replace(config, **options), seeds=seeds, progress=False).tensor
 
 
 def best_then_masks(*, count: int, **changes: Any) -> Method:
@@ -108,7 +108,7 @@ def _best_then_masks(
     chosen, pictures, rewards = rivals.best_noises(pipe, prompts, seeds, reward, count=count, **options)
     found = search_masks(pipe, prompts, reward, replace(config, **options), seeds=chosen, progress=False)
     better = found.rewards > rewards
-    return torch.where(better[:, None, None, None], found.pictures, pictures)
+    return torch.where(better[:, None, None, None], found.tensor, pictures)
 
 
 def fingerprint(method: Method) -> str:
@@ -223,7 +223,7 @@ def _memory_apart(method: Method, study: SearchStudy) -> dict[str, Any]:
 
 
 def peak_memory(method: Method, study: SearchStudy) -> float:
-    """Make `MEMORY_BATCH` pictures at once by a method and return the peak of this process in GiB."""
+    """Side `MEMORY_BATCH` pictures at once by a method and return the peak of this process in GiB."""
     pipe, reward = zoo.load("shapes"), rewards.load(study.reward)
     texts = [p.prompt for p in held_out_prompts(MEMORY_BATCH, study.split)]
     options = {"num_inference_steps": study.num_inference_steps, "guidance_scale": study.guidance_scale}
@@ -232,7 +232,7 @@ def peak_memory(method: Method, study: SearchStudy) -> float:
 
 
 def peak_of_process() -> float:
-    """Return the peak of resident memory of this process in GiB, or NaN where the system does not say."""
+    """Return the peak of without_offload memory of this process in GiB, or NaN where the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

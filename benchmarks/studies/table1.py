@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskunet.version import __version__
-from maskunet.zoo.dataset import POOL
-
 from benchmarks.studies.world import ArtRuns, Sampling, Split, World, cell, load_base
 from maskunet.attaching.attachment import attach
-from maskunet.maskers import MaskConfig, RandomMasks
+from maskunet.maskers import MaskGeneratorConfig, RandomMasks
+from maskunet.version import __version__
+from maskunet.zoo.dataset import POOL
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def reproduce_table1(
             rate=rate,
             seed=seed,
             steps=config.steps,
-            mask=MaskConfig(initial_logit=config.initial_logit),
+            mask=MaskGeneratorConfig(initial_logit=config.initial_logit),
             **dict(side.options),
         )
         own = {"density": world.density(pipe), "learning_rate": rate, "art_gain": run.stats[-1]["gain"]}

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler
-from maskunet.zoo.dataset import HELD_OUT_SEED, TRAIN_SEED, encode_scenes, scenes_of
 from torch import Tensor
 
 from maskunet import zoo
@@ -29,6 +28,7 @@ from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import Prompt, held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.training import Run, TrainConfig, build_method, train
+from maskunet.zoo.dataset import HELD_OUT_SEED, TRAIN_SEED, encode_scenes, scenes_of
 
 Split = Literal["val", "test"]
 
@@ -107,7 +107,7 @@ class World:
                     guidance_scale=self.sampling.guidance_scale,
                     batch_size=100,
                     progress=False,
-                )
+                ).tensor
                 for run in range(pictures)
             ]
         )

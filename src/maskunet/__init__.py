@@ -9,39 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .exports import exports
-
-__version__ = "0.1.0"
+from .version import __version__
 
 #: Public names by the module that holds them; each is imported when it is first used, so `import maskunet` is quick.
 _PUBLIC = {
-    "attach": "attachment",
-    "detach": "attachment",
-    "disabled": "attachment",
-    "record": "attachment",
-    "load": "checkpoint",
-    "HeldMasks": "maskers",
-    "LowRankConfig": "maskers",
-    "LowRankMasker": "maskers",
-    "MaskConfig": "maskers",
-    "MaskGenerator": "maskers",
-    "MaskTable": "maskers",
-    "FixedMasks": "maskers",
-    "RandomMasks": "maskers",
-    "Masker": "maskers",
-    "MaskSchedule": "maskers",
-    "search": "searching",
-    "SearchConfig": "searching",
-    "SearchResult": "searching",
-    "syngen": "guidance",
+    "attach": "attaching",
+    "detach": "attaching",
+    "disabled": "attaching",
+    "record": "attaching",
+    "load": "maskers",
     "train": "training",
+    "search": "searching",
+    "evaluate": "evaluation",
+    "LowRankMasker": "maskers",
+    "LowRankMaskerConfig": "maskers",
+    "MaskGenerator": "maskers",
+    "MaskGeneratorConfig": "maskers",
     "TrainConfig": "training",
+    "SearchConfig": "searching",
     "MaskUNetError": "errors",
-    "TargetError": "errors",
-    "CheckpointError": "errors",
-    "DataError": "errors",
-    "RewardError": "errors",
 }
-_MODULES = ("relaxation", "operators", "maskers", "targets", "zoo", "metrics", "shapes", "rewards")
+_MODULES = ("maskers", "rewards", "data", "zoo", "sampling", "evaluation", "analysis")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
@@ -58,22 +46,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import maskers, metrics, operators, relaxation, rewards, shapes, targets, zoo
-    from .attaching.attachment import attach, detach, disabled, record
-    from .checkpoint import load
-    from .errors import CheckpointError, DataError, MaskUNetError, RewardError, TargetError
-    from .maskers import (
-        FixedMasks,
-        HeldMasks,
-        LowRankConfig,
-        LowRankMasker,
-        MaskConfig,
-        Masker,
-        MaskGenerator,
-        MaskSchedule,
-        MaskTable,
-        RandomMasks,
-    )
-    from .searching import SearchConfig, SearchResult, search
-    from .syngen import syngen
+    from . import analysis, data, evaluation, maskers, rewards, sampling, zoo
+    from .attaching import attach, detach, disabled, record
+    from .errors import MaskUNetError
+    from .evaluation import evaluate
+    from .maskers import LowRankMasker, LowRankMaskerConfig, MaskGenerator, MaskGeneratorConfig, load
+    from .searching import SearchConfig, search
     from .training import TrainConfig, train

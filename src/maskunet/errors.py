@@ -21,6 +21,10 @@ class DataError(MaskUNetError, ValueError):
     """Prompts, pictures or settings that cannot be used."""
 
 
+class SettingError(DataError):
+    """A setting that is out of range, unknown, or contradicts another."""
+
+
 class RewardError(MaskUNetError, ValueError):
     """A reward that is missing or returns something that is not a reward."""
 
@@ -36,3 +40,13 @@ class UnscoredError(RewardError):
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
         self.result = result
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something, or the error's type.
+
+    Args:
+        error: the error.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,7 @@ from .errors import DataError
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for output.
+    """Side a folder for output.
 
     Raises:
         DataError: it cannot be made.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from . import zoo
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, first_line
+from .pretrained import bundled_path
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DataError(
             f"expected a device of this machine (cpu{', cuda' if torch.cuda.is_available() else ''}), got {name!r}: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     if device.type == "meta":
         raise DataError("expected a device that computes, got 'meta'")
@@ -100,13 +100,10 @@ def load_pipeline(
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise DataError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {scheduler!r}")
     text = os.fspath(source)
-    if text == "shapes":
-        pipe: Any = zoo.load("shapes", dtype=dtype, device=device)
-    else:
-        pipe = _read(text, dtype, revision)
-        if not hasattr(pipe, "unet"):
-            raise CheckpointError(f"expected a pipeline with a U-Net in {text!r}, got {type(pipe).__name__}")
-        pipe = pipe.to(device)
+    pipe = _read(os.fspath(bundled_path("shapes")) if text == "shapes" else text, dtype, revision)
+    if not hasattr(pipe, "unet"):
+        raise CheckpointError(f"expected a pipeline with a U-Net in {text!r}, got {type(pipe).__name__}")
+    pipe = pipe.to(device)
     if scheduler is not None:
         import diffusers
 
@@ -156,14 +153,8 @@ def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
         )
     try:
         return reader(str(path) if where != "hub id" else text, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise CheckpointError(
-            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {reason}"
-        ) from error
     except Exception as error:
-        # safetensors and hub clients raise their own types; a user's bad file must still end in one clear line.
+        # diffusers, safetensors and hub clients raise types of their own; a bad file must still end in one clear line.
         raise CheckpointError(
-            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {type(error).__name__}: {error}"
+            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {first_line(error)}"
         ) from error

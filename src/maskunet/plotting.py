@@ -114,7 +114,7 @@ def error_bars(axis: Any, names: list[str], groups: list[list[float]], *, half_w
 
 
 def log_ticks(axis: Any) -> None:
-    """Make the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
+    """Side the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     axis.set_yscale("log")

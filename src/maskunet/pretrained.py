@@ -1,4 +1,4 @@
-"""The public checkpoints of rewards: where they are, and their tensors; nothing in them is ever executed."""
+"""Pretrained weights: where they are (on disk, in the package, on the hub) and their tensors; no code in them is run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 
 Source = str | os.PathLike[str]
+#: Bundled models by name, and what each is; `bundled_path` gives their folders.
+BUNDLED = {
+    "shapes": "text-to-image pipeline",
+    "shapes-masker": "masker for the pipeline",
+    "shapes-clip": "CLIP of the shapes world, for image features",
+    "shapes-reward": "reward of the shapes world",
+    "shapes-matching": "reward that reads the caption beside the image",
+    "shapes-referee": "a second reward, trained separately, that nothing is optimised for",
+}
+_WEIGHTS = Path(__file__).parent / "zoo" / "weights"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+
+
+def bundled_path(name: str) -> Path:
+    """Return the folder of a bundled model.
+
+    Args:
+        name: one of `BUNDLED`.
+
+    Raises:
+        CheckpointError: there is no such model, or its weights are missing from the installation.
+    """
+    if name not in BUNDLED:
+        raise CheckpointError(f"expected a bundled model ({', '.join(BUNDLED)}), got {name!r}")
+    folder = _WEIGHTS / name
+    if not folder.is_dir():
+        raise CheckpointError(f"expected the weights of {name!r} in {folder}, they are missing; reinstall maskunet")
+    return folder
 
 
 def locate(source: Source, names: Sequence[str], *, revision: str | None = None, token: str | None = None) -> Path:
@@ -176,9 +203,3 @@ def require_complete(report: Mapping[str, Any], name: str) -> None:
         raise CheckpointError(
             f"expected a complete checkpoint of {name}, {len(missing)} tensors are missing, such as {missing[0]!r}"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

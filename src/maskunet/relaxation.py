@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import SettingError
+
 #: Least logit that is kept without noise: P(keep) = 1/2.
 THRESHOLD = math.log(math.log(2.0))
 
@@ -51,7 +53,7 @@ def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
         Masks of 0 and 1 in the logits' dtype, with the straight-through gradient.
 
     Raises:
-        ValueError: `tau` is not positive.
+        SettingError: `tau` is not positive.
 
     Reference: MaskUNet, section 3.2.
     """
@@ -73,7 +75,7 @@ def threshold(logits: Tensor, tau: float = 1.0) -> Tensor:
         Masks of 0 and 1 in the logits' dtype, with the gradient of sigmoid((S - log log 2) / tau).
 
     Raises:
-        ValueError: `tau` is not positive.
+        SettingError: `tau` is not positive.
     """
     _check(tau)
     if _decided(logits):
@@ -102,7 +104,7 @@ def _decided(scores: Tensor) -> bool:
 
 def _check(tau: float) -> None:
     if not tau > 0:
-        raise ValueError(f"expected a temperature tau > 0, got {tau}")
+        raise SettingError(f"expected a temperature tau > 0, got {tau}")
 
 
 def _scaled(scores: Tensor, tau: float) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from .errors import CheckpointError, TargetError
-
-Targets = str | Sequence[str]
+from .settings import Targets
 
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 _CONVOLUTION = r"(resnets|upsamplers|downsamplers)\.\d+\.conv\w*"

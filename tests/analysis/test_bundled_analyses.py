@@ -13,6 +13,7 @@ import maskunet as mu
 from maskunet.analysis import AnalysisSettings, analyze, embedding, random_masks
 from maskunet.analysis import bundled_reference as distances
 from maskunet.attaching.attachment import attachment_of
+from maskunet.errors import DataError
 
 SETTINGS = AnalysisSettings(num_inference_steps=2, count=6, mask_seeds=1, rates=(0.2, 0.9))
 
@@ -65,7 +66,7 @@ def test_samples_beside_real_pictures(bundled: Any, tmp_path: Path) -> None:
     own = AnalysisSettings(num_inference_steps=1, count=3, reference=tmp_path)
     assert analyze("samples", bundled, own).settings["real_pictures"] == 6
     (tmp_path / "5.png").unlink()
-    with pytest.raises(mu.DataError, match="at least 6 real"):
+    with pytest.raises(DataError, match="at least 6 real"):
         analyze("samples", bundled, own)
 
 

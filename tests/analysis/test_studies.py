@@ -20,6 +20,8 @@ from maskunet.analysis.emergence import halfway, settled
 from maskunet.analysis.layer_names import projection_of, short_name
 from maskunet.analysis.overlap import Overlaps
 from maskunet.attaching.attachment import attachment_of
+from maskunet.errors import DataError, TargetError
+from maskunet.maskers import FixedMasks, MaskSchedule, RandomMasks
 from maskunet.targets import describe, maskable_layers
 
 PROMPTS = ("a b", "c d")
@@ -34,7 +36,7 @@ def values(rows: list[dict[str, Any]], measure: str, **keys: Any) -> list[float]
 
 def generator(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
     """A masker whose masks depend on timestep and sample."""
-    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=-0.2), seed=0)
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=-0.2), seed=0)
     with torch.no_grad():
         for i, parameter in enumerate(masker.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
@@ -42,10 +44,10 @@ def generator(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
     return masker.eval()
 
 
-def schedule(pipe: StableDiffusionPipeline, samples: int = 2) -> mu.MaskSchedule:
+def schedule(pipe: StableDiffusionPipeline, samples: int = 2) -> MaskSchedule:
     """What a search leaves behind: other bits at each of three timesteps and for each sample, those of v the same."""
     network = describe(pipe)
-    found = mu.MaskSchedule(network, [667.0, 334.0, 1.0], samples)
+    found = MaskSchedule(network, [667.0, 334.0, 1.0], samples)
     for i in range(3):
         for k, layer in enumerate(network.layers):
             number = k if projection_of(layer.name) == "v" else 100 * i + k
@@ -83,7 +85,7 @@ def test_density_of_the_conditional_half_of_a_generator(pipe: StableDiffusionPip
 
 
 def test_density_over_training_and_on_xl(sdxl_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    mu.attach(sdxl_pipe, mu.RandomMasks.for_unet(sdxl_pipe.unet, density=0.75))
+    mu.attach(sdxl_pipe, RandomMasks.for_unet(sdxl_pipe.unet, density=0.75))
     stats = tmp_path / "stats.jsonl"
     stats.write_text('{"step": 1, "loss": 1}\n{"step": 2, "density": 0.9}\n\n{"step": 4, "density": 0.8}\n')
     found = analyze("density", sdxl_pipe, AnalysisSettings(PROMPTS, 2, run=tmp_path))
@@ -92,7 +94,7 @@ def test_density_over_training_and_on_xl(sdxl_pipe: StableDiffusionPipeline, tmp
     assert values(found.rows, "mask ratio by all", timestep="mean") == pytest.approx([0.25], abs=0.02)
     for text, said in (('{"step": 1}', "has none"), ("no json", "could not read")):
         stats.write_text(text)
-        with pytest.raises(mu.DataError, match=said):
+        with pytest.raises(DataError, match=said):
             analyze("density", sdxl_pipe, AnalysisSettings(PROMPTS, 2, run=stats))
 
 
@@ -117,7 +119,7 @@ def test_masks_sees_that_v_stays(pipe: StableDiffusionPipeline) -> None:
         assert overlap == 1 if stays else overlap == pytest.approx(1 / 9, abs=0.03)
     assert "v stays more than the others" in found.answer
     assert found.settings["n"] == 4
-    with pytest.raises(mu.DataError, match="name of a masked layer"):
+    with pytest.raises(DataError, match="name of a masked layer"):
         analyze("masks", pipe, AnalysisSettings(PROMPTS, layer="conv_in"))
 
 
@@ -127,7 +129,7 @@ def test_weights_sees_which_are_switched_off(pipe: StableDiffusionPipeline) -> N
     for layer in network.layers:
         size = modules[layer.name].weight.abs()
         masks[layer.name] = size < size.flatten().kthvalue(size.numel() // 2 + 1).values
-    mu.attach(pipe, mu.FixedMasks(masks))
+    mu.attach(pipe, FixedMasks(masks))
     found = analyze("weights", pipe, SETTINGS)
     by_tenth = [values(found.rows, "mask ratio by magnitude", timestep="mean", tenth=k)[0] for k in range(1, 11)]
     assert by_tenth == pytest.approx([0.0] * 5 + [1.0] * 5, abs=0.02)
@@ -135,7 +137,7 @@ def test_weights_sees_which_are_switched_off(pipe: StableDiffusionPipeline) -> N
 
 
 def test_nothing_to_see_is_said(pipe: StableDiffusionPipeline) -> None:
-    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=1.0))
+    mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=1.0))
     assert "keep every weight" in analyze("density", pipe, SETTINGS).answer
     assert "nothing to compare" in analyze("masks", pipe, SETTINGS).answer
     assert "No weight" in analyze("weights", pipe, SETTINGS).answer
@@ -196,7 +198,7 @@ def test_a_search_result_of_one_prompt(pipe: StableDiffusionPipeline) -> None:
 
 
 def test_examples_are_the_pictures_of_their_prompts(pipe: StableDiffusionPipeline) -> None:
-    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.5))
+    mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.5))
     settings = AnalysisSettings(("a", "b", "c"), num_inference_steps=2, batch_size=1)
     course, _ = emergence._course(choose_subject(pipe, settings, 1, lambda share, word: None), "masked", (0, 1))
     assert course.shown.shape[1] == 2
@@ -224,27 +226,27 @@ def test_files_hold_what_was_measured(pipe: StableDiffusionPipeline, tmp_path: P
     assert before.trace is None
     assert not list(tmp_path.glob("*.part"))
     (tmp_path / "file").touch()
-    with pytest.raises(mu.DataError, match="folder that can be written"):
+    with pytest.raises(DataError, match="folder that can be written"):
         found.save(tmp_path / "file")
 
 
 def test_bad_input_is_said(pipe: StableDiffusionPipeline) -> None:
     assert set(NAMES) == {"random", "density", "masks", "weights", "emergence", "samples"}
-    with pytest.raises(mu.DataError, match="expected an analysis"):
+    with pytest.raises(DataError, match="expected an analysis"):
         analyze("mask", pipe, SETTINGS)
-    with pytest.raises(mu.TargetError, match="none is"):
+    with pytest.raises(TargetError, match="none is"):
         analyze("density", pipe, SETTINGS)
     mu.attach(pipe, schedule(pipe))
-    with mu.disabled(pipe), pytest.raises(mu.TargetError, match="switched off"):
+    with mu.disabled(pipe), pytest.raises(TargetError, match="switched off"):
         analyze("masks", pipe, SETTINGS)
-    with pytest.raises(mu.DataError, match="only the bundled model has its own"):
+    with pytest.raises(DataError, match="only the bundled model has its own"):
         analyze("density", pipe)
-    with pytest.raises(mu.TargetError, match="multiple of 2 prompts"):
+    with pytest.raises(TargetError, match="multiple of 2 prompts"):
         analyze("density", pipe, AnalysisSettings(PROMPTS, 2, count=3))
-    with pytest.raises(mu.DataError, match="--reference"):
+    with pytest.raises(DataError, match="--reference"):
         analyze("samples", pipe, SETTINGS)
-    with pytest.raises(mu.DataError, match="at least 3 pictures"):
+    with pytest.raises(DataError, match="at least 3 pictures"):
         analyze("samples", pipe, AnalysisSettings(PROMPTS))
     for wrong in ({"rates": (1.0,)}, {"rates": ()}, {"count": 0}, {"prompts": ()}, {"prompts": ("a", " ")}):
-        with pytest.raises(mu.DataError, match="expected"):
+        with pytest.raises(DataError, match="expected"):
             AnalysisSettings(**wrong)  # type: ignore[arg-type]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
-import maskunet as mu
+from maskunet.maskers import RandomMasks
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 def test_analyze_writes_plot_and_data(run: Run, model: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    masker = mu.RandomMasks.for_unet(pipe.unet, density=0.9).save_pretrained(tmp_path / "masker")
+    masker = RandomMasks.for_unet(pipe.unet, density=0.9).save_pretrained(tmp_path / "masker")
     words = ["--model", model, "--masker", masker, "--prompt", "a b", "--steps", 2, "--device", "cpu", "--count", 2]
     code, out, err = run("analyze", "density", *words, "--output", "out")
     assert code == 0, err

@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import maskunet as mu
+from maskunet.maskers import FixedMasks, RandomMasks
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def masker(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
-    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=-0.3), seed=0)
+    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=-0.3), seed=0)
     return Path(generator.save_pretrained(tmp_path / "masker"))
 
 
@@ -47,7 +48,7 @@ def test_generate_writes_pictures_and_settings(run: Run, model: Path, masker: Pa
 def test_generate_with_masks_that_are_held(
     run: Run, model: Path, pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    masker = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankConfig(rank=4), seed=0)
+    masker = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankMaskerConfig(rank=4), seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in masker.parameters():
@@ -166,9 +167,9 @@ def test_info_of_masker_and_model(run: Run, model: Path, masker: Path) -> None:
 def test_info_of_fixed_and_random_masks(run: Run, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     name = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     half = torch.arange(32 * 32).reshape(32, 32) % 2
-    mu.FixedMasks({name: half}).save_pretrained(tmp_path / "fixed")
+    FixedMasks({name: half}).save_pretrained(tmp_path / "fixed")
     assert "density        0.5000" in run("info", tmp_path / "fixed")[1]
-    mu.RandomMasks.for_unet(pipe.unet, density=0.9).save_pretrained(tmp_path / "random")
+    RandomMasks.for_unet(pipe.unet, density=0.9).save_pretrained(tmp_path / "random")
     assert "0.9 (drawn)" in run("info", tmp_path / "random")[1]
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import maskunet as mu
+from maskunet.maskers import Masker
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import training_scene
 
@@ -114,7 +115,7 @@ def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
 
 def test_what_is_pushed_carries_the_recipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = []
-    monkeypatch.setattr(mu.Masker, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
+    monkeypatch.setattr(Masker, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
     words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 4, *SMALL]
     code, _, err = run(*words, "--output_dir", "run", "--hub_model_id", "me/masks")
     assert code == 0, err

@@ -7,12 +7,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
-from maskunet.zoo.dataset import encode_scenes, scenes_of
 
-import maskunet as mu
 from maskunet.data import CachedLatents, PromptEmbeds, sample_at
+from maskunet.errors import DataError
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import training_scene
+from maskunet.zoo.dataset import encode_scenes, scenes_of
 
 
 def test_encoding_is_the_autoencoders(pipe: StableDiffusionPipeline) -> None:
@@ -44,7 +44,7 @@ def test_latents_are_those_asked_for_and_do_not_depend_on_their_batch() -> None:
 
 
 def test_captions_must_match_latents() -> None:
-    with pytest.raises(mu.DataError, match="as many captions"):
+    with pytest.raises(DataError, match="as many captions"):
         CachedLatents(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), ("a", "b"))
 
 
@@ -75,10 +75,10 @@ def test_bundled_worlds_by_name() -> None:
     scenes, style = scenes_of("shapes-art", 3, seed=5)
     assert style == "art"
     assert scenes == [training_scene(i, 5) for i in range(3)]
-    with pytest.raises(mu.DataError, match="shapes, shapes-art"):
+    with pytest.raises(DataError, match="shapes, shapes-art"):
         scenes_of("laion", 3, 0)
 
 
 def test_nothing_to_encode_is_refused(pipe: StableDiffusionPipeline) -> None:
-    with pytest.raises(mu.DataError, match="0 scenes"):
+    with pytest.raises(DataError, match="0 scenes"):
         encode_scenes(pipe, [])

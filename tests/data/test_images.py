@@ -21,6 +21,7 @@ from PIL import Image
 
 import maskunet as mu
 from maskunet.data import CachedLatents, encode_images, encode_pictures, encoding, images, open_images
+from maskunet.errors import DataError
 
 Row = dict[str, Any]
 
@@ -232,7 +233,7 @@ def test_splits_of_a_folder_of_tables(tmp_path: Path) -> None:
     assert open_images(folder).count == 3
     assert open_images(folder, split="test").count == 1
     assert open_images(folder, split="train[:2]").count == 2
-    with pytest.raises(mu.DataError, match=r"'dev'.*got test, train"):
+    with pytest.raises(DataError, match=r"'dev'.*got test, train"):
         open_images(folder, split="dev")
 
 
@@ -241,19 +242,19 @@ def test_splits_of_a_folder_of_pictures(tmp_path: Path) -> None:
         folder_of(tmp_path / "set" / split, good(count))
     assert open_images(tmp_path / "set").count == 3
     assert open_images(tmp_path / "set", split="test").count == 1
-    with pytest.raises(mu.DataError, match="split 'test'"):
+    with pytest.raises(DataError, match="split 'test'"):
         open_images(tmp_path / "set" / "train", split="test")
 
 
 def test_missing_columns_are_named_with_those_there_are(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "set", good(1))
-    with pytest.raises(mu.DataError, match=r"'caption'.*got file_name, text; choose caption_column"):
+    with pytest.raises(DataError, match=r"'caption'.*got file_name, text; choose caption_column"):
         open_images(folder, caption_column="caption")
-    with pytest.raises(mu.DataError, match=r"'photo'.*got file_name, text; choose image_column"):
+    with pytest.raises(DataError, match=r"'photo'.*got file_name, text; choose image_column"):
         open_images(folder, image_column="photo")
     as_struct(tmp_path).to_parquet(str(tmp_path / "a.parquet"))
     for streaming in (False, True):
-        with pytest.raises(mu.DataError, match=r"'caption'.*got image, text; choose caption_column"):
+        with pytest.raises(DataError, match=r"'caption'.*got image, text; choose caption_column"):
             open_images(tmp_path / "a.parquet", caption_column="caption", streaming=streaming)
 
 
@@ -277,11 +278,11 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
         "gone.parquet": "existing folder or file",
     }.items():
         for streaming in (False, True):
-            with pytest.raises(mu.DataError, match=message) as caught:
+            with pytest.raises(DataError, match=message) as caught:
                 open_images(str(tmp_path / source), streaming=streaming)
             assert "\n" not in str(caught.value)
     for source in ("./gone", "../gone", "~/gone-from-here", "gone.parquet", "", "  ", Path("gone/too")):
-        with pytest.raises(mu.DataError, match="existing folder or file"):
+        with pytest.raises(DataError, match="existing folder or file"):
             open_images(source)
 
 
@@ -300,7 +301,7 @@ def test_hub_names_go_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [caption for _, caption in found] == ["0", "2"]
     assert found.fingerprint == open_images("someone/art", split="test", revision="abc").fingerprint
     assert found.fingerprint != open_images("someone/art", split="test", revision="abd").fingerprint
-    with pytest.raises(mu.DataError, match="'nobody/nothing': ConnectionError: no such data set"):
+    with pytest.raises(DataError, match="'nobody/nothing': ConnectionError: no such data set"):
         open_images("nobody/nothing")
 
 
@@ -327,7 +328,7 @@ def test_pictures_are_fetched_from_the_hub_and_from_nowhere_else(monkeypatch: py
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_struct(tmp_path).to_parquet(str(tmp_path / "a.parquet"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(mu.DataError, match=r"expected datasets.*pip install 'maskunet\[train\]'"):
+    with pytest.raises(DataError, match=r"expected datasets.*pip install 'maskunet\[train\]'"):
         open_images(tmp_path / "a.parquet")
     assert len(list(open_images(folder_of(tmp_path / "set", good(2))))) == 2
 
@@ -338,7 +339,7 @@ def test_a_source_that_breaks_off_is_said() -> None:
             yield {"image": coded(noise(0)), "text": "x"}
             raise OSError("gone")
 
-    with pytest.raises(mu.DataError, match="row 1 of some, got OSError: gone"):
+    with pytest.raises(DataError, match="row 1 of some, got OSError: gone"):
         list(mu.data.ImageCaptions(Broken(), "some"))
 
 
@@ -407,12 +408,12 @@ def test_mirrored_crops_are_mirrored_pictures(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path, pipe: StableDiffusionPipeline) -> None:
     found = open_images(folder_of(tmp_path / "set", good(1)))
     for resolution in (15, 0, -2):
-        with pytest.raises(mu.DataError, match=f"multiple of 2.*got {resolution}"):
+        with pytest.raises(DataError, match=f"multiple of 2.*got {resolution}"):
             encode_images(pipe, found, resolution=resolution)
     for options in ({"batch_size": 0}, {"max_samples": 0}):
-        with pytest.raises(mu.DataError, match="at least 1"):
+        with pytest.raises(DataError, match="at least 1"):
             encode_images(pipe, found, resolution=16, **options)
-    with pytest.raises(mu.DataError, match="cache_dir that can be written"):
+    with pytest.raises(DataError, match="cache_dir that can be written"):
         encode_images(pipe, found, resolution=16, cache_dir=tmp_path / "set" / "0.png")
 
 
@@ -434,7 +435,7 @@ def test_what_was_left_out_is_logged(
 def test_nothing_usable_is_an_error_with_counts(tmp_path: Path, pipe: StableDiffusionPipeline) -> None:
     rows = [("x.png", b"x", "x"), ("y.png", None, "y"), ("z.png", coded(noise(0)), "")]
     found = open_images(folder_of(tmp_path / "set", rows))
-    with pytest.raises(mu.DataError, match="all 3 rows were skipped: 2 unreadable picture, 1 empty caption"):
+    with pytest.raises(DataError, match="all 3 rows were skipped: 2 unreadable picture, 1 empty caption"):
         encode_images(pipe, found, resolution=16, progress=False, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

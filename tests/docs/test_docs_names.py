@@ -105,7 +105,7 @@ def test_quoted_messages_are_ours() -> None:
 def test_a_name_or_an_option_that_is_gone_is_found() -> None:
     assert resolves(".search")
     assert resolves(".SearchConfig.preset")
-    assert resolves(".evaluation.maker")
+    assert resolves(".evaluation.pipeline_side")
     assert not resolves(".serach")
     assert not resolves(".rewards.no_such_reward")
     assert "--preset" in options_of(command_of(["search"]))

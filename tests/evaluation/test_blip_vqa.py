@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, BlipForQuestionAnswering, BlipImageProcessorPil
 
-import maskunet as mu
+from maskunet.errors import CheckpointError
 from maskunet.evaluation.blip_vqa import BlipVqa, clean_question
 
 
@@ -64,10 +64,10 @@ def test_questions_are_cleaned() -> None:
 
 
 def test_unreadable_networks(tmp_path: Path, blip_folder: Path) -> None:
-    with pytest.raises(mu.CheckpointError, match="BLIP for questions"):
+    with pytest.raises(CheckpointError, match="BLIP for questions"):
         BlipVqa.from_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     model = BlipForQuestionAnswering.from_pretrained(blip_folder)
-    with pytest.raises(mu.CheckpointError, match="'yes' and 'no'"):
+    with pytest.raises(CheckpointError, match="'yes' and 'no'"):
         BlipVqa(model, BertTokenizer.from_pretrained(tmp_path))
     assert torch.is_grad_enabled()

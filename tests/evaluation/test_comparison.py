@@ -56,7 +56,7 @@ def test_both_sides_share_their_noise(pipe: StableDiffusionPipeline) -> None:
     """With masks of ones the sides are the same picture; with others they are not."""
     pictures: dict[tuple[str, int], torch.Tensor] = {}
     prompts = held_out_prompts(6)
-    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=9.0), seed=0)
+    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=9.0), seed=0)
     mu.attach(pipe, generator)
     features = lambda x: x.mean((2, 3)) + torch.arange(3)  # noqa: E731
     result = compare(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import maskunet as mu
+from maskunet.errors import CheckpointError, DataError
 from maskunet.evaluation.features import load_features
 
 
@@ -54,17 +54,17 @@ def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             failing(ModuleNotFoundError("No module named 'torch_fidelity'")),
-            mu.DataError,
+            DataError,
             r"pip install 'maskunet\[inc",
         ),
         (
             failing(URLError("Name or service not known")),
-            mu.CheckpointError,
+            CheckpointError,
             r"not known.*no network, put weights-ince",
         ),
         (
             failing(RuntimeError("operator torchvision::nms does not exist\nmore")),
-            mu.DataError,
+            DataError,
             "source as torch.*exist$",
         ),
     ],
@@ -80,5 +80,5 @@ def test_what_is_missing_is_one_line(
 
 def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(mu.DataError, match=r"pip install 'maskunet\[inception\]'"):
+    with pytest.raises(DataError, match=r"pip install 'maskunet\[inception\]'"):
         load_features("inception")

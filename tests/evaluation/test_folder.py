@@ -15,6 +15,7 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 import maskunet as mu
 from maskunet import zoo
+from maskunet.errors import DataError
 from maskunet.evaluation.coco import coco_captions
 from maskunet.evaluation.features import load_features
 from maskunet.evaluation.folder import generate_folder, measure, picture_files, prompts_of, read_pictures
@@ -51,7 +52,7 @@ def test_shards_and_resumed_runs_give_the_pictures_of_one_run(pipe: StableDiffus
     assert read(tmp_path / "two") == whole
     beside = json.loads((tmp_path / "two" / "000003.json").read_text())
     assert (beside["prompt"], beside["seed"], beside["num_inference_steps"]) == ("a heart", 3, 2)
-    with pytest.raises(mu.DataError, match=r"num_inference_steps, seed differ|seed differ|num_inference_steps differ"):
+    with pytest.raises(DataError, match=r"num_inference_steps, seed differ|seed differ|num_inference_steps differ"):
         generate_folder(pipe, PROMPTS, tmp_path / "two", **OPTIONS | {"num_inference_steps": 3})
 
 
@@ -106,10 +107,10 @@ def test_unknown_features_are_refused(name: str) -> None:
 
 
 def test_unreadable_pictures_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(mu.DataError, match="folder with pictures"):
+    with pytest.raises(DataError, match="folder with pictures"):
         picture_files(tmp_path)
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(mu.DataError, match=r"a\.png"):
+    with pytest.raises(DataError, match=r"a\.png"):
         list(read_pictures(picture_files(tmp_path), 8))
 
 
@@ -120,8 +121,8 @@ def test_coco_captions_are_one_a_picture_and_repeat(tmp_path: Path) -> None:
     found = coco_captions(path, 12)
     assert found == coco_captions(path, 12) != coco_captions(path, 12, seed=1)
     assert len({c.split(",")[0] for c in found}) == 12
-    with pytest.raises(mu.DataError, match="at least 21"):
+    with pytest.raises(DataError, match="at least 21"):
         coco_captions(path, 21)
     path.write_text("{}")
-    with pytest.raises(mu.DataError, match="annotations"):
+    with pytest.raises(DataError, match="annotations"):
         coco_captions(path, 1)

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.evaluation import GenEval, run_benchmark
 from maskunet.evaluation.detectors import JudgeDetector
 from maskunet.evaluation.geneval import find_samples, read_metadata
 from maskunet.metrics.geneval_rules import Detection
-from maskunet.sampling import maker
+from maskunet.sampling import pipeline_side
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
 
@@ -67,9 +68,9 @@ def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
 
 def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     """Two processes and one make the same pictures; sides share their noise."""
-    mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=9.0), seed=0))
+    mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=9.0), seed=0))
     options: dict[str, Any] = {"num_inference_steps": 2}
-    sides = {"base": maker(pipe, masks=False, **options), "masker": maker(pipe, **options)}
+    sides = {"base": pipeline_side(pipe, masks=False, **options), "masker": pipeline_side(pipe, **options)}
     letters = [m | {"prompt": "a b"} for m in METADATA[:3]]
     benchmark = GenEval(letters, JudgeDetector(), samples=2, seed=3)
     run = {"progress": False, "batch_size": 4}
@@ -118,9 +119,9 @@ def test_a_detector_of_ones_own(tmp_path: Path) -> None:
     found = run_benchmark(GenEval(entries, Two(), samples=1), {"base": blank}, tmp_path, progress=False)
     assert found is not None
     assert (found.estimate("base", "colors").value, found.estimate("base", "counting").value) == (1, 0)
-    with pytest.raises(mu.DataError, match=r"expected classes that Two knows \(dog\), the prompts ask for .*circle"):
+    with pytest.raises(DataError, match=r"expected classes that Two knows \(dog\), the prompts ask for .*circle"):
         GenEval(METADATA, Two())
-    with pytest.raises(mu.DataError, match=r"expected colours .* the prompts ask for brown"):
+    with pytest.raises(DataError, match=r"expected colours .* the prompts ask for brown"):
         GenEval([{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "brown"}], "prompt": ""}], Two())
 
 
@@ -140,20 +141,20 @@ def test_a_detector_of_ones_own(tmp_path: Path) -> None:
 )
 def test_bad_metadata(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "metadata.jsonl").write_text(text)
-    with pytest.raises(mu.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         read_metadata(tmp_path / "metadata.jsonl")
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(mu.DataError, match="GenEval's folders"):
+    with pytest.raises(DataError, match="GenEval's folders"):
         find_samples(tmp_path)
-    with pytest.raises(mu.DataError, match="expected a detector"):
+    with pytest.raises(DataError, match="expected a detector"):
         GenEval(METADATA).score(tmp_path, tmp_path)
-    with pytest.raises(mu.DataError, match="at least one side"):
+    with pytest.raises(DataError, match="at least one side"):
         run_benchmark(GenEval(METADATA), {}, tmp_path)
     GenEval(METADATA).shots(tmp_path)
-    with pytest.raises(mu.DataError, match="or to hold these prompts"):
+    with pytest.raises(DataError, match="or to hold these prompts"):
         GenEval(METADATA[1:]).shots(tmp_path)
     (tmp_path / "00000" / "samples" / "0000.png").write_text("no picture")
-    with pytest.raises(mu.DataError, match="expected a picture"):
+    with pytest.raises(DataError, match="expected a picture"):
         GenEval(METADATA, JudgeDetector()).score(tmp_path, tmp_path, progress=False)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer, Mask2FormerImageProcessorPil
 
-import maskunet as mu
+from maskunet.errors import CheckpointError
 from maskunet.evaluation.mask2former import ClipColours, Mask2FormerDetector, crop_object
 from maskunet.metrics.geneval_rules import COLOURS, Detection
 
@@ -133,7 +133,7 @@ def test_colours_are_zero_shot_over_three_templates(mask2former_folder: Path, cl
 
 
 def test_unreadable_networks(tmp_path: Path, mask2former_folder: Path) -> None:
-    with pytest.raises(mu.CheckpointError, match="Mask2Former in transformers' format"):
+    with pytest.raises(CheckpointError, match="Mask2Former in transformers' format"):
         Mask2FormerDetector.from_pretrained(tmp_path)
-    with pytest.raises(mu.CheckpointError, match="expected a model in transformers' format"):
+    with pytest.raises(CheckpointError, match="expected a model in transformers' format"):
         Mask2FormerDetector.from_pretrained(mask2former_folder, clip=str(tmp_path))

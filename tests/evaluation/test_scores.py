@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.evaluation.scores import Score, Scores
 from maskunet.metrics.intervals import wilson
 
@@ -59,9 +59,9 @@ def test_without_an_overall_figure() -> None:
 
 
 def test_sides_that_differ_are_refused() -> None:
-    with pytest.raises(mu.DataError, match="as many pictures"):
+    with pytest.raises(DataError, match="as many pictures"):
         Scores.of({"base": rows([[1.0]]), "masker": rows([[1.0, 0.0]])})
-    with pytest.raises(mu.DataError, match="prompt 0 of masker differs"):
+    with pytest.raises(DataError, match="prompt 0 of masker differs"):
         Scores.of({"base": rows([[1.0]]), "masker": rows([[1.0]], "colors")})
-    with pytest.raises(mu.DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one picture"):
         Scores.of({"base": []})

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.evaluation import T2ICompBench, run_benchmark
 from maskunet.evaluation.blip_vqa import BlipVqa
 from maskunet.evaluation.t2i_compbench import find_samples, read_prompts, spacy_phrases
@@ -93,21 +93,21 @@ def test_prompts_files(tmp_path: Path) -> None:
     assert read_prompts(tmp_path) == {"color": ["a red bench", "a cat"], "shape": ["a round clock"]}
     assert read_prompts(tmp_path / "spatial_val.txt") == {"spatial": ["a cat above a dog"]}
     (tmp_path / "bad.txt").write_text("a red/blue bench\n")
-    with pytest.raises(mu.DataError, match="no slash or underscore"):
+    with pytest.raises(DataError, match="no slash or underscore"):
         read_prompts(tmp_path / "bad.txt")
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(mu.DataError, match="it has none"):
+    with pytest.raises(DataError, match="it has none"):
         read_prompts(tmp_path / "empty.txt")
-    with pytest.raises(mu.DataError, match="could not read"):
+    with pytest.raises(DataError, match="could not read"):
         read_prompts(tmp_path / "missing.txt")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(mu.DataError, match=r"color_val\.txt"):
+    with pytest.raises(DataError, match=r"color_val\.txt"):
         read_prompts(tmp_path / "folder")
 
 
 def test_splitter_is_spacys_or_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(mu.DataError, match=r"pip install 'maskunet\[t2i-compbench\]' && python -m spacy download"):
+    with pytest.raises(DataError, match=r"pip install 'maskunet\[t2i-compbench\]' && python -m spacy download"):
         spacy_phrases()
 
     def load(name: str) -> object:
@@ -126,11 +126,11 @@ def test_spacys_own_noun_chunks(monkeypatch: pytest.MonkeyPatch, english: Path) 
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(mu.DataError, match="a splitter of prompts"):
+    with pytest.raises(DataError, match="a splitter of prompts"):
         T2ICompBench(PROMPTS).score(tmp_path, tmp_path)
-    with pytest.raises(mu.DataError, match="T2I-CompBench's folders"):
+    with pytest.raises(DataError, match="T2I-CompBench's folders"):
         find_samples(tmp_path)
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "cat.png").write_text("")
-    with pytest.raises(mu.DataError, match="named <prompt>_<number>"):
+    with pytest.raises(DataError, match="named <prompt>_<number>"):
         find_samples(tmp_path)

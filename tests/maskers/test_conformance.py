@@ -13,6 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 import maskunet as mu
+from maskunet import relaxation, targets
+from maskunet.maskers import FixedMasks, Masker, MaskTable, RandomMasks
 
 Unet = UNet2DConditionModel
 BATCH = 2
@@ -32,8 +34,8 @@ class Case:
         trainable: whether it has parameters.
     """
 
-    build: Callable[[Unet], mu.Masker]
-    keep_all: Callable[[Unet], mu.Masker]
+    build: Callable[[Unet], Masker]
+    keep_all: Callable[[Unet], Masker]
     targets: str = "decoder-attention"
     sets: int = 1
     recorded: int = 1
@@ -41,7 +43,7 @@ class Case:
     trainable: bool = False
 
 
-def randomised(masker: mu.Masker) -> mu.Masker:
+def randomised(masker: Masker) -> Masker:
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in masker.parameters():
@@ -63,8 +65,8 @@ def generator_case(kind: type[mu.MaskGenerator] | type[mu.LowRankMasker] = mu.Ma
 
 def table_case(samples: int | None) -> Case:
     return Case(
-        lambda unet: randomised(mu.MaskTable.for_unet(unet, samples=samples)),
-        lambda unet: mu.MaskTable.for_unet(unet, samples=samples, initial_logit=20.0),
+        lambda unet: randomised(MaskTable.for_unet(unet, samples=samples)),
+        lambda unet: MaskTable.for_unet(unet, samples=samples, initial_logit=20.0),
         sets=samples or 1,
         recorded=samples or 1,
         logits=True,
@@ -72,11 +74,11 @@ def table_case(samples: int | None) -> Case:
     )
 
 
-def fixed_masks(unet: Unet, samples: int | None, density: float, targets: str = "decoder-attention") -> mu.FixedMasks:
+def fixed_masks(unet: Unet, samples: int | None, density: float, targets: str = "decoder-attention") -> FixedMasks:
     generator = torch.Generator().manual_seed(5)
     lead = () if samples is None else (samples,)
-    layers = mu.targets.describe(unet, targets).layers
-    return mu.FixedMasks({x.name: torch.rand((*lead, *x.shape), generator=generator) < density for x in layers})
+    layers = targets.describe(unet, targets).layers
+    return FixedMasks({x.name: torch.rand((*lead, *x.shape), generator=generator) < density for x in layers})
 
 
 def fixed_case(samples: int | None, targets: str = "decoder-attention") -> Case:
@@ -91,8 +93,8 @@ def fixed_case(samples: int | None, targets: str = "decoder-attention") -> Case:
 
 def random_case(targets: str = "decoder-attention") -> Case:
     return Case(
-        lambda unet: mu.RandomMasks.for_unet(unet, targets, density=0.7, seed=3),
-        lambda unet: mu.RandomMasks.for_unet(unet, targets, density=1.0),
+        lambda unet: RandomMasks.for_unet(unet, targets, density=0.7, seed=3),
+        lambda unet: RandomMasks.for_unet(unet, targets, density=1.0),
         targets=targets,
     )
 
@@ -215,7 +217,7 @@ def test_a_record_holds_every_layer(case: Case, sd1: Unet, predict: Callable[...
     with mu.record(sd1) as trace:
         predict(sd1, batch=BATCH, timestep=500)
         predict(sd1, batch=BATCH, timestep=20)
-    layers = mu.targets.describe(sd1, case.targets).layers
+    layers = targets.describe(sd1, case.targets).layers
     names = [layer.name for layer in layers]
     assert sorted(trace.masks) == sorted(trace.density) == sorted(names)
     assert sorted(trace.logits) == (sorted(names) if case.logits else [])
@@ -228,7 +230,7 @@ def test_a_record_holds_every_layer(case: Case, sd1: Unet, predict: Callable[...
         assert trace.density[layer.name][1] == pytest.approx(mask.float().mean().item(), abs=1e-6)
         assert trace.calls[1].density[layer.name].shape == (case.recorded,)
         if case.logits:
-            assert torch.equal(mask, trace.logits[layer.name] >= mu.relaxation.THRESHOLD)
+            assert torch.equal(mask, trace.logits[layer.name] >= relaxation.THRESHOLD)
 
 
 def test_a_saved_masker_masks_the_same(case: Case, sd1: Unet, predict: Callable[..., Tensor], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def formula(masker: mu.MaskGenerator, block: BlockSpec, layer: LayerSpec, inputs
 @pytest.mark.parametrize("ablation", [{}, {"use_timestep": False}, {"use_sample": False}])
 @pytest.mark.parametrize(("name", "skip_channels"), [("up_blocks.1", 32), ("mid_block", 0)])
 def test_logits_are_those_of_the_paper(sd1: Unet, name: str, skip_channels: int, ablation: dict[str, Any]) -> None:
-    config = mu.MaskConfig(targets="all", hidden=16, **ablation)
+    config = mu.MaskGeneratorConfig(targets="all", hidden=16, **ablation)
     masker = randomised(mu.MaskGenerator.for_unet(sd1, config))
     block = next(block for block in masker.network.blocks if block.name == name)
     inputs = block_input(block, skip_channels=skip_channels)
@@ -113,7 +113,7 @@ def test_every_input_of_the_formula_matters(sd1: Unet) -> None:
 
 @pytest.mark.parametrize("targets", ["decoder-attention", "all"])
 def test_a_fresh_generator_keeps_every_weight(sd1: Unet, targets: str) -> None:
-    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(targets=targets, initial_logit=4.0))
+    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(targets=targets, initial_logit=4.0))
     for block in masker.network.blocks:
         inputs = block_input(block, skip_channels=16 if "up" in block.name else 0)
         for mask in masker.block_masks(block.name, inputs).values():
@@ -128,7 +128,7 @@ def test_a_fresh_generator_keeps_every_weight(sd1: Unet, targets: str) -> None:
 def test_ablations_have_no_dead_parameters(
     sd1: Unet, inputs: Callable[..., dict[str, Any]], ablation: dict[str, bool], without: str | None
 ) -> None:
-    masker = randomised(mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(**ablation)), scale=0.3).train()
+    masker = randomised(mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(**ablation)), scale=0.3).train()
     mu.attach(sd1, masker, seed=0)
     sd1(**inputs(sd1)).sample.square().sum().backward()
     gradients = {name: p.grad for name, p in masker.named_parameters()}
@@ -138,13 +138,13 @@ def test_ablations_have_no_dead_parameters(
 
 def test_conditioning_on_nothing_is_refused(sd1: Unet) -> None:
     with pytest.raises(ValueError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
-        mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(use_timestep=False, use_sample=False))
+        mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(use_timestep=False, use_sample=False))
 
 
 @pytest.mark.parametrize("setting", [{"tau": 0.0}, {"tau": -1.0}, {"hidden": 0}, {"reduction": 0}])
 def test_settings_out_of_range_are_refused(sd1: Unet, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} >.*got.*{next(iter(setting.values()))}"):
-        mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(**setting))
+        mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(**setting))
 
 
 def test_a_seed_repeats_the_start_and_leaves_the_global_generator(sd1: Unet) -> None:
@@ -157,7 +157,7 @@ def test_a_seed_repeats_the_start_and_leaves_the_global_generator(sd1: Unet) -> 
 
 
 def test_reduction_shrinks_the_core_only(sd1: Unet) -> None:
-    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskConfig(reduction=2, hidden=10))
+    masker = mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(reduction=2, hidden=10))
     shapes = {name: tuple(p.shape) for name, p in masker.named_parameters() if "up_blocks__2" in name}
     assert shapes["blocks.up_blocks__2.hidden.weight"] == (10, 48)
     assert shapes["blocks.up_blocks__2.reduced.weight"] == (8 * 24, 10)

@@ -61,7 +61,7 @@ def formula(masker: mu.LowRankMasker, block: BlockSpec, layer: LayerSpec, inputs
 @pytest.mark.parametrize("ablation", [{}, {"use_timestep": False}, {"use_sample": False}])
 @pytest.mark.parametrize(("name", "skip_channels"), [("up_blocks.1", 32), ("mid_block", 0)])
 def test_logits_are_those_of_the_formula(sd1: Unet, name: str, skip_channels: int, ablation: dict[str, Any]) -> None:
-    masker = randomised(mu.LowRankMasker.for_unet(sd1, mu.LowRankConfig(targets="all", rank=4, hidden=16, **ablation)))
+    masker = randomised(mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(targets="all", rank=4, hidden=16, **ablation)))
     block = next(block for block in masker.network.blocks if block.name == name)
     inputs = block_input(block, skip_channels)
     masks = masker.block_masks(name, inputs)
@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_formula(sd1: Unet, name: str, skip_channels: in
 
 
 def test_a_fresh_masker_has_its_initial_logit_everywhere_and_a_gradient(sd1: Unet) -> None:
-    masker = mu.LowRankMasker.for_unet(sd1, mu.LowRankConfig(targets="all", initial_logit=1.5, rank=3), seed=0)
+    masker = mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(targets="all", initial_logit=1.5, rank=3), seed=0)
     for block in masker.network.blocks:
         masks = masker.block_masks(block.name, block_input(block, 16 if "up" in block.name else 0))
         for layer in block.layers:
@@ -94,7 +94,7 @@ def test_a_fresh_masker_has_its_initial_logit_everywhere_and_a_gradient(sd1: Une
 def test_ablations_have_no_dead_parameters(
     sd1: Unet, inputs: Callable[..., dict[str, Any]], ablation: dict[str, bool], without: str
 ) -> None:
-    masker = randomised(mu.LowRankMasker.for_unet(sd1, mu.LowRankConfig(**ablation)), scale=0.3).train()
+    masker = randomised(mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(**ablation)), scale=0.3).train()
     mu.attach(sd1, masker, seed=0)
     sd1(**inputs(sd1)).sample.square().sum().backward()
     gradients = {name: p.grad for name, p in masker.named_parameters()}
@@ -105,12 +105,12 @@ def test_ablations_have_no_dead_parameters(
 @pytest.mark.parametrize("setting", [{"tau": 0.0}, {"hidden": 0}, {"rank": 1}])
 def test_settings_out_of_range_are_refused(sd1: Unet, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} >.*got.*{next(iter(setting.values()))}"):
-        mu.LowRankMasker.for_unet(sd1, mu.LowRankConfig(**setting))
+        mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(**setting))
 
 
 def test_conditioning_on_nothing_is_refused(sd1: Unet) -> None:
     with pytest.raises(ValueError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
-        mu.LowRankMasker.for_unet(sd1, mu.LowRankConfig(use_timestep=False, use_sample=False))
+        mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(use_timestep=False, use_sample=False))
 
 
 def test_parameters_at_stable_diffusion_1_5_size() -> None:
@@ -122,9 +122,9 @@ def test_parameters_at_stable_diffusion_1_5_size() -> None:
 
 
 def test_settings_say_which_masker_is_built(sd1: Unet) -> None:
-    for settings, kind in ((mu.LowRankConfig(rank=4), mu.LowRankMasker), (mu.MaskConfig(), mu.MaskGenerator)):
+    for settings, kind in ((mu.LowRankMaskerConfig(rank=4), mu.LowRankMasker), (mu.MaskGeneratorConfig(), mu.MaskGenerator)):
         assert type(build_masker(sd1, settings, seed=0)) is kind
     with pytest.raises(
-        ValueError, match="expected settings of a generator of masks, LowRankConfig or MaskConfig, got dict"
+        ValueError, match="expected settings of a generator of masks, LowRankMaskerConfig or MaskGeneratorConfig, got dict"
     ):
         build_masker(sd1, {"rank": 4})  # type: ignore[arg-type]

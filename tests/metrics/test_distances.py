@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
 
 
@@ -32,9 +32,9 @@ def test_same_set_is_at_zero_and_order_does_not_matter() -> None:
 
 
 def test_bad_sets_are_refused() -> None:
-    with pytest.raises(mu.DataError, match="one width"):
+    with pytest.raises(DataError, match="one width"):
         frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
-    with pytest.raises(mu.DataError, match="at least 2 features"):
+    with pytest.raises(DataError, match="at least 2 features"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
 
 
@@ -72,5 +72,5 @@ def test_precision_falls_with_spread_and_recall_with_narrowness() -> None:
 
 @pytest.mark.parametrize("metric", [kernel_distance, gaussian_distance, precision_recall])
 def test_sets_that_do_not_fit_are_refused(metric: object) -> None:
-    with pytest.raises(mu.DataError, match="one width"):
+    with pytest.raises(DataError, match="one width"):
         metric(torch.zeros(9, 3), torch.zeros(9, 4))  # type: ignore[operator]

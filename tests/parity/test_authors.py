@@ -12,6 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 import maskunet as mu
+from maskunet import relaxation
+from maskunet.errors import CheckpointError
+from maskunet.maskers import FixedMasks
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -84,12 +87,12 @@ def test_everything_given_the_recorded_noise(recording: Recording) -> None:
 def test_masks_from_recorded_logits_and_noise(recording: Recording) -> None:
     for name in recording.layers:
         logits, noise = recording.tensors[f"logits.{name}"], recording.tensors[f"gumbel.{name}"]
-        mask = mu.relaxation.gumbel_sigmoid(logits, noise)
+        mask = relaxation.gumbel_sigmoid(logits, noise)
         assert torch.equal(mask, recording.tensors[f"mask.{name}"].float())
 
 
 def test_output_under_recorded_masks(recording: Recording) -> None:
-    mu.attach(recording.unet, mu.FixedMasks(recording.group("mask")))
+    mu.attach(recording.unet, FixedMasks(recording.group("mask")))
     close(recording.run(), recording.tensors["output.masked"])
     mu.detach(recording.unet)
     close(recording.run(), recording.tensors["output.base"])
@@ -104,7 +107,7 @@ def test_later_logits_under_recorded_masks_upstream(recording: Recording) -> Non
         seen.update(kwargs)
 
     handle = recording.unet.up_blocks[2].register_forward_pre_hook(capture, with_kwargs=True)
-    mu.attach(recording.unet, mu.FixedMasks(upstream))
+    mu.attach(recording.unet, FixedMasks(upstream))
     recording.run()
     handle.remove()
     inputs = mu.maskers.BlockInput(seen["hidden_states"], seen["res_hidden_states_tuple"][-1], seen["temb"])
@@ -129,5 +132,5 @@ def test_checkpoint_of_another_unet_is_refused(recording: Recording) -> None:
     adapters = {k.removeprefix("adapters."): v for k, v in weights.items() if k.startswith("adapters")}
     other = "b" if recording.tensors["input.sample"].shape[0] == 2 else "a"
     unet = Recording(FIXTURES / f"authors_masked_unet_{other}.safetensors").unet
-    with pytest.raises(mu.CheckpointError, match="U-Net"):
+    with pytest.raises(CheckpointError, match="U-Net"):
         mu.MaskGenerator.from_authors(unet, mask_generators=generators, adapters=adapters)

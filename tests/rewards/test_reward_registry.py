@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.errors import RewardError
+from maskunet.errors import CheckpointError, RewardError
 from maskunet.rewards import WeightedSum, load, names, parse_reward
 from maskunet.rewards.registry import BUILT_IN
 from maskunet.shapes.drawing import draw
@@ -168,8 +168,8 @@ def test_the_matcher_tells_which_thing_has_which_colour_and_where_it_lies(task: 
 
 
 def test_a_matcher_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(mu.CheckpointError, match="expected a matcher"):
+    with pytest.raises(CheckpointError, match="expected a matcher"):
         mu.rewards.load("shapes-matching", tmp_path)
     (tmp_path / "config.json").write_text('{"vision": {"hidden_size": 7}}')
-    with pytest.raises(mu.CheckpointError, match="expected a matcher"):
+    with pytest.raises(CheckpointError, match="expected a matcher"):
         mu.rewards.load("shapes-matching", tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
+from maskunet.errors import DataError, TargetError
 from maskunet.maskers import MaskTable
 from maskunet.rewards import FunctionReward
 from maskunet.sampling.rollout import rolled_out
@@ -62,7 +63,7 @@ def test_with_two_text_encoders(sdxl_pipe: Any) -> None:
     found = mu.search(sdxl_pipe, PROMPTS, redness, CONFIG, seeds=SEEDS, progress=False)
     starts = found.settings["start_seeds"]
     torch.testing.assert_close(
-        found.pictures, rivals.plain(sdxl_pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5
+        found.tensor, rivals.plain(sdxl_pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5
     )
 
 
@@ -84,7 +85,7 @@ def test_a_search_starts_from_the_chosen_noise_and_compares_with_the_given_one(p
     starts = found.settings["start_seeds"]
     assert found.settings["seeds"] == SEEDS != starts
     assert found.summary(0)["start_seed"] == starts[0]
-    torch.testing.assert_close(found.pictures, rivals.plain(pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.tensor, rivals.plain(pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5)
     assert found.base is not None
     torch.testing.assert_close(found.base, rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS), atol=1e-5, rtol=1e-5)
 
@@ -99,7 +100,7 @@ def test_masks_of_a_drafted_search_are_those_of_a_search_from_its_noise(pipe: An
     found = mu.search(pipe, PROMPTS, redness, drafting, seeds=SEEDS, progress=False)
     alone = SearchConfig(**{**vars(drafting), "candidates": 1})
     again = mu.search(pipe, PROMPTS, redness, alone, seeds=found.settings["start_seeds"], progress=False)
-    assert torch.equal(found.pictures, again.pictures)
+    assert torch.equal(found.tensor, again.tensor)
     for name, bits in found.masks.tensors().items():
         assert torch.equal(bits, again.masks.tensors()[name])
     assert attachment_of(pipe) is below
@@ -126,7 +127,7 @@ def test_wrong_targets_are_said_before_anything_is_drafted(pipe: Any) -> None:
         return redness(pictures, prompts)
 
     wrong = SearchConfig(**{**vars(CONFIG), "targets": ["to_nothing"]})
-    with pytest.raises(mu.TargetError):
+    with pytest.raises(TargetError):
         mu.search(pipe, PROMPTS, reward, wrong, seeds=SEEDS, progress=False)
     assert not seen
 
@@ -141,5 +142,5 @@ def test_the_default_drafts_and_masks_alone_do_not(pipe: Any) -> None:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(mu.DataError, match="expected candidates of at least 1, got 0"):
-        SearchConfig(candidates=0).checked()
+    with pytest.raises(DataError, match="expected candidates of at least 1, got 0"):
+        SearchConfig(candidates=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.searching import SearchConfig, SearchStep
+from maskunet.searching import SearchConfig, SearchResult, SearchStep
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
 CONFIG = SearchConfig(num_inference_steps=6, iterations=(0, 2, 0), learning_rate=0.5, guidance_scale=4.0)
@@ -19,11 +19,11 @@ def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
     return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
 
 
-def searched(pipe: Any, config: SearchConfig = CONFIG, **options: Any) -> mu.SearchResult:
+def searched(pipe: Any, config: SearchConfig = CONFIG, **options: Any) -> SearchResult:
     return mu.search(pipe, PROMPTS, redness, config, seeds=SEEDS, progress=False, **options)
 
 
-def rewards(result: mu.SearchResult) -> list[Any]:
+def rewards(result: SearchResult) -> list[Any]:
     return [h["reward"] for h in result.history]
 
 
@@ -38,7 +38,7 @@ def test_it_is_told_of_every_entry_and_changes_no_bit(pipe: Any) -> None:
         shown.append(step.preview())
 
     plain, told = searched(pipe), searched(pipe, on_step=look)
-    assert torch.equal(plain.pictures, told.pictures)
+    assert torch.equal(plain.tensor, told.tensor)
     first, second = plain.masks.tensors(), told.masks.tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert rewards(plain) == rewards(told) == [reward for _, _, reward in seen]
@@ -49,7 +49,7 @@ def test_it_is_told_of_every_entry_and_changes_no_bit(pipe: Any) -> None:
         assert not pictures.requires_grad
         if reward[0] is not None:  # the pictures are those that the reward saw
             torch.testing.assert_close(redness(pictures, PROMPTS), torch.tensor(reward), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(shown[-1], told.pictures, atol=0.2, rtol=0)  # the last prediction is almost the picture
+    torch.testing.assert_close(shown[-1], told.tensor, atol=0.2, rtol=0)  # the last prediction is almost the picture
 
 
 def test_pictures_are_those_of_samples_that_go_on(pipe: Any) -> None:

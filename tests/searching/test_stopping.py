@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import maskunet as mu
+from maskunet.errors import RewardError
+from maskunet.maskers import RandomMasks
 from maskunet.rewards import Reward
 from maskunet.sampling.stepwise import StepwiseSampler
-from maskunet.searching import SearchConfig
-from maskunet.searching.logits import Ascent
+from maskunet.searching import SearchConfig, SearchResult
+from maskunet.searching.logits import LogitOptimizer
 from maskunet.searching.search_loop import _Search
 from maskunet.targets import describe
 
@@ -42,7 +44,7 @@ class Redness(Reward):
         return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2)) + given
 
 
-def search(pipe: Any, chosen: Sequence[int], **changes: Any) -> tuple[mu.SearchResult, list[int]]:
+def search(pipe: Any, chosen: Sequence[int], **changes: Any) -> tuple[SearchResult, list[int]]:
     reward = Redness()
     config = SearchConfig(**{**CONFIG, **changes})
     prompts, seeds = [PROMPTS[i] for i in chosen], [SEEDS[i] for i in chosen]
@@ -68,7 +70,7 @@ def target_of(pipe: Any) -> float:
 )
 def test_a_sample_that_is_done_is_as_if_alone(pipe: Any, changes: dict[str, Any], lies_under: bool) -> None:
     if lies_under:
-        mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.9, seed=1))
+        mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.9, seed=1))
     given = {"target_reward": target_of(pipe)} | changes
     together, sizes = search(pipe, [0, 1, 2], **given)
     numbers = []
@@ -78,7 +80,7 @@ def test_a_sample_that_is_done_is_as_if_alone(pipe: Any, changes: dict[str, Any]
         names = [layer.name for layer in mine.network.layers]
         same = [(mine.get(t, n) == theirs.get(t, n)).float().mean() for t in range(3) for n in names]
         assert float(torch.stack(same).mean()) > 0.999
-        torch.testing.assert_close(alone.pictures[0], together.pictures[i], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(alone.tensor[0], together.tensor[i], atol=1e-3, rtol=1e-3)
         expected = [h["reward"] for h in alone.summary(0)["history"]]
         assert [h["reward"] for h in together.summary(i)["history"]] == pytest.approx(expected, abs=1e-3)
         numbers.append(len(expected))
@@ -103,7 +105,7 @@ def test_reuse_changes_no_bit_where_a_batch_shrinks(pipe: Any, halves: str) -> N
     assert len(set(sizes)) > 1
     first, second = found.masks.tensors(), other.masks.tensors()
     assert all(torch.equal(first[n], second[n]) for n in first)
-    assert torch.equal(found.pictures, other.pictures)
+    assert torch.equal(found.tensor, other.tensor)
 
 
 @pytest.mark.parametrize("style", ["sd1", "sdxl"])
@@ -146,7 +148,7 @@ def test_an_overflow_lowers_the_scale_of_its_sample_alone(pipe: Any) -> None:
     network = describe(pipe.unet, "decoder-attention")
     config = SearchConfig(gumbel=False)
     device = torch.device("cpu")
-    ascent = Ascent(network, SEEDS[:2], config, device=device, half=True, reward="mine")
+    ascent = LogitOptimizer(network, SEEDS[:2], config, device=device, scale_gradients=True, reward_name="mine")
     ascent.restart()
     masks = ascent.draw(0, 0, [0, 1])
     name = next(iter(masks))
@@ -156,8 +158,8 @@ def test_an_overflow_lowers_the_scale_of_its_sample_alone(pipe: Any) -> None:
     assert ascent._scales == [64.0, 1024.0]
     assert bool((ascent.logits[name][0][0] == 2).all())
     assert float(ascent.logits[name][0][1].detach().max()) > 2
-    ascent = Ascent(network, SEEDS[:1], config, device=device, half=False, reward="mine")
+    ascent = LogitOptimizer(network, SEEDS[:1], config, device=device, scale_gradients=False, reward_name="mine")
     ascent.restart()
     ascent.differentiate(ascent.draw(0, 0, [0])[name].sum((1, 2)) * float("inf"), [0])
-    with pytest.raises(mu.RewardError, match="'mine'"):
+    with pytest.raises(RewardError, match="'mine'"):
         ascent.improve([0])

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.relaxation import derive_seed, gumbel_noise, gumbel_sigmoid
 from maskunet.sampling import StepwiseSampler
 from maskunet.sampling.rollout import rolled_out, stops
-from maskunet.searching import SearchConfig
-from maskunet.searching.logits import Ascent, parts
-from maskunet.searching.searched_masks import LiveMasks
+from maskunet.searching import SearchConfig, SearchResult
+from maskunet.searching.logits import LogitOptimizer, parts
+from maskunet.searching.searched_masks import SearchedMasks
 from maskunet.targets import describe
 
 SEED = 4
@@ -32,12 +33,12 @@ def changed(**changes: Any) -> SearchConfig:
     return SearchConfig(**{**vars(CONFIG), **changes})
 
 
-def searched(pipe: Any, config: SearchConfig = CONFIG, prompts: Sequence[str] = ("a b", "c d")) -> mu.SearchResult:
+def searched(pipe: Any, config: SearchConfig = CONFIG, prompts: Sequence[str] = ("a b", "c d")) -> SearchResult:
     seeds = range(SEED, SEED + len(prompts))
     return mu.search(pipe, list(prompts), redness, config, seeds=list(seeds), progress=False)
 
 
-def rewards_at(found: mu.SearchResult, step: int) -> list[list[float]]:
+def rewards_at(found: SearchResult, step: int) -> list[list[float]]:
     return [h["reward"] for h in found.history if h["step"] == step]
 
 
@@ -49,7 +50,7 @@ def test_the_default_is_the_plain_ascent_bit_for_bit(pipe: Any) -> None:
     with torch.no_grad():
         sampler.advance(sampler.predict())
         without = sampler.predict_half(conditional=False)
-    live = LiveMasks(network)
+    live = SearchedMasks(network)
     mu.attach(pipe, live)
     logits = {x.name: torch.full((1, *x.shape), CONFIG.initial_logit, requires_grad=True) for x in network.layers}
     optimizer = torch.optim.AdamW(logits.values(), lr=0.5, weight_decay=0.0, fused=True)
@@ -97,9 +98,9 @@ def test_structures(pipe: Any, structure: str, linear: list[Any], convolution: l
 def test_a_gradient_of_a_row_is_the_sum_over_it(pipe: Any) -> None:
     network = describe(pipe.unet, "decoder-attention")
 
-    def logits(structure: str) -> tuple[dict[str, list[Tensor]], Ascent]:
+    def logits(structure: str) -> tuple[dict[str, list[Tensor]], LogitOptimizer]:
         config = changed(structure=structure, gumbel=False, initial_logit=0.3)
-        ascent = Ascent(network, [1, 2], config, device=torch.device("cpu"), half=False, reward="mine")
+        ascent = LogitOptimizer(network, [1, 2], config, device=torch.device("cpu"), scale_gradients=False, reward_name="mine")
         ascent.restart()
         masks = ascent.draw(0, 0, [0, 1])
         assert all(masks[x.name].shape == (2, *x.shape) for x in network.layers)
@@ -128,7 +129,7 @@ def test_spread_starts_are_a_samples_own(pipe: Any) -> None:
 
     def start(seeds: list[int], index: int) -> Tensor:
         config = changed(initial_spread=0.5, structure="row")
-        ascent = Ascent(network, seeds, config, device=torch.device("cpu"), half=False, reward="mine")
+        ascent = LogitOptimizer(network, seeds, config, device=torch.device("cpu"), scale_gradients=False, reward_name="mine")
         ascent.restart(index)
         return torch.cat([x[0].detach().flatten(1) for x in ascent.logits.values()], 1)
 
@@ -154,7 +155,7 @@ def test_several_draws_average_gradients_and_keep_the_best(pipe: Any) -> None:
 
     network = describe(pipe.unet, "decoder-attention")
     config = changed(draws=2)
-    ascent = Ascent(network, [1], config, device=torch.device("cpu"), half=False, reward="mine")
+    ascent = LogitOptimizer(network, [1], config, device=torch.device("cpu"), scale_gradients=False, reward_name="mine")
     ascent.restart()
     for number, factor in enumerate((1.0, 3.0)):
         masks = ascent.draw(0, 0, [0], number)
@@ -245,19 +246,19 @@ def test_masks_are_judged_at_the_end_of_a_roll_out(pipe: Any, changes: dict[str,
     config = changed(rollout=1, initial_logit=1.0, **changes)
     found = searched(pipe, config)
     again = searched(pipe, changed(**vars(config) | {"reuse": False}))
-    assert torch.equal(found.pictures, again.pictures)
+    assert torch.equal(found.tensor, again.tensor)
     assert rewards_at(found, 1) == rewards_at(again, 1)
     # With one step left the roll-out is the sampling itself.
     assert max(r[0] for r in rewards_at(found, 1)) == pytest.approx(float(found.rewards[0]), abs=2e-3)
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(mu.DataError, match="gumbel=True"):
+    with pytest.raises(DataError, match="gumbel=True"):
         changed(ascend=False, gumbel=False).checked()
-    with pytest.raises(mu.DataError, match="'row'"):
+    with pytest.raises(DataError, match="'row'"):
         changed(structure="diagonal").checked()
-    with pytest.raises(mu.DataError, match="'straight'"):
+    with pytest.raises(DataError, match="'straight'"):
         changed(rollout_gradient="none").checked()
     for name, value in (("draws", 0), ("rollout", -1), ("initial_spread", -0.1)):
-        with pytest.raises(mu.DataError, match=name):
+        with pytest.raises(DataError, match=name):
             changed(**{name: value}).checked()

@@ -70,7 +70,7 @@ def main() -> None:
         return real(self, positions, **options)
 
     sampler.Sampler.__call__ = seen  # type: ignore[method-assign]
-    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
     mu.train(pipe, masker, data, config, args.folder, progress=False)
 
 

@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
 from maskunet.data import CachedLatents
+from maskunet.errors import CheckpointError, DataError
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import METHODS, Method, TrainFull, TrainLora, build_method
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=6, train_batch_size=4, learning_rate=0.01, validation_samples=8, checkpointing_steps=3
 )
-MASK = mu.MaskConfig(initial_logit=0.5)
+MASK = mu.MaskGeneratorConfig(initial_logit=0.5)
 SCRIPT = Path(__file__).with_name("run_script.py")
 
 
@@ -54,7 +55,7 @@ def test_each_method_trains_what_it_says_and_loads_elsewhere(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, name: str
 ) -> None:
     before = copy.deepcopy(pipe.unet.state_dict())
-    mask = mu.MaskConfig(initial_logit=-0.36)  # near the threshold, so that six steps cross it
+    mask = mu.MaskGeneratorConfig(initial_logit=-0.36)  # near the threshold, so that six steps cross it
     result = trained(pipe, build_method(name, pipe, mask, rank=2), dataset, tmp_path)
     after = pipe.unet.state_dict()
     assert attachment_of(pipe) is None
@@ -138,7 +139,7 @@ def test_target_density_is_approached(pipe: StableDiffusionPipeline, dataset: Ca
         config = changed(
             max_train_steps=40, learning_rate=0.02, target_density=target, density_weight=100.0, logging_steps=1
         )
-        masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+        masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
         densities.append(mu.train(pipe, masker, dataset, config, tmp_path / str(target), progress=False).stats)
     assert densities[0][-1]["expected_density"] == pytest.approx(0.5, abs=0.08)
     assert densities[1][-1]["expected_density"] == pytest.approx(0.95, abs=0.05)
@@ -170,7 +171,7 @@ def test_full_disk_leaves_the_last_checkpoint(
         real(*args, **options)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(mu.CheckpointError, match=r"No space left.*checkpoint-000003 is intact"):
+    with pytest.raises(CheckpointError, match=r"No space left.*checkpoint-000003 is intact"):
         mu.train(pipe, build_method("mask", pipe, MASK), dataset, CONFIG, tmp_path, progress=False)
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-000003"]
     monkeypatch.setattr(torch, "save", real)
@@ -191,7 +192,7 @@ def test_full_disk_leaves_the_last_checkpoint(
 def test_settings_out_of_range_are_refused(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(mu.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         mu.train(pipe, build_method("mask", pipe, MASK), dataset, changed(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -199,10 +200,10 @@ def test_settings_out_of_range_are_refused(
 def test_unknown_methods_and_half_precision_are_refused(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
-    with pytest.raises(mu.DataError, match="mask, lora, full"):
+    with pytest.raises(DataError, match="mask, lora, full"):
         build_method("dora", pipe)
     pipe.unet.bfloat16()
-    with pytest.raises(mu.DataError, match="float32 for full"):
+    with pytest.raises(DataError, match="float32 for full"):
         mu.train(pipe, TrainFull(), dataset, changed(validation_samples=0), tmp_path, progress=False)
 
 

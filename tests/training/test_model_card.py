@@ -13,12 +13,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
 from maskunet.data import CachedLatents
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=2,
@@ -39,7 +39,7 @@ def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
 
 
 def go(pipe: Any, dataset: CachedLatents, folder: Path, name: str = "mask", **changes: Any) -> mu.training.Run:
-    method = build_method(name, pipe, mu.MaskConfig(initial_logit=0.3), gumbel=False, rank=2)
+    method = build_method(name, pipe, mu.MaskGeneratorConfig(initial_logit=0.3), gumbel=False, rank=2)
     config = mu.TrainConfig(**{**vars(CONFIG), **changes})
     return mu.train(pipe, method, dataset, config, folder, validation=dataset, progress=False)
 

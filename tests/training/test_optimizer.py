@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 from torch import nn
 
 import maskunet as mu
 from maskunet.data import CachedLatents
+from maskunet.errors import DataError
+from maskunet.maskers import MaskTable
 from maskunet.shapes.scenes import training_scene
 from maskunet.training.optimizer import build_optimizer
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=6,
@@ -48,7 +50,7 @@ def tensors(state: dict[str, Any]) -> list[torch.Tensor]:
 def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(mu.DataError, match=r"not installed; pip install 'maskunet\[8bit\]'"):
+    with pytest.raises(DataError, match=r"not installed; pip install 'maskunet\[8bit\]'"):
         build()
 
 
@@ -60,7 +62,7 @@ def test_device_that_is_not_supported_is_one_clear_error(monkeypatch: pytest.Mon
             raise NameError("name 'str2optimizer8bit_blockwise' is not defined")
 
     pretend(monkeypatch, Old)
-    with pytest.raises(mu.DataError, match=r"fails on cpu \(NameError: .*\); train on a CUDA GPU, upgrade"):
+    with pytest.raises(DataError, match=r"fails on cpu \(NameError: .*\); train on a CUDA GPU, upgrade"):
         build()
 
 
@@ -74,13 +76,13 @@ def test_masks_train_and_resume_in_8_bits(pipe: StableDiffusionPipeline, tmp_pat
     pytest.importorskip("bitsandbytes")
     cached = encode_scenes(pipe, [training_scene(i) for i in range(6)])
     dataset = CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.captions)
-    start = mu.MaskTable.for_unet(pipe.unet, ["to_q", "conv1"], initial_logit=-0.36).state_dict()
+    start = MaskTable.for_unet(pipe.unet, ["to_q", "conv1"], initial_logit=-0.36).state_dict()
 
     def go(folder: Path) -> dict[str, Any]:
-        table = mu.MaskTable.for_unet(pipe.unet, ["to_q", "conv1"], initial_logit=-0.36)
+        table = MaskTable.for_unet(pipe.unet, ["to_q", "conv1"], initial_logit=-0.36)
         try:
             mu.train(pipe, table, dataset, CONFIG, folder, progress=False)
-        except mu.DataError as error:
+        except DataError as error:
             pytest.skip(str(error))
         return torch.load(folder / "checkpoint-000006" / "state.pt", weights_only=True)
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from maskunet.zoo.dataset import encode_scenes
 from torch import Tensor
 
 import maskunet as mu
@@ -17,6 +16,7 @@ from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import batches as sampler
 from maskunet.training import build_method
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=6,
@@ -29,7 +29,7 @@ CONFIG = mu.TrainConfig(
     validation_prompts=("ab",),
     validation_num_inference_steps=2,
 )
-MASK = mu.MaskConfig(initial_logit=-0.36)  # near the threshold, so that six steps cross it
+MASK = mu.MaskGeneratorConfig(initial_logit=-0.36)  # near the threshold, so that six steps cross it
 # diffusers' Euler scheduler turns tensors into arrays in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 OPTIONS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}

@@ -9,12 +9,13 @@ import pytest
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from diffusers import StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
 from maskunet.data import CachedLatents
+from maskunet.errors import DataError
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import accelerator as module
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=6,
@@ -62,7 +63,7 @@ def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
 
 def go(pipe: StableDiffusionPipeline, dataset: CachedLatents, folder: Path, **changes: Any) -> list[dict[str, Any]]:
     config = mu.TrainConfig(**{**vars(CONFIG), **changes})
-    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
     return mu.train(pipe, masker, dataset, config, folder, progress=False).stats
 
 
@@ -104,12 +105,12 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(module, "get_available_trackers", list)
-    with pytest.raises(mu.DataError, match=rf"expected {name} .*pip install 'maskunet\[{name}\]'"):
+    with pytest.raises(DataError, match=rf"expected {name} .*pip install 'maskunet\[{name}\]'"):
         go(pipe, dataset, tmp_path / "run", report_to=name)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_tracker_is_refused(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
-    with pytest.raises(mu.DataError, match=r"tensorboard.*wandb.*got 'paper'"):
+    with pytest.raises(DataError, match=r"tensorboard.*wandb.*got 'paper'"):
         go(pipe, dataset, tmp_path / "run", report_to="paper")
     assert not (tmp_path / "run").exists()

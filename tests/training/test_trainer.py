@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 
 import maskunet as mu
 from maskunet.attaching.attachment import Attachment, attachment_of
 from maskunet.data import CachedLatents
+from maskunet.errors import CheckpointError, DataError
+from maskunet.maskers import Masker, MaskTable, RandomMasks
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import trainer as module
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=8, train_batch_size=4, learning_rate=0.02, validation_samples=8, checkpointing_steps=4
@@ -30,14 +32,14 @@ def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
 
 
 def fresh(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
-    return mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=0.5), seed=0)
+    return mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
 
 
-def tensors(masker: mu.Masker) -> list[torch.Tensor]:
+def tensors(masker: Masker) -> list[torch.Tensor]:
     return [v.clone() for v in masker.state_dict().values()]
 
 
-def same(a: mu.Masker, b: mu.Masker) -> bool:
+def same(a: Masker, b: Masker) -> bool:
     return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
@@ -99,7 +101,7 @@ def test_other_settings_in_the_same_folder_are_refused(
 ) -> None:
     mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
     other = mu.TrainConfig(**{**vars(CONFIG), "learning_rate": 0.5})
-    with pytest.raises(mu.CheckpointError, match="learning_rate differ"):
+    with pytest.raises(CheckpointError, match="learning_rate differ"):
         mu.train(pipe, fresh(pipe), dataset, other, tmp_path, progress=False)
 
 
@@ -114,7 +116,7 @@ def test_loss_that_is_not_finite_stops_with_the_last_state_intact(
         return real(*args, **options) * (torch.nan if calls == 6 else 1)
 
     monkeypatch.setattr(module, "diffusion_errors", poisoned)
-    with pytest.raises(mu.DataError, match="checkpoint-000004 is intact"):
+    with pytest.raises(DataError, match="checkpoint-000004 is intact"):
         mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "new", progress=False)
     assert torch.load(tmp_path / "new" / "checkpoint-000004" / "state.pt", weights_only=True)["step"] == 4
     assert attachment_of(pipe) is None
@@ -127,7 +129,7 @@ def test_training_lowers_the_loss_of_a_network_that_masks_can_mend(
     layer = pipe.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2.to_v
     with torch.no_grad():
         layer.weight[:, :4] += 6.0
-    table = mu.MaskTable.for_unet(pipe.unet, ["attentions.0.transformer_blocks.0.attn2.to_v"], initial_logit=0.3)
+    table = MaskTable.for_unet(pipe.unet, ["attentions.0.transformer_blocks.0.attn2.to_v"], initial_logit=0.3)
     config = mu.TrainConfig(
         max_train_steps=60,
         train_batch_size=8,
@@ -147,7 +149,7 @@ def test_validation_sees_the_masks_of_inference(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, gumbel: bool
 ) -> None:
     """Logits that keep every weight by threshold, and drop a third under noise: no gain, no loss, density 1."""
-    table = mu.MaskTable.for_unet(pipe.unet, initial_logit=0.1)
+    table = MaskTable.for_unet(pipe.unet, initial_logit=0.1)
     config = mu.TrainConfig(**{**vars(CONFIG), "gumbel": gumbel, "learning_rate": 1e-6})
     last = mu.train(pipe, table, dataset, config, tmp_path, progress=False).stats[-1]
     assert last["density"] == 1
@@ -169,8 +171,8 @@ def test_threshold_training_draws_no_noise(
 def test_masker_without_parameters_is_refused(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
-    with pytest.raises(mu.DataError, match="0 parameters"):
-        mu.train(pipe, mu.RandomMasks.for_unet(pipe.unet), dataset, CONFIG, tmp_path)
+    with pytest.raises(DataError, match="0 parameters"):
+        mu.train(pipe, RandomMasks.for_unet(pipe.unet), dataset, CONFIG, tmp_path)
 
 
 def test_stats_are_on_disk(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 from PIL import Image
 
 import maskunet as mu
@@ -17,6 +16,7 @@ from maskunet.data import CachedLatents
 from maskunet.sampling import generate
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
+from maskunet.zoo.dataset import encode_scenes
 
 PROMPTS = ("ab", "a red circle", "ab")
 CONFIG = mu.TrainConfig(
@@ -41,7 +41,7 @@ def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
 
 def go(pipe: Any, dataset: CachedLatents, folder: Path, logit: float = -0.36, **changes: Any) -> mu.training.Run:
     config = mu.TrainConfig(**{**vars(CONFIG), **changes})
-    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=logit), seed=0)
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=logit), seed=0)
     return mu.train(pipe, masker, dataset, config, folder, progress=False)
 
 
@@ -51,7 +51,7 @@ def drawn(folder: Path) -> dict[str, np.ndarray]:
 
 
 def expected(pipe: StableDiffusionPipeline) -> list[np.ndarray]:
-    pictures = (generate(pipe, PROMPTS, **OPTIONS) * 255).round().byte().permute(0, 2, 3, 1)
+    pictures = (generate(pipe, PROMPTS, **OPTIONS).tensor * 255).round().byte().permute(0, 2, 3, 1)
     return list(pictures.numpy())
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from maskunet.zoo.dataset import encode_scenes
 from torch import Tensor
 
 import maskunet as mu
@@ -16,6 +15,7 @@ from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.diffusion import diffusion_errors
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import batches as sampler
+from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=4,
@@ -54,7 +54,7 @@ def test_the_first_loss_is_the_one_computed_by_hand(
 ) -> None:
     # Masks that keep every weight change nothing, whatever sampler the pipeline carries.
     sd2_pipe.scheduler = EulerDiscreteScheduler.from_config(sd2_pipe.scheduler.config, prediction_type=kind)
-    masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskConfig(initial_logit=5.0), seed=0)
+    masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskGeneratorConfig(initial_logit=5.0), seed=0)
     mu.train(sd2_pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     first = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[0])
     batches = sampler.Sampler(sd2_pipe, dataset, PromptEmbeds(sd2_pipe), CONFIG, 1000)
@@ -70,7 +70,7 @@ def test_the_first_loss_is_the_one_computed_by_hand(
 
 
 def test_masks_train_and_generate(sd2_pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
-    masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskConfig(initial_logit=-0.36), seed=0)
+    masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskGeneratorConfig(initial_logit=-0.36), seed=0)
     run = mu.train(sd2_pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     assert 0 < run.stats[-1]["density"] < 1
 

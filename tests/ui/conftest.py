@@ -18,6 +18,7 @@ from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
 import maskunet as mu
+from maskunet.maskers import RandomMasks
 from maskunet.ui.backend import Studio
 from maskunet.ui.loading import Models
 from maskunet.ui.requests import Request
@@ -64,13 +65,13 @@ def offered(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
     """A folder with a tiny model and two maskers for it."""
     pipe.save_pretrained(tmp_path / "tiny")
     for seed, density in ((1, 0.9), (2, 0.6)):
-        mu.RandomMasks.for_unet(pipe.unet, density=density, seed=seed).save_pretrained(tmp_path / f"masker-{seed}")
+        RandomMasks.for_unet(pipe.unet, density=density, seed=seed).save_pretrained(tmp_path / f"masker-{seed}")
     return tmp_path
 
 
 @pytest.fixture
 def make_studio(offered: Path) -> Any:
-    """Make a studio that offers the tiny model, with a reward or without."""
+    """Side a studio that offers the tiny model, with a reward or without."""
 
     def make(*rewards: str) -> Studio:
         folder = Folder(offered / "files")

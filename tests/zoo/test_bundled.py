@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 import maskunet as mu
 from maskunet import zoo
+from maskunet.errors import CheckpointError
 from maskunet.metrics.geneval_rules import check
 from maskunet.sampling import generate
 from maskunet.shapes.drawing import draw
@@ -27,8 +28,8 @@ def bundled() -> StableDiffusionPipeline:
 def test_plain_diffusers_loads_the_same_model(bundled: StableDiffusionPipeline) -> None:
     plain = StableDiffusionPipeline.from_pretrained(mu.zoo.path("shapes"))
     plain.set_progress_bar_config(disable=True)
-    ours = generate(bundled, ["a red circle"], num_inference_steps=3, progress=False)
-    theirs = generate(plain, ["a red circle"], num_inference_steps=3, progress=False)
+    ours = generate(bundled, ["a red circle"], num_inference_steps=3, progress=False).tensor
+    theirs = generate(plain, ["a red circle"], num_inference_steps=3, progress=False).tensor
     assert torch.equal(ours, theirs)
 
 
@@ -49,28 +50,28 @@ def test_autoencoder_reaches_30_db(bundled: StableDiffusionPipeline) -> None:
 def test_single_objects_are_drawn(bundled: StableDiffusionPipeline) -> None:
     prompts = [p for p in held_out_prompts(96) if p.task in ("single_object", "colors")][:24]
     options = {"num_inference_steps": 15, "guidance_scale": 4.0, "batch_size": 24, "progress": False}
-    pictures = generate(bundled, [p.prompt for p in prompts], **options)
+    pictures = generate(bundled, [p.prompt for p in prompts], **options).tensor
     right = [check(d, p.metadata()) is None for d, p in zip(judge(pictures), prompts, strict=True)]
     assert sum(right) >= 18
 
 
 def test_bundled_masker_masks_and_comes_off(bundled: StableDiffusionPipeline) -> None:
     options = {"num_inference_steps": 3, "progress": False}
-    base = generate(bundled, ["a blue star"], **options)
+    base = generate(bundled, ["a blue star"], **options).tensor
     masker = mu.load(zoo.path("shapes-masker"), bundled)
     mu.attach(bundled, masker)
     try:
         with mu.record(bundled, keep="density") as trace:
-            masked = generate(bundled, ["a blue star"], **options)
+            masked = generate(bundled, ["a blue star"], **options).tensor
         assert len(trace.calls) == 3
         kept = [value for values in trace.density.values() for value in values]
         assert 0.5 < min(kept) < 1
         assert not torch.equal(base, masked)
         with mu.disabled(bundled):
-            assert torch.equal(base, generate(bundled, ["a blue star"], **options))
+            assert torch.equal(base, generate(bundled, ["a blue star"], **options).tensor)
     finally:
         mu.detach(bundled)
-    assert torch.equal(base, generate(bundled, ["a blue star"], **options))
+    assert torch.equal(base, generate(bundled, ["a blue star"], **options).tensor)
 
 
 def test_clip_prefers_the_caption_that_is_true() -> None:
@@ -92,7 +93,7 @@ def test_clip_prefers_the_caption_that_is_true() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(mu.CheckpointError, match="shapes-masker"):
+    with pytest.raises(CheckpointError, match="shapes-masker"):
         mu.zoo.path("forms")
-    with pytest.raises(mu.CheckpointError, match="'shapes'"):
+    with pytest.raises(CheckpointError, match="'shapes'"):
         mu.zoo.load("shapes-masker")

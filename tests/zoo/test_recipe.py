@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPModel
 
 import maskunet as mu
+from maskunet.errors import CheckpointError
 from maskunet.shapes.scenes import training_scene
 from maskunet.shapes.vocabulary import COLOURS, SHAPES
 from maskunet.zoo.recipe.clip import swapped
@@ -97,7 +98,7 @@ def test_stage_takes_another_length_only_before_its_decay(tmp_path: Path) -> Non
         _toy(tmp_path, config, stop_at=20)
     with pytest.raises(KeyboardInterrupt):
         _toy(tmp_path, StageConfig(60, 8, 0.05, warmup=5, decay=0.5, save_every_s=0), stop_at=35)
-    with pytest.raises(mu.CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match="other settings"):
         _toy(tmp_path, config)
 
 

@@ -18,7 +18,7 @@ from ..attaching.attachment import attachment_of
 from ..errors import DataError
 from ..machine import machine
 from ..maskers import Masker
-from ..sampling import maker
+from ..sampling import pipeline_side
 from ..sampling.stepwise import StepwiseSampler
 from ..shapes.scenes import Prompt, held_out_prompts
 from ..version import __version__
@@ -100,7 +100,7 @@ class Subject:
     def pictures(self, word: str, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
         """Return the pictures (n, 3, H, W) in [0, 1], on the CPU, and tell how far they are; see `samplers`."""
         s, batches, made = self.settings, self.batches(), []
-        make = maker(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
+        make = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
         for k, numbers in enumerate(batches):
             self.progress(share[0] + (share[1] - share[0]) * k / len(batches), word)
             made.append(make([self.texts[i] for i in numbers], [self.seeds[i] for i in numbers]))

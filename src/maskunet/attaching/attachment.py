@@ -12,7 +12,7 @@ features to whatever device they arrive on.
 from __future__ import annotations
 
 import contextlib
-import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TargetError
-from ..maskers import BlockInput, Draw, LayerMask, Masker
+from ..errors import SettingError, TargetError
+from ..maskers import BlockInput, Draw, LayerMask, Masker, load
 from ..relaxation import derive_seed, keep_probability
-from ..targets import BlockSpec, LayerSpec, check_fits, maskable_layers, unet_of
-from .replacement import Context, Replacement, follow_checkpointing, leave_checkpointing
+from ..targets import LayerSpec, check_fits, maskable_layers, unet_of
+from .batch_layout import check_batch
+from .block_hook import BlockHook, refuse_fused
+from .replacement import Context, Replacement
 from .trace import Trace
 
 _ATTRIBUTE = "_maskunet_attachment"
@@ -81,7 +83,7 @@ class Attachment:
         layers = maskable_layers(self.unet)
         self._handles.append(self.unet.register_forward_pre_hook(self._start_call, with_kwargs=True))
         for block in self.masker.network.blocks:
-            hook = _BlockHook(self, block)
+            hook = BlockHook(self.unet, block, self)
             self._handles.append(hook.module.register_forward_pre_hook(hook, with_kwargs=True))
             self._handles.append(hook)
             for layer in block.layers:
@@ -108,7 +110,7 @@ class Attachment:
             return
         self.timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if self.masker.sample_counts:
-            self.masker.check_batch(kwargs["sample"] if "sample" in kwargs else args[0], self.pipe)
+            check_batch(self.masker, kwargs["sample"] if "sample" in kwargs else args[0], self.pipe)
         if self.masker.training:  # counted only where it matters: a counter would make compiled graphs stale
             self.calls += 1
         if self.trace is not None:
@@ -159,60 +161,6 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-class _BlockHook:
-    """Pre-forward hook of a block: takes what the masker needs from the block's arguments."""
-
-    def __init__(self, attachment: Attachment, block: BlockSpec) -> None:
-        self.attachment, self.block = attachment, block
-        self.module = attachment.unet.get_submodule(block.name)
-        self.parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
-        self.checkpointing = [m for m in self.module.modules() if hasattr(m, "gradient_checkpointing")]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(m.gradient_checkpointing for m in self.checkpointing):
-            follow_checkpointing(self.checkpointing, self.attachment.capture)
-        if not self.attachment.enabled:
-            return
-        refuse_fused(self.attachment.unet, self.block)
-        given = dict(zip(self.parameters, args, strict=False)) | kwargs
-        skips = given.get("res_hidden_states_tuple")
-        skip = skips[-1] if skips else None
-        inputs = BlockInput(given["hidden_states"], skip, given["temb"], self.attachment.timestep)
-        self.attachment.start_block(self.block.name, inputs)
-
-    def remove(self) -> None:
-        """Leave gradient checkpointing as it was."""
-        leave_checkpointing(self.checkpointing)
-
-
-def refuse_fused(unet: nn.Module, block: BlockSpec) -> None:
-    """Refuse what a mask would miss or hit wrongly.
-
-    Raises:
-        TargetError: a block's projections, or a LoRA of one of its layers, are fused.
-    """
-    for layer in block.layers:
-        attention = layer.name.rpartition(".to_")[0]
-        if attention and _is_fused(unet.get_submodule(attention)):
-            raise TargetError(
-                f"expected separate to_q, to_k and to_v, {attention} has fused projections, which masks cannot reach. "
-                "Call unfuse_qkv_projections() first."
-            )
-        if getattr(unet.get_submodule(layer.name), "merged", False):  # a PEFT layer around the masked one
-            raise TargetError(
-                f"expected a LoRA beside the weights, {layer.name} has one fused into them, so a mask would hit both. "
-                "Call unfuse_lora() first."
-            )
-
-
-def _is_fused(attention: nn.Module) -> bool:
-    # The processor tells: `fused_projections` stays set after unfusing.
-    processor = getattr(attention, "processor", None)
-    if processor is not None:
-        return type(processor).__name__.startswith("Fused")
-    return bool(getattr(attention, "fused_projections", False))
-
-
 def _device_of(masker: Masker) -> torch.device | None:
     return next((t.device for t in (*masker.parameters(), *masker.buffers())), None)
 
@@ -227,7 +175,7 @@ def attachment_of(model: Any) -> Attachment | None:
 
 
 def attach(
-    model: Any, masker: Masker, *, seed: int | None = None, noise: Mapping[str, Tensor] | None = None
+    model: Any, masker: Masker | str | os.PathLike[str], *, seed: int | None = None, noise: Mapping[str, Tensor] | None = None
 ) -> Attachment:
     """Attach a masker to a pipeline or a U-Net, in place; what was attached before is replaced.
 
@@ -236,7 +184,7 @@ def attach(
 
     Args:
         model: a Stable Diffusion pipeline (1.x, 2.x, XL) or its U-Net.
-        masker: any masker that was made for this U-Net.
+        masker: any masker that was made for this U-Net, or where one is: its folder, a hub id, or a bundled name.
         seed: seed of Gumbel noise at inference, or of training; None draws no noise at inference.
         noise: Gumbel noise by layer name, (B, *weight.shape), to use instead of drawn noise.
 
@@ -245,8 +193,17 @@ def attach(
 
     Raises:
         TargetError: no U-Net; the masker was made for another one; its projections or a LoRA are fused.
+        CheckpointError: a masker's files are missing or unreadable.
+        SettingError: `masker` is something else.
     """
     unet = unet_of(model)
+    if isinstance(masker, str | os.PathLike):
+        masker = load(masker, model)
+    if not isinstance(masker, Masker):
+        raise SettingError(
+            f"expected a masker, its folder, a hub id or a bundled name to attach, got {type(masker).__name__}; build one "
+            "with maskunet.LowRankMasker.for_unet(pipe.unet)"
+        )
     check_fits(unet, masker.network)
     for block in masker.network.blocks:
         refuse_fused(unet, block)

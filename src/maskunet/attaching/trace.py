@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..relaxation import density
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Trace:
 
     def __init__(self, keep: str = "all", limit_gb: float = 4.0) -> None:
         if keep not in ("all", "last", "density"):
-            raise ValueError(f"expected keep to be 'all', 'last' or 'density', got {keep!r}")
+            raise SettingError(f"expected keep to be 'all', 'last' or 'density', got {keep!r}")
         self.calls: list[Call] = []
         self.keep = keep
         self._room = int(limit_gb * 2**30)

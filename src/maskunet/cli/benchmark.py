@@ -18,7 +18,7 @@ from .options import local_device, open_pipeline, open_rewards, reward_sources
 
 if TYPE_CHECKING:
     from ..evaluation import Benchmark, Scores
-    from ..sampling import Make
+    from ..sampling import Side
 
 #: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's; SynGen
 #: without and with its masks.
@@ -90,7 +90,7 @@ def run_benchmark_command(
         "num_inference_steps": steps or setting.steps,
         "guidance_scale": setting.guidance_scale if guidance_scale is None else guidance_scale,
     }
-    config = SearchConfig.preset(preset or "default", **drawing).checked()
+    config = SearchConfig.preset(preset or "default", **drawing)
     options = {"samples": samples or setting.samples, "seed": seed}
     bundled = model == "shapes"
     # Whoever scores reads its networks first: errors before hours of work.
@@ -108,10 +108,10 @@ def run_benchmark_command(
     if pictures is not None:
         _save(_score(found, pictures, output), record | {"pictures": str(pictures)}, output)
         return
-    from ..evaluation import run_benchmark, search_maker
+    from ..evaluation import run_benchmark, search_side
     from ..evaluation.sides import search_settings
-    from ..sampling import maker
-    from ..syngen import shapes_phrases, syngen_maker
+    from ..sampling import pipeline_side
+    from ..syngen import shapes_phrases, syngen_side
     from ..syngen.guide import SCALE
 
     needed = masker if any("masker" in side for side in chosen) else None
@@ -120,20 +120,20 @@ def run_benchmark_command(
     shared = {"model": model, "scheduler": type(pipe.scheduler).__name__} | drawing
     by_search = {"search": search_settings(config), "reward_sources": sources_of_reward, "dtype": str(pipe.unet.dtype)}
     phrases = shapes_phrases if bundled else None
-    makers: dict[str, Make] = {}
+    makers: dict[str, Side] = {}
     settings: dict[str, dict[str, Any]] = {}
     sizes: dict[str, int] = {}
     for side in chosen:
         masks = "masker" in side
         settings[side] = shared | {"masker": masker if masks else None}
         if reward is not None and "search" in side:
-            makers[side], sizes[side] = search_maker(pipe, reward, config, masks=masks), search_batch_size
+            makers[side], sizes[side] = search_side(pipe, reward, config, masks=masks), search_batch_size
             settings[side] |= by_search | {"rewards": reward.name}
         elif "syngen" in side:
-            makers[side], sizes[side] = syngen_maker(pipe, masks=masks, phrases=phrases, **drawing), batch_size
+            makers[side], sizes[side] = syngen_side(pipe, masks=masks, phrases=phrases, **drawing), batch_size
             settings[side] |= {"syngen": {"scale": SCALE, "phrases": "shapes" if bundled else "spacy"}}
         else:
-            makers[side], sizes[side] = maker(pipe, masks=masks, **drawing), batch_size
+            makers[side], sizes[side] = pipeline_side(pipe, masks=masks, **drawing), batch_size
     scores = run_benchmark(
         found, makers, output, settings=settings, batch_size=sizes, rank=rank, world=world, say=typer.echo
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attaching.attachment import disabled
 from ..files import make_folder, save_text, save_whole
 from ..metrics.geneval_rules import check
-from ..sampling import Make, generate
+from ..sampling import Side, generate
 from ..shapes.judge import judge
 from ..shapes.scenes import held_out_prompts
 from ..version import __version__
@@ -39,7 +39,7 @@ def write_pictures(
     compare_base: bool,
     settings: dict[str, Any],
     seed: int,
-    make: Make | None = None,
+    make: Side | None = None,
     **options: Any,
 ) -> list[Path]:
     """Generate pictures and write each as `00000.png` with `00000.json`; with `compare_base`, base left, masked right.
@@ -59,14 +59,14 @@ def write_pictures(
     """
     make_folder(folder)
     if make is None:
-        pictures = generate(pipe, prompts, seeds=seed, **options)
+        pictures = generate(pipe, prompts, seeds=seed, **options).tensor
     else:
         numbers, size = range(seed, seed + len(prompts)), options["batch_size"]
         chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
         pictures = torch.cat([make(prompts[rows], numbers[rows]) for rows in chunks])
     if compare_base:
         with disabled(pipe):
-            base = generate(pipe, prompts, seeds=seed, **options)
+            base = generate(pipe, prompts, seeds=seed, **options).tensor
         gap = torch.ones(*pictures.shape[:3], 4)
         pictures = torch.cat([base, gap, pictures], 3)
     written = []
@@ -99,7 +99,7 @@ def write_sheet(
     make_folder(path.parent)
     prompts = held_out_prompts(count)
     options: dict[str, Any] = {"seeds": seed, "num_inference_steps": steps, "guidance_scale": guidance_scale}
-    pictures = generate(pipe, [p.prompt for p in prompts], batch_size=48, **options)
+    pictures = generate(pipe, [p.prompt for p in prompts], batch_size=48, **options).tensor
     right = [check(d, p.metadata()) is None for d, p in zip(judge(pictures), prompts, strict=True)]
     for picture, good in zip(pictures, right, strict=True):
         if not good:

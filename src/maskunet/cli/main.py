@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from benchmarks.studies.commands import reproduce_app
 
 from ..errors import MaskUNetError
 from .analyze import analyze_app
@@ -27,7 +26,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(help="The bundled model: train it again, sample from it.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
-app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(analyze_app, name="analyze")
 app.command()(train)
 app.command()(evaluate)
@@ -90,10 +88,10 @@ def generate(
     model: Model = "shapes",
     masker: MaskerPath = None,
     mask_every: Annotated[
-        int | None, typer.Option(min=1, help="Make masks anew every so many steps; every step by default.")
+        int | None, typer.Option(min=1, help="Side masks anew every so many steps; every step by default.")
     ] = None,
     mask_tolerance: Annotated[
-        float | None, typer.Option(min=0.0, help="Make masks anew once their condition has moved by this share.")
+        float | None, typer.Option(min=0.0, help="Side masks anew once their condition has moved by this share.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     compare_base: Annotated[
@@ -112,7 +110,7 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Make pictures from prompts, with or without masks; each has its settings beside it as JSON."""
+    """Side pictures from prompts, with or without masks; each has its settings beside it as JSON."""
     from ..errors import DataError
     from .image_files import write_pictures
     from .options import hold_masks
@@ -127,9 +125,9 @@ def generate(
         settings |= {"mask_every": mask_every, "mask_tolerance": mask_tolerance}
     make = None
     if syngen:
-        from ..syngen import shapes_phrases, syngen_maker
+        from ..syngen import shapes_phrases, syngen_side
 
-        make = syngen_maker(
+        make = syngen_side(
             pipe,
             phrases=shapes_phrases if model == "shapes" else None,
             scale=syngen_scale,

@@ -87,11 +87,11 @@ def reward_sources(given: list[str] | None, model: str) -> list[str]:
         DataError: none given, and the model has none of its own.
     """
     from ..errors import DataError
-    from ..rewards.registry import FOR_SHAPES
+    from ..zoo import defaults
 
     if not given and model != "shapes":
         raise DataError("expected --reward (as image-reward, hpsv2:5); only the model 'shapes' has one of its own")
-    return list(given or [FOR_SHAPES])
+    return list(given or [defaults.REWARD])
 
 
 def open_rewards(sources: list[str], pipe: Any) -> Any:

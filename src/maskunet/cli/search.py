@@ -74,7 +74,7 @@ def search(
     }
     if model == "shapes" and guidance_scale is None:
         given["guidance_scale"] = 4.0  # what the bundled model is made for
-    config = SearchConfig.preset(preset or "default", **{k: v for k, v in given.items() if v is not None}).checked()
+    config = SearchConfig.preset(preset or "default", **{k: v for k, v in given.items() if v is not None})
     make_folder(output)
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
     judged = open_rewards(sources, pipe)

@@ -56,7 +56,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         given["validation_prompts"] = tuple(given["validation_prompts"])
         if given["resume_from_checkpoint"] == "none":
             given["resume_from_checkpoint"] = None
-        command(config=TrainConfig(**given).checked(), **values)
+        command(config=TrainConfig(**given), **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + extra
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -203,7 +203,7 @@ def train(
     import torch
 
     from .. import pipelines
-    from ..maskers import LowRankConfig, MaskConfig, TrainableConfig
+    from ..maskers import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig
     from ..training import build_method
     from ..training import train as run_training
 
@@ -220,9 +220,9 @@ def train(
     pipe = pipelines.load_pipeline(model, dtype=kind, device=where)
     names: Any = tuple(t.strip() for t in targets.split(",")) if "," in targets else targets
     conditions = {"use_timestep": use_timestep, "use_sample": use_sample}
-    mask: TrainableConfig = MaskConfig(names, initial_logit, tau, **conditions)
+    mask: TrainableConfig = MaskGeneratorConfig(names, initial_logit, tau, **conditions)
     if masker == "low-rank":
-        mask = LowRankConfig(names, initial_logit, tau, mask_rank, **conditions)
+        mask = LowRankMaskerConfig(names, initial_logit, tau, mask_rank, **conditions)
     density = config.target_density is not None
     chosen = build_method(
         method, pipe, mask, gumbel=config.gumbel, density=density, rank=rank, dropout=dropout, seed=config.seed

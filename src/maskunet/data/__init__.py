@@ -1,6 +1,5 @@
 """Pictures with captions, as latents and prompt embeddings that a training step can use."""
 
-from ..zoo.dataset import encode_scenes
 from .encoding import encode_images
 from .images import ImageCaptions, open_images
 from .latents import CachedLatents, PromptEmbeds, encode_pictures, sample_at
@@ -11,7 +10,6 @@ __all__ = [
     "PromptEmbeds",
     "encode_images",
     "encode_pictures",
-    "encode_scenes",
     "open_images",
     "sample_at",
 ]

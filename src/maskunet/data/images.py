@@ -23,7 +23,7 @@ import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 _LIST = "metadata.jsonl"
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -222,11 +222,6 @@ def _check_columns(source: str, names: Iterable[str], columns: tuple[str, str]) 
             listed = ", ".join(sorted(names)) or "none"
             raise DataError(f"expected a column {column!r} in {source}, got {listed}; choose {option}")
 
-
-def first_line(error: BaseException) -> str:
-    """Return an error, or what caused it, in one line."""
-    cause = error.__cause__ or error  # the library says that something failed, its cause says what
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
 
 
 def _caption(value: Any) -> str | None:

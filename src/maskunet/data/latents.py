@@ -13,19 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..relaxation import derive_seed
-from ..shapes.drawing import STYLES, draw
-from ..shapes.scenes import Scene, training_scene
-
-#: Data sets that come with the package, and the style of each.
-WORLDS = {"shapes": "plain", "shapes-art": "art"}
-#: How many of their scenes to train on, and the seeds that scenes to train on and to hold out are drawn from; the bundled
-#: denoiser saw others.
-POOL, TRAIN_SEED, HELD_OUT_SEED = 6000, 11, 12
-_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -95,17 +85,6 @@ def _order(epoch: int, count: int, seed: int) -> Tensor:
     return _orders[key]
 
 
-def scenes_of(name: str, count: int, seed: int) -> tuple[list[Scene], str]:
-    """Return training scenes of a bundled world and the style to draw them in.
-
-    Raises:
-        DataError: no bundled world has that name.
-    """
-    if name not in WORLDS:
-        raise DataError(f"expected a bundled data set ({', '.join(WORLDS)}), got {name!r}")
-    return [training_scene(i, seed) for i in range(count)], WORLDS[name]
-
-
 @torch.inference_mode()
 def encode_pictures(vae: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Encode pictures (B, 3, H, W) in [0, 1] to posterior means and deviations, scaled, in float16 on the CPU.
@@ -122,31 +101,6 @@ def encode_pictures(vae: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     mean, std = ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
     return mean.half().cpu(), std.half().cpu()
-
-
-def encode_scenes(
-    pipe: Any, scenes: Sequence[Scene], style: str = "plain", *, progress: bool = False
-) -> CachedLatents:
-    """Draw scenes and encode them with a pipeline's autoencoder.
-
-    Args:
-        pipe: a pipeline with a `vae`.
-        scenes: what to draw.
-        style: one of `maskunet.shapes.drawing.STYLES`.
-        progress: show a progress bar.
-
-    Raises:
-        DataError: there is nothing to draw, or no such style.
-    """
-    if not scenes or style not in STYLES:
-        raise DataError(f"expected scenes and a style among {STYLES}, got {len(scenes)} scenes and {style!r}")
-    means, stds = [], []
-    for start in tqdm(range(0, len(scenes), _CHUNK), desc="encode pictures", disable=not progress):
-        mean, std = encode_pictures(pipe.vae, draw(scenes[start : start + _CHUNK], style))
-        means.append(mean)
-        stds.append(std)
-    source = next(name for name, of in WORLDS.items() if of == style)
-    return CachedLatents(torch.cat(means), torch.cat(stds), tuple(s.caption for s in scenes), source=source)
 
 
 class PromptEmbeds:

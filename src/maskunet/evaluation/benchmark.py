@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError
-from ..sampling.generation import Make
+from ..sampling.generation import Side
 from .image_jobs import Shot, make_missing, wait_for
 from .scores import Score, Scores
 
@@ -42,7 +42,7 @@ class Benchmark(Protocol):
 
 def run_benchmark(
     benchmark: Benchmark,
-    sides: Mapping[str, Make],
+    sides: Mapping[str, Side],
     output: Path,
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,

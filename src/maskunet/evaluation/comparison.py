@@ -131,9 +131,9 @@ def compare(
             texts = [p.prompt for p in prompts]
             if name == "base":
                 with disabled(pipe):
-                    pictures = generate(pipe, texts, **options)  # type: ignore[arg-type]
+                    pictures = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
             else:
-                pictures = generate(pipe, texts, **options)  # type: ignore[arg-type]
+                pictures = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
             verdicts = [check(d, p.metadata()) for d, p in zip(judge(pictures), prompts, strict=True)]
             reasons[side].append(verdicts)
             right[side, run] = torch.tensor([v is None for v in verdicts])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, first_line
 
 
 class Features(ABC):
@@ -43,9 +43,6 @@ class Features(ABC):
         return None
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _preprocessing(source: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -67,7 +64,7 @@ class _Vision(Features):
             self.model: Any = self._load(source).to(self.device).eval()
         except Exception as error:  # hub, file and config errors of several libraries
             raise CheckpointError(
-                f"expected a model in transformers' format in {source!r}, could not read it: {_first_line(error)}"
+                f"expected a model in transformers' format in {source!r}, could not read it: {first_line(error)}"
             ) from error
         self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
 
@@ -138,18 +135,18 @@ class InceptionFeatures(Features):
         except ImportError as error:
             raise DataError(
                 "expected torchmetrics and torch-fidelity for Inception features, could not import them "
-                f"({_first_line(error)}); pip install 'maskunet[inception]'"
+                f"({first_line(error)}); pip install 'maskunet[inception]'"
             ) from error
         except OSError as error:  # urllib's errors among them
             raise CheckpointError(
                 "expected Inception's weights, which torch-fidelity downloads at first use, could not get them: "
-                f"{_first_line(error)}. Where there is no network, put weights-inception-2015-12-05-6726825d.pth of "
+                f"{first_line(error)}. Where there is no network, put weights-inception-2015-12-05-6726825d.pth of "
                 f"github.com/toshas/torch-fidelity (release v0.2.0) into {torch.hub.get_dir()}/checkpoints"
             ) from error
         except RuntimeError as error:  # a torchvision that was built for another torch, or a damaged file
             raise DataError(
                 "expected a torchvision from the same source as torch, and whole weights, for Inception features, got: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     @torch.inference_mode()

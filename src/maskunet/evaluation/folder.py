@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
-from ..sampling.generation import maker
+from ..sampling.generation import pipeline_side
 from .features import Features
 from .image_jobs import Shot, make_missing
 
@@ -63,7 +63,7 @@ def generate_folder(
         for i, (name, prompt) in enumerate(zip(names, prompts, strict=True))
     ]
     return make_missing(
-        maker(pipe, **options),
+        pipeline_side(pipe, **options),
         shots,
         settings=settings | options,
         batch_size=batch_size,

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..sampling.generation import Make
+from ..sampling.generation import Side
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shot:
 
 
 def make_missing(
-    make: Make,
+    make: Side,
     shots: Sequence[Shot],
     *,
     settings: Mapping[str, Any],
@@ -53,7 +53,7 @@ def make_missing(
     world: int = 1,
     progress: bool = True,
 ) -> int:
-    """Make the pictures that are not there yet.
+    """Side the pictures that are not there yet.
 
     Args:
         make: makes pictures from prompts and seeds.
@@ -109,7 +109,7 @@ def _require_same(shot: Shot, wanted: Mapping[str, Any]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder.
+    """Side a folder.
 
     Raises:
         DataError: it cannot be made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,17 +12,17 @@ from torch import Tensor
 
 from ..attaching.attachment import disabled
 from ..rewards.base import Reward
-from ..sampling.generation import Make
+from ..sampling.generation import Side
 from ..searching import SearchConfig, search
 
 #: Settings of a search that leave its pictures as they are: seeds are given with the prompts, the base has its own side.
 _OF_A_CALL = ("seed", "compare_base")
 
 
-def search_maker(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool = False) -> Make:
+def search_side(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool = False) -> Side:
     """Return a function that searches masks for prompts and seeds and gives the pictures under them.
 
-    A picture starts from the noise that `generation.maker` draws for its seed, or has it for its first candidate where the
+    A picture starts from the noise that `generation.pipeline_side` draws for its seed, or has it for its first candidate where the
     settings ask for drafts.
 
     Args:
@@ -30,18 +31,13 @@ def search_maker(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool
         config: settings of the search; its seed and `compare_base` are not used.
         masks: search on top of the masks that are attached, if any; without them if false.
     """
-    config = replace(config, compare_base=False).checked()
+    config = replace(config, compare_base=False)
 
-    def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        def run() -> Tensor:
-            return search(pipe, list(prompts), reward, config, seeds=seeds, progress=False).pictures
+    def run(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        with contextlib.nullcontext() if masks else disabled(pipe):
+            return search(pipe, list(prompts), reward, config, seeds=seeds, progress=False).tensor
 
-        if masks:
-            return run()
-        with disabled(pipe):
-            return run()
-
-    return make
+    return run
 
 
 def search_settings(config: SearchConfig) -> dict[str, Any]:

@@ -7,25 +7,18 @@ the mask when the layer runs. Trainer, search, analysis and generation differ on
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import TargetError
-from ..operators import (
-    factored_linear,
-    factored_logits,
-    layer_noise,
-    masked_conv2d,
-    masked_linear,
-    packed_linear,
-    unpack_bits,
-)
-from ..relaxation import derive_seed, gumbel_sigmoid, threshold
+from .. import checkpoint
+from ..errors import CheckpointError, SettingError, TargetError
+from ..operators import masked_conv2d, masked_linear
 from ..targets import LayerSpec, Network
 
 
@@ -88,126 +81,6 @@ class LayerMask(ABC):
         return masked_conv2d(x, module.weight, module.bias, mask, *options)  # type: ignore[arg-type]
 
 
-def _seeds(layer: LayerSpec, draw: Draw) -> tuple[int, ...]:
-    """Seeds of a layer's noise: one that the batch shares, or one a row."""
-    seeds = draw.seed if isinstance(draw.seed, tuple) else (draw.seed,)
-    return tuple(derive_seed(seed, layer.name) for seed in seeds)
-
-
-@torch.compiler.disable
-def _drawn(layer: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
-    """Gumbel noise, (*weight.shape) shared by the batch or (B, *weight.shape)."""
-    if draw.noise is not None:
-        if layer.name not in draw.noise:
-            raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
-        return draw.noise[layer.name].to(device)
-    noise = [layer_noise(layer.shape, seed, device) for seed in _seeds(layer, draw)]
-    return torch.stack(noise) if isinstance(draw.seed, tuple) else noise[0]
-
-
-class Logits(LayerMask):
-    """Logits that are held as they are."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def logits(self) -> Tensor:
-        """Return the logits."""
-        return self.values
-
-    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Relax the logits to a mask: with Gumbel noise where the draw asks for it, else by threshold."""
-        logits = self.logits()
-        if draw.seed is None and draw.noise is None:
-            return threshold(logits, draw.tau)
-        noise = _drawn(layer, draw, logits.device)
-        sets, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
-        if 1 < sets < draws and draws % sets == 0:  # row r takes set r mod sets, and noise of its own
-            logits = logits.repeat(draws // sets, *[1] * len(layer.shape))
-        return gumbel_sigmoid(logits, noise, draw.tau)
-
-
-Factors = tuple[Tensor, Tensor]
-
-
-class FactoredLogits(Logits):
-    """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
-
-    Args:
-        factors: left (O, r) or (B, O, r), and right (I, r) or (B, I, r), one of them by sample; (I kh kw, r) where one
-            product is the whole kernel, (B, kh, kw, I, r) where each position has one. Or what makes them when the layer
-            runs, so that those of a block are not held all at once.
-        row: (I,) or (I kh kw,), added to every row.
-        shape: the layer's weight shape.
-    """
-
-    def __init__(self, factors: Factors | Callable[[], Factors], row: Tensor, shape: tuple[int, ...]) -> None:
-        self._factors, self.row, self.shape = factors, row, shape
-
-    @property
-    def factors(self) -> Factors:
-        """Left and right; made anew at each call where they were given as what makes them."""
-        return self._factors() if callable(self._factors) else self._factors
-
-    def logits(self) -> Tensor:
-        """Expand the product: (B, *shape)."""
-        left, right = self.factors
-        if right.ndim == 5:
-            return factored_logits(left, right, self.row).permute(0, 3, 4, 1, 2)
-        return factored_logits(left, right, self.row).reshape(-1, *self.shape)
-
-    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Compute a linear layer from the factors."""
-        if not isinstance(module, nn.Linear):
-            return super().run(layer, module, x, draw, batch)
-        noise: Callable[[int], Tensor] | tuple[int, ...] | None = None
-        if draw.noise is not None:
-            drawn = _drawn(layer, draw, x.device).reshape(-1, *layer.shape)
-            noise = lambda row: drawn[row % len(drawn)]  # noqa: E731
-        elif draw.seed is not None:
-            noise = _seeds(layer, draw)
-        return factored_linear(x, module.weight, module.bias, *self.factors, self.row, draw.tau, noise)
-
-
-class GivenMask(LayerMask):
-    """A binary mask that is known already."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def logits(self) -> None:
-        """Return None: a given mask has no logits."""
-
-    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the mask."""
-        return self.values
-
-
-class PackedMask(LayerMask):
-    """Binary masks at one bit a weight, expanded only while their layer runs.
-
-    Args:
-        packed: masks (M, *weight.shape) as `pack_bits` packs them.
-        sets: M; None for one mask that all samples share, without a dimension for them.
-    """
-
-    def __init__(self, packed: Tensor, sets: int | None = None) -> None:
-        self.packed, self.sets = packed, sets
-
-    def logits(self) -> None:
-        """Return None: a given mask has no logits."""
-
-    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the masks, boolean."""
-        return unpack_bits(self.packed, layer.shape if self.sets is None else (self.sets, *layer.shape))
-
-    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Compute a linear layer from the bits."""
-        if not isinstance(module, nn.Linear):
-            return super().run(layer, module, x, draw, batch)
-        return packed_linear(x, module.weight, module.bias, self.packed, self.sets or 1)
-
-
 class Masker(nn.Module, ABC):
     """Base of all maskers.
 
@@ -231,7 +104,7 @@ class Masker(nn.Module, ABC):
     def __init__(self, network: Network, tau: float = 1.0) -> None:
         super().__init__()
         if not tau > 0:
-            raise ValueError(f"expected a temperature tau > 0, got {tau}")
+            raise SettingError(f"expected a temperature tau > 0, got {tau}")
         self.network = network
         self.tau = tau
         self.training = False
@@ -271,33 +144,6 @@ class Masker(nn.Module, ABC):
                     "many, or attach a single set for all (of a MaskSchedule: select or merge)"
                 )
 
-    def check_batch(self, latents: Tensor, pipe: Callable[[], Any] | None = None) -> None:
-        """Check a batch of the U-Net in the same way.
-
-        A guided batch holds every prompt twice. It is told by its latents, which are the same in both halves.
-
-        Args:
-            latents: the U-Net's input (rows, C, h, w).
-            pipe: gives the pipeline, which may know that its batches are not guided.
-
-        Raises:
-            TargetError: its prompts are no multiple of the sets of masks.
-        """
-        rows = latents.shape[0]
-        if self.guided_half is not None:
-            if rows % 2 == 0:  # another is refused by the masks themselves
-                self.check_prompts(rows // 2)
-        elif any(rows % sets or (rows % 2 == 0 and rows // 2 % sets) for sets in self.sample_counts):
-            self._look_closer(latents, pipe)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _look_closer(self, latents: Tensor, pipe: Callable[[], Any] | None) -> None:
-        # Latents are compared here alone, since on a GPU that waits for them.
-        says = None if pipe is None else getattr(pipe(), "do_classifier_free_guidance", None)
-        half = latents.shape[0] // 2
-        guided = says is not False and len(latents) == 2 * half and torch.equal(latents[:half], latents[half:])
-        self.check_prompts(half if guided else len(latents))
-
     def tensors(self) -> dict[str, Tensor]:
         """Return what `save_pretrained` writes; the state dict unless a subclass has a smaller form."""
         return self.state_dict()
@@ -306,14 +152,54 @@ class Masker(nn.Module, ABC):
         """Undo `tensors`."""
         self.load_state_dict(tensors)
 
-    def save_pretrained(self, folder: Any, **options: Any) -> Any:
-        """Write config.json, masker.safetensors and a model card; see `maskunet.checkpoint.save`."""
-        from ..checkpoint import save
+    def __init_subclass__(cls, *, savable: bool = True, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if savable:
+            checkpoint.register(cls)
 
-        return save(self, folder, **options)
+    def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
+        """Write config.json, masker.safetensors and a model card; see `maskunet.checkpoint.save`.
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Upload to the hub what `save_pretrained` writes; see `maskunet.checkpoint.push`."""
-        from ..checkpoint import push
+        Args:
+            folder: where to; made if missing.
+            card: what the model card says: `base_model`, `dataset`, `recipe`.
 
-        return push(self, repo_id, **options)
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        return checkpoint.save(self, folder, **card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], model: Any = None, **options: Any) -> Self:
+        """Read a masker of this class; see `maskunet.load`, which reads any.
+
+        Args:
+            source: its folder, a hub id, or a bundled name.
+            model: the pipeline or U-Net that it is for; a masker made for another one is refused.
+            options: `revision`, `token` and `device` of `maskunet.load`.
+
+        Raises:
+            CheckpointError: missing or unreadable files, or a masker of another class.
+            TargetError: made for another network; the differing layers are named.
+        """
+        masker = checkpoint.load(source, model, **options)
+        if not isinstance(masker, cls):
+            raise CheckpointError(
+                f"expected a {cls.__name__} in {os.fspath(source)!r}, got a {type(masker).__name__}; use maskunet.load"
+            )
+        return masker
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the hub what `save_pretrained` writes; see `maskunet.checkpoint.push`.
+
+        Args:
+            repo_id: "user/name".
+            options: of `maskunet.checkpoint.push`.
+
+        Returns:
+            The commit's address.
+        """
+        return checkpoint.push(self, repo_id, **options)

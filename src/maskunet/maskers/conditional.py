@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from ..targets import BlockSpec, Network, Targets, describe
+from ..errors import SettingError
+from ..settings import Settings, Targets, flag, layer_targets, number
+from ..targets import BlockSpec, Network, describe
 from .base import BlockInput, LayerMask, Masker
+
+
+@dataclass(frozen=True)
+class ConditionalConfig(Settings):
+    """What the configs of all conditional maskers hold.
+
+    Args:
+        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
+        initial_logit: every logit before training.
+        tau: temperature of the straight-through gradient, > 0.
+        use_timestep: condition on the timestep embedding.
+        use_sample: condition on the features at the block's entry.
+
+    Raises:
+        SettingError: a setting is out of range, or both conditions are switched off.
+    """
+
+    targets: Targets = layer_targets("decoder-attention")
+    initial_logit: float = number(1.0)
+    tau: float = number(1.0, above=0)
+    use_timestep: bool = flag(True)
+    use_sample: bool = flag(True)
+
+    def check(self) -> None:
+        """Refuse a masker that depends on nothing."""
+        if not (self.use_timestep or self.use_sample):
+            raise SettingError(
+                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
+                "neither"
+            )
 
 
 class ConditionalMasker(Masker):
@@ -20,10 +52,6 @@ class ConditionalMasker(Masker):
     Args:
         network: the blocks and layers that it masks.
         config: its settings; a fresh one of its `config_class` if None.
-
-    Raises:
-        ValueError: conditioning on both the timestep and the sample is switched off (a `MaskTable` is that), or a
-            setting is out of range.
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("config",)
@@ -32,11 +60,6 @@ class ConditionalMasker(Masker):
 
     def __init__(self, network: Network, config: Any = None) -> None:
         config = config or self.config_class()
-        if not (config.use_timestep or config.use_sample):
-            raise ValueError(
-                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
-                "neither"
-            )
         super().__init__(network, config.tau)
         self.config = config
         self.blocks = nn.ModuleDict({b.name.replace(".", "__"): self.build_block(b) for b in network.blocks})

@@ -27,15 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..targets import BlockSpec, LayerSpec, Targets, describe
+from ..settings import Targets, integer
+from ..targets import BlockSpec, LayerSpec, describe
 from .authors import from_authors_layout
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalMasker, key_of
+from .conditional import ConditionalConfig, ConditionalMasker, key_of
 from .forms import FactoredLogits
 
 
 @dataclass(frozen=True)
-class MaskConfig:
+class MaskGeneratorConfig(ConditionalConfig):
     """Settings of a `MaskGenerator`.
 
     Args:
@@ -48,13 +49,8 @@ class MaskConfig:
         use_sample: condition on the features at the block's entry.
     """
 
-    targets: Targets = "decoder-attention"
-    initial_logit: float = 5.0
-    tau: float = 1.0
-    hidden: int = 64
-    reduction: int = 4
-    use_timestep: bool = True
-    use_sample: bool = True
+    hidden: int = integer(64, at_least=1)
+    reduction: int = integer(4, at_least=1)
 
 
 class _LayerFactors(nn.Module):
@@ -83,7 +79,7 @@ class _LayerFactors(nn.Module):
 class _BlockGenerator(nn.Module):
     """The networks of one block."""
 
-    def __init__(self, block: BlockSpec, config: MaskConfig) -> None:
+    def __init__(self, block: BlockSpec, config: MaskGeneratorConfig) -> None:
         super().__init__()
         self.rows = max(1, block.out_channels // config.reduction)
         self.columns = max(1, block.in_channels // config.reduction)
@@ -139,22 +135,17 @@ class MaskGenerator(ConditionalMasker):
         config: its settings.
 
     Raises:
-        ValueError: conditioning on both the timestep and the sample is switched off (a `MaskTable` is that), or a
-            setting is out of range.
+        SettingError: a setting is out of range.
 
     Example:
-        >>> masker = MaskGenerator.for_unet(pipe.unet, MaskConfig(targets="decoder-attention"))
+        >>> masker = MaskGenerator.for_unet(pipe.unet, MaskGeneratorConfig(targets="decoder-attention"))
         >>> mu.attach(pipe, masker)
     """
 
-    config_class: ClassVar[type[MaskConfig]] = MaskConfig
+    config_class: ClassVar[type[MaskGeneratorConfig]] = MaskGeneratorConfig
 
     def build_block(self, block: BlockSpec) -> nn.Module:
         """Return the networks of one block."""
-        if self.config.reduction < 1 or self.config.hidden < 1:
-            raise ValueError(
-                f"expected reduction >= 1 and hidden >= 1, got {self.config.reduction} and {self.config.hidden}"
-            )
         return _BlockGenerator(block, self.config)
 
     @classmethod
@@ -184,6 +175,6 @@ class MaskGenerator(ConditionalMasker):
         names = tuple(layer.name for layer in network.layers)
         default = tuple(layer.name for layer in describe(unet, "decoder-attention").layers)
         targets: Targets = "decoder-attention" if names == default else names
-        masker = cls(network, MaskConfig(targets=targets, tau=tau, hidden=hidden, reduction=reduction))
+        masker = cls(network, MaskGeneratorConfig(targets=targets, tau=tau, hidden=hidden, reduction=reduction))
         masker.load_state_dict(tensors)
         return masker.eval()

@@ -25,14 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..targets import BlockSpec, LayerSpec, Targets
+from ..settings import integer
+from ..targets import BlockSpec, LayerSpec
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalMasker, key_of
+from .conditional import ConditionalConfig, ConditionalMasker, key_of
 from .forms import FactoredLogits
 
 
 @dataclass(frozen=True)
-class LowRankConfig:
+class LowRankMaskerConfig(ConditionalConfig):
     """Settings of a `LowRankMasker`.
 
     Args:
@@ -45,13 +46,8 @@ class LowRankConfig:
         use_sample: condition on the features at the block's entry.
     """
 
-    targets: Targets = "decoder-attention"
-    initial_logit: float = 5.0
-    tau: float = 1.0
-    rank: int = 16
-    hidden: int = 64
-    use_timestep: bool = True
-    use_sample: bool = True
+    rank: int = integer(16, at_least=2)
+    hidden: int = integer(64, at_least=1)
 
 
 class _LayerFactors(nn.Module):
@@ -80,7 +76,7 @@ class _LayerFactors(nn.Module):
 class _BlockFactors(nn.Module):
     """The networks of one block."""
 
-    def __init__(self, block: BlockSpec, config: LowRankConfig) -> None:
+    def __init__(self, block: BlockSpec, config: LowRankMaskerConfig) -> None:
         super().__init__()
         self.temb_proj = None
         if config.use_timestep:  # one bias for both
@@ -115,17 +111,15 @@ class LowRankMasker(ConditionalMasker):
         config: its settings.
 
     Raises:
-        ValueError: conditioning on both the timestep and the sample is switched off, or a setting is out of range.
+        SettingError: a setting is out of range.
 
     Example:
-        >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankConfig(rank=16))
+        >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankMaskerConfig(rank=16))
         >>> mu.attach(pipe, masker)
     """
 
-    config_class: ClassVar[type[LowRankConfig]] = LowRankConfig
+    config_class: ClassVar[type[LowRankMaskerConfig]] = LowRankMaskerConfig
 
     def build_block(self, block: BlockSpec) -> nn.Module:
         """Return the networks of one block."""
-        if self.config.rank < 2 or self.config.hidden < 1:
-            raise ValueError(f"expected rank >= 2 and hidden >= 1, got {self.config.rank} and {self.config.hidden}")
         return _BlockFactors(block, self.config)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import SettingError
 from ..relaxation import derive_seed
 from ..targets import LayerSpec, Network, Targets, describe
 from .base import BlockInput, LayerMask, Masker
@@ -30,7 +31,7 @@ class RandomMasks(Masker):
     def __init__(self, network: Network, density: float = 0.99, seed: int = 0, every_step: bool = True) -> None:
         super().__init__(network)
         if not 0 <= density <= 1:
-            raise ValueError(f"expected a density in [0, 1], got {density}")
+            raise SettingError(f"expected a density in [0, 1], got {density}")
         self.density, self.seed, self.every_step = density, seed, every_step
         self._layers = {block.name: block.layers for block in network.blocks}
 

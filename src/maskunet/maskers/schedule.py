@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, TargetError
+from ..errors import CheckpointError, SettingError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import LayerSpec, Network
 from .base import BlockInput, Draw, LayerMask, Masker
@@ -28,7 +28,7 @@ class MaskSchedule(Masker):
         guided_half: "conditional" to mask the second half of a batch only, as classifier-free guidance stacks it.
 
     Raises:
-        ValueError: no timestep, or no sample.
+        SettingError: no timestep, or no sample.
 
     A fresh schedule keeps every weight.
     """
@@ -40,9 +40,9 @@ class MaskSchedule(Masker):
     ) -> None:
         super().__init__(network)
         if guided_half not in (None, "conditional"):
-            raise ValueError(f"expected guided_half to be None or 'conditional', got {guided_half!r}")
+            raise SettingError(f"expected guided_half to be None or 'conditional', got {guided_half!r}")
         if not timesteps or samples < 1:
-            raise ValueError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
+            raise SettingError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
         self.timesteps, self.samples, self.guided_half = [float(t) for t in timesteps], samples, guided_half
         self.sample_counts = frozenset({samples})
         self._packed: dict[str, Tensor] = {}
@@ -129,10 +129,10 @@ class MaskSchedule(Masker):
 
         Raises:
             TargetError: none given, or of other layers.
-            ValueError: another rule.
+            SettingError: another rule.
         """
         if rule not in _RULES:
-            raise ValueError(f"expected a rule ({', '.join(_RULES)}), got {rule!r}")
+            raise SettingError(f"expected a rule ({', '.join(_RULES)}), got {rule!r}")
         if not schedules or any(
             (s._shapes, s.guided_half) != (schedules[0]._shapes, schedules[0].guided_half) for s in schedules
         ):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..errors import SettingError
 from ..targets import Network, Targets, describe
 from .base import BlockInput, LayerMask, Masker
 from .forms import Logits
@@ -30,7 +31,7 @@ class MaskTable(Masker):
     ) -> None:
         super().__init__(network, tau)
         if samples is not None and samples < 1:
-            raise ValueError(f"expected samples >= 1 or None, got {samples}")
+            raise SettingError(f"expected samples >= 1 or None, got {samples}")
         self.initial_logit, self.samples = initial_logit, samples
         self.sample_counts = frozenset(() if samples is None else (samples,))
         lead = () if samples is None else (samples,)

@@ -314,5 +314,5 @@ def _interpreted(kernels: ModuleType) -> bool:
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Make a tensor's GPU the current one, where triton launches."""
+    """Side a tensor's GPU the current one, where triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

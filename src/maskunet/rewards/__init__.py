@@ -27,7 +27,6 @@ _PUBLIC = {
     "PickScore": "similarity",
     "ClipScore": "similarity",
     "AestheticScore": "aesthetic",
-    "Smoothed": "smoothing",
 }
 
 __all__ = [*_PUBLIC]
@@ -48,4 +47,3 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess, shared_crop
     from .registry import load, names, parse_reward
     from .similarity import ClipScore, PickScore
-    from .smoothing import Smoothed

@@ -32,13 +32,7 @@ BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pick-score": ("similarity", "PickScore", {}),
     "clip-score": ("similarity", "ClipScore", {}),
     "aesthetic": ("aesthetic", "AestheticScore", {}),
-    "shapes": ("shapes", "ShapesReward", {}),
-    "shapes-matching": ("shapes", "MatchingReward", {}),
-    "shapes-referee": ("shapes", "ShapesReward", {"bundled": "shapes-referee"}),
 }
-
-#: What a search on the bundled model climbs where no reward is named.
-FOR_SHAPES = "shapes-matching"
 
 
 def names() -> list[str]:

@@ -71,7 +71,7 @@ def _in_groups(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def resident(*parts: Any) -> Iterator[None]:
+def without_offload(*parts: Any) -> Iterator[None]:
     """Keep networks on their execution device; afterwards they are offloaded again, by the hooks they had.
 
     Args:

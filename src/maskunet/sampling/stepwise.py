@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from .offload import resident, upcast_decoder
+from .offload import upcast_decoder, without_offload
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class StepwiseSampler:
         """Take the steps that are left, without gradient, and return the pictures (B, 3, H, W) in [0, 1], on the CPU."""
         while not self.finished:
             self.advance(self.predict())
-        with resident(self.pipe.vae), upcast_decoder(self.pipe):
+        with without_offload(self.pipe.vae), upcast_decoder(self.pipe):
             return self.decode(self.latents).cpu()
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:

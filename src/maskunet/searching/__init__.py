@@ -10,10 +10,9 @@ from ..exports import exports
 _PUBLIC = {
     "PRESETS": "config",
     "SearchConfig": "config",
-    "search": "engine",
+    "search": "search_loop",
     "SearchResult": "result",
-    "StepwiseSampler": "sampling",
-    "SearchStep": "step",
+    "SearchStep": "progress",
 }
 
 __all__ = [*_PUBLIC]
@@ -23,7 +22,6 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 
 if TYPE_CHECKING:
-    from ..sampling.stepwise import StepwiseSampler
     from .config import PRESETS, SearchConfig
     from .progress import SearchStep
     from .result import SearchResult

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from ..attaching.attachment import attachment_of, reattach
+from ..attaching import attachment_of, reattach
 from ..errors import DataError
 from ..rewards.base import Reward
 from ..sampling.freezing import frozen
-from ..sampling.offload import resident, upcast_decoder
+from ..sampling.offload import upcast_decoder, without_offload
 from ..sampling.stepwise import StepwiseSampler
 from .config import SearchConfig
 
 
 @contextlib.contextmanager
-def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
+def search_mode(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
     """Freeze every part, keep U-Net and decoder from being offloaded, switch checkpointing on; undo it afterwards.
 
     Raises:
@@ -34,7 +34,7 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
     parts = [m for m in (pipe.unet, pipe.vae, decoder) if hasattr(m, "is_gradient_checkpointing")]
     checkpointed = [m for m in parts if config.gradient_checkpointing and not m.is_gradient_checkpointing]
     checkpointed = [m for m in checkpointed if getattr(m, "_supports_gradient_checkpointing", False)]
-    with resident(pipe.unet, pipe.vae, decoder):
+    with without_offload(pipe.unet, pipe.vae, decoder):
         try:
             with frozen(pipe, *others), upcast_decoder(pipe):
                 for part in checkpointed:
@@ -46,7 +46,7 @@ def prepared(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator[None]:
                 part.disable_gradient_checkpointing()
 
 
-def computes_in_half(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> bool:
+def uses_float16(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> bool:
     """Whether any network that the gradient goes through is in float16, where gradients underflow."""
     decoder = sampler.pipe.vae if decoder is None else decoder
     networks = (*reward.models, *reward.heads)

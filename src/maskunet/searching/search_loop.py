@@ -14,7 +14,6 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.4.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,21 +24,21 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attaching.attachment import attach, attachment_of
+from ..attaching import attach, attachment_of
 from ..errors import DataError, UnscoredError
 from ..maskers import MaskSchedule
 from ..rewards.base import FunctionReward, Reward
-from ..sampling.rollout import rolled_out
 from ..sampling.stepwise import StepwiseSampler
 from ..targets import Network, describe
+from .best import BestIterates
 from .config import SearchConfig
 from .drafts import best_drafts
-from .logits import Ascent, Best
-from .pipeline_state import computes_in_half, prepared
-from .prefix_cache import Reuse
+from .logits import LogitOptimizer
+from .pipeline_state import search_mode, uses_float16
+from .prefix_cache import PrefixCache
 from .progress import OnStep, SearchStep
 from .result import SearchResult
-from .searched_masks import LiveMasks
+from .searched_masks import SearchedMasks
 
 
 def search(
@@ -82,12 +81,12 @@ def search(
         TargetError: the targets match nothing, or a masker that lies under the search has masks for another number of
             prompts.
     """
-    config = (config or SearchConfig.preset("default")).checked()
+    config = config or SearchConfig()
     if isinstance(prompts, str) or not prompts:
         raise DataError(f"expected a list of at least one prompt, got {prompts!r}")
     prompts = list(prompts)
     reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
-    numbers = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
+    seeds = list(seeds) if seeds is not None else [config.seed + i for i in range(len(prompts))]
     options: dict[str, Any] = {
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
@@ -97,34 +96,42 @@ def search(
     }
 
     @torch.no_grad()
-    def scored(pictures: Tensor) -> Tensor:
-        return reward(pictures.to(pipe._execution_device), prompts).float().cpu()
+    def score(images: Tensor) -> Tensor:
+        return reward(images.to(pipe._execution_device), prompts).float().cpu()
 
-    with prepared(pipe, config, decoder):
-        first = StepwiseSampler(pipe, prompts, seeds=numbers, **options)
-        # What is wrong with targets or a masker is said before anything is drafted.
+    with search_mode(pipe, config, decoder):
+        sampler = StepwiseSampler(pipe, prompts, seeds=seeds, **options)
+        # Wrong targets or an unsuitable masker are reported before anything is drafted.
         network = describe(pipe.unet, config.targets)
         if (attached := attachment_of(pipe)) is not None and attached.enabled:
             attached.masker.check_prompts(len(prompts))
-        started, starts = time.monotonic(), numbers
+        started, start_seeds = time.monotonic(), seeds
         if config.candidates > 1:
-            limit = config.time_limit_s
-            deadline = None if limit is None else started + limit
-            starts = best_drafts(first, reward, config, decoder, deadline=deadline, progress=progress)
+            deadline = None if config.time_limit_s is None else started + config.time_limit_s
+            start_seeds = best_drafts(sampler, reward, config, decoder, deadline=deadline, progress=progress)
         drafted_s = time.monotonic() - started
-        run = _Search(pipe, network, first.restarted(starts), reward, config, decoder, on_step)
-        base, before = None, None
+        run = _Search(pipe, network, sampler.restarted(start_seeds), reward, config, decoder, on_step)
+        base, base_rewards = None, None
         if config.compare_base:
-            base = first.finish()
-            before = scored(base)  # before the search: a reward that cannot score is found out early
-        pictures = run.run(progress, drafted_s)
-    settings = {"prompts": prompts, "seeds": numbers, "start_seeds": starts}
-    unscored = torch.full((len(prompts),), math.nan)
-    found = SearchResult(pictures, base, unscored, before, run.schedule, run.history, config, settings)
+            base = sampler.finish()
+            base_rewards = score(base)  # before the search, so that a reward that cannot score fails early
+        images = run.run(progress, drafted_s)
+    unscored = SearchResult(
+        tensor=images,
+        prompts=prompts,
+        seeds=seeds,
+        start_seeds=start_seeds,
+        base=base,
+        rewards=torch.full((len(prompts),), math.nan),
+        base_rewards=base_rewards,
+        masks=run.schedule,
+        history=run.history,
+        config=config,
+    )
     try:
-        return replace(found, rewards=scored(pictures))
+        return replace(unscored, rewards=score(images))
     except Exception as error:
-        raise UnscoredError(f"the pictures are finished and could not be scored: {error}", found) from error
+        raise UnscoredError(f"the images are finished and could not be scored: {error}", unscored) from error
 
 
 class _Search:
@@ -140,167 +147,156 @@ class _Search:
         decoder: Any,
         on_step: OnStep | None = None,
     ) -> None:
-        self.pipe, self.sampler, self.reward, self.config, self.decoder = pipe, sampler, reward, config, decoder
-        self.on_step, self.stopped = on_step, False
-        self.carried = False  # whether there are logits of a step before to go on from
-        self.network = network
-        count = len(sampler.prompts)
-        half = computes_in_half(sampler, decoder, reward)
-        self.ascent = Ascent(self.network, sampler.seeds, config, device=sampler.device, half=half, reward=reward.name)
+        self.pipe, self.network, self.sampler = pipe, network, sampler
+        self.reward, self.config, self.decoder = reward, config, decoder
+        self.on_step, self.stop_requested = on_step, False
+        self.logits = LogitOptimizer(
+            network,
+            sampler.seeds,
+            config,
+            device=sampler.device,
+            scale_gradients=uses_float16(sampler, decoder, reward),
+            reward_name=reward.name,
+        )
         attached = attachment_of(pipe)
         attached = attached if attached is not None and attached.enabled else None
-        names = [layer.name for layer in self.network.layers]
+        names = [layer.name for layer in network.layers]
         names += [] if attached is None else [layer.name for layer in attached.masker.network.layers]
-        self.live = LiveMasks(describe(pipe.unet, names), attached)
-        # A masker below may count rows or draw by batch, so with one the batch stays whole.
-        self.shrinks = attached is None
-        masked = "conditional" if config.halves == "conditional" and sampler.guided else None
-        times = [float(t) for t in sampler.timesteps]
-        self.schedule = MaskSchedule(self.network, times, samples=count, guided_half=masked)
+        self.masker = SearchedMasks(describe(pipe.unet, names), attached)
+        # An underlying masker may count rows or draw by batch, so with one the batch stays whole.
+        self.can_shrink = attached is None
+        self.masks_conditional_half = config.halves == "conditional" and sampler.guided
+        self.schedule = MaskSchedule(
+            network,
+            [float(t) for t in sampler.timesteps],
+            samples=len(sampler.prompts),
+            guided_half="conditional" if self.masks_conditional_half else None,
+        )
         self.history: list[dict[str, Any]] = []
-        self.reuse: Reuse | None = None
-        self.without: Tensor | None = None
+        self.cache: PrefixCache | None = None
+        self.unconditional: Tensor | None = None
 
-    def run(self, progress: bool, spent_s: float = 0.0) -> Tensor:
-        """Search and sample to the end, `spent_s` seconds of it being gone; return the pictures on the CPU."""
-        attach(self.pipe, self.live)
-        self.started = time.monotonic() - spent_s
+    def run(self, progress: bool, drafted_s: float = 0.0) -> Tensor:
+        """Search and sample to the end; return the images on the CPU.
+
+        Args:
+            progress: show a progress bar.
+            drafted_s: seconds spent on drafts, which count towards the time limit.
+        """
+        attach(self.pipe, self.masker)
+        self.started = time.monotonic() - drafted_s
         try:
             if self.config.reuse:
-                self.reuse = Reuse(self.pipe.unet, self.network)
+                self.cache = PrefixCache(self.pipe.unet, self.network)
             bar = tqdm(total=len(self.sampler.timesteps), desc="search", disable=not progress, leave=False)
             with bar:
                 while not self.sampler.finished:
                     self._step()
                     bar.update()
-                    # A step's last iterate may be taken unseen: what was judged latest is shown.
-                    seen = (_mean(h["reward"]) for h in reversed(self.history))
-                    judged = next((text for text in seen if text != "-"), "-")
-                    bar.set_postfix(reward=judged, density=_mean(self.history[-1]["density"]))
+                    # A step's last iterate may be taken unseen, so the latest reward that is known is shown.
+                    shown = (_mean(h["reward"]) for h in reversed(self.history))
+                    reward = next((text for text in shown if text != "-"), "-")
+                    bar.set_postfix(reward=reward, density=_mean(self.history[-1]["density"]))
             with torch.no_grad():
                 return self.sampler.decode(self.sampler.latents).cpu()
         finally:
-            if self.reuse is not None:
-                self.reuse.remove()
+            if self.cache is not None:
+                self.cache.remove()
 
-    def _ended(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether optimising is over, by the clock or because the caller said so."""
         limit = self.config.time_limit_s
-        return self.stopped or (limit is not None and time.monotonic() - self.started > limit)
+        return self.stop_requested or (limit is not None and time.monotonic() - self.started > limit)
 
     def _step(self) -> None:
         config, index, rows = self.config, self.sampler.index, list(range(len(self.sampler.prompts)))
-        if self.reuse is not None:
-            self.reuse.clear()
-        iterations = 0 if self._ended() else config.iterations_at(index, len(self.sampler.timesteps))
-        if not iterations and not self.carried:
-            self.live.masks, self.live.sequence = {}, "both halves"
+        self._clear_cache()
+        iterations = 0 if self._is_over() else config.iterations_at(index, len(self.sampler.timesteps))
+        if not iterations:
+            self.masker.masks = {}
             with torch.no_grad():
                 output = self.sampler.predict()
-            self._note(index, 0, dict.fromkeys(rows, float("nan")), dict.fromkeys(rows, 1.0))
-            self._tell(output, rows, rows)
+            self._log(index, 0, dict.fromkeys(rows, math.nan), dict.fromkeys(rows, 1.0))
+            self._report(output, rows, rows)
             self.sampler.advance(output)
             return
-        if not self.carried:
-            self.ascent.restart(index)
-            self.carried = config.carry_over
-        self._prepare_halves()
-        best, active = Best(len(rows), config), rows
+        self.logits.restart()
+        self._compute_unconditional_half()
+        best, active = BestIterates(len(rows), config), rows
         for k in range(iterations + 1):
             last = k == iterations
-            # The last iterate of "last" is taken whatever its reward, and so is what a step without iterations carries on.
-            judged = not last or (config.keep == "best" and iterations > 0)
-            found = self._iterate(index, k, rows, active, gradient=not last and config.ascend, judged=judged)
-            best.offer(*found, rows, active)
-            active = [i for i in active if not best.done(i)]
-            if last or not active or self._ended():
+            # With keep="last" the last iterate is taken whatever its reward.
+            needs_reward = not last or config.keep == "best"
+            rewards, output, masks = self._evaluate(
+                index, k, rows, active, needs_gradient=not last, needs_reward=needs_reward
+            )
+            best.offer(rewards, output, masks, rows, active)
+            active = [i for i in active if not best.is_finished(i)]
+            if last or not active or self._is_over():
                 break
-            if config.ascend:
-                self.ascent.improve(active)
-            if self.shrinks and len(active) < len(rows):
+            self.logits.improve(active)
+            if self.can_shrink and len(active) < len(rows):
                 rows = active
-                if self.reuse is not None:
-                    self.reuse.clear()  # what it holds has a row for each sample of before
+                self._clear_cache()  # its outputs have one row for each sample of the larger batch
         assert best.output is not None
         self.schedule.set(index, best.masks)
         self.sampler.advance(best.output)
 
-    def _prepare_halves(self) -> None:
-        """Compute the unconditional half of the step, where masks leave it alone."""
-        self.without = None
-        if self.config.halves == "conditional" and self.sampler.guided:
-            self.live.masks, self.live.sequence = {}, "unconditional"
+    def _clear_cache(self) -> None:
+        if self.cache is not None:
+            self.cache.clear()
+
+    def _compute_unconditional_half(self) -> None:
+        """Compute the unconditional half of the step once, where masks leave it alone."""
+        self.unconditional = None
+        if self.masks_conditional_half:
+            self.masker.masks = {}
             with torch.no_grad():
-                self.without = self.sampler.predict_half(conditional=False)
-            if self.reuse is not None:
-                self.reuse.clear()
-
-    def _clean(self, output: Tensor, rows: list[int]) -> Tensor:
-        """Clean latents that an iterate is judged by: predicted, or at the end of a short roll-out without masks."""
-        if not self.config.rollout:
-            return self.sampler.pred_x0(output, rows)
-        self.live.masks, self.live.sequence = {}, "roll-out"
-        with contextlib.nullcontext() if self.reuse is None else self.reuse.paused():
-            return rolled_out(
-                self.sampler, output, self.config.rollout, samples=rows, gradient=self.config.rollout_gradient
-            )
-
-    def _iterate(
-        self, index: int, k: int, rows: list[int], active: list[int], *, gradient: bool, judged: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """An iteration's draws, the best of each sample, as `_evaluate` gives it."""
-        rewards, output, masks = self._evaluate(index, k, rows, active, 0, gradient=gradient, judged=judged)
-        # A mask that is taken unjudged is as good as any other.
-        for number in range(1, self.config.draws if judged else 1):
-            found, other, drawn = self._evaluate(index, k, rows, active, number, gradient=gradient, judged=judged)
-            better = (found > rewards).nonzero().flatten().tolist()
-            rewards[better], output[better] = found[better], other[better]
-            for name, mask in drawn.items():
-                masks[name][better] = mask[better]
-        return rewards, output, masks
+                self.unconditional = self.sampler.predict_half(conditional=False)
+            self._clear_cache()
 
     def _evaluate(
-        self, index: int, k: int, rows: list[int], active: list[int], number: int, *, gradient: bool, judged: bool
+        self, index: int, k: int, rows: list[int], active: list[int], *, needs_gradient: bool, needs_reward: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Rewards, guided output and masks of the present logits, a row each for `rows`; gradients for `active`."""
+        """Rewards, guided output and masks of freshly drawn masks, one row per sample; gradients for `active`."""
         sampler = self.sampler
-        self.live.masks = {}  # the former iterate's make room
-        self.live.sequence = "both halves" if self.without is None else "conditional"
-        with torch.set_grad_enabled(gradient):
-            live = self.live.masks = self.ascent.draw(index, k, rows, number)
-            if self.without is None:
+        self.masker.masks = {}  # free the former iterate's memory
+        with torch.set_grad_enabled(needs_gradient):
+            drawn = self.masker.masks = self.logits.draw(index, k, rows)
+            if self.unconditional is None:
                 output = sampler.predict(rows)
             else:
-                output = sampler.guide(self.without[rows], sampler.predict_half(conditional=True, samples=rows))
-            rewards = torch.full((len(rows),), float("nan"))
-            if judged:
-                pictures = sampler.preview(self._clean(output, rows), self.config.preview_size, self.decoder)
-                rewards = self.reward(pictures, [sampler.prompts[i] for i in rows]).float()
-            if gradient:
-                self.ascent.differentiate(rewards, active)
-        masks = {name: mask.detach().bool() for name, mask in live.items()}
-        found = rewards.detach().cpu()
+                conditional = sampler.predict_half(conditional=True, samples=rows)
+                output = sampler.guide(self.unconditional[rows], conditional)
+            rewards = torch.full((len(rows),), math.nan)
+            if needs_reward:
+                images = sampler.preview(sampler.pred_x0(output, rows), self.config.preview_size, self.decoder)
+                rewards = self.reward(images, [sampler.prompts[i] for i in rows]).float()
+            if needs_gradient:
+                self.logits.differentiate(rewards, active)
+        masks = {name: mask.detach().bool() for name, mask in drawn.items()}
+        rewards = rewards.detach().cpu()
         kept = torch.stack([m.flatten(1).sum(1).float() for m in masks.values()]).sum(0) / self.network.weights
-        noted = [dict(zip(rows, x.tolist(), strict=True)) for x in (found, kept)]
-        self._note(index, k, *({i: values[i] for i in active} for values in noted))
-        self._tell(output.detach(), rows, active)
-        return found, output.detach(), masks
+        by_sample = [dict(zip(rows, values.tolist(), strict=True)) for values in (rewards, kept)]
+        self._log(index, k, *({i: values[i] for i in active} for values in by_sample))
+        self._report(output.detach(), rows, active)
+        return rewards, output.detach(), masks
 
-    def _note(self, index: int, k: int, rewards: dict[int, float], density: dict[int, float]) -> None:
-        found = [rewards.get(i, math.nan) for i in range(len(self.sampler.prompts))]
+    def _log(self, index: int, k: int, rewards: dict[int, float], density: dict[int, float]) -> None:
+        values = [rewards.get(i, math.nan) for i in range(len(self.sampler.prompts))]
         self.history.append(
             {
                 "step": index,
                 "timestep": float(self.sampler.timestep),
                 "iteration": k,
-                "reward": [r if math.isfinite(r) else None for r in found],  # JSON has no NaN
-                "density": [density.get(i) for i in range(len(found))],
+                "reward": [r if math.isfinite(r) else None for r in values],  # JSON has no NaN
+                "density": [density.get(i) for i in range(len(values))],
                 "seconds": time.monotonic() - self.started,
             }
         )
 
-    def _tell(self, output: Tensor, rows: list[int], active: list[int]) -> None:
-        """Show the caller the latest entry of the history, and ask whether to go on."""
+    def _report(self, output: Tensor, rows: list[int], active: list[int]) -> None:
+        """Show the caller the latest entry of the history; a true answer requests a stop."""
         if self.on_step is None:
             return
 
@@ -309,8 +305,8 @@ class _Search:
             clean = self.sampler.pred_x0(output, rows)[[rows.index(i) for i in active]]
             return self.sampler.preview(clean, self.config.preview_size, self.decoder).cpu()
 
-        steps = len(self.sampler.timesteps)
-        self.stopped |= bool(self.on_step(SearchStep(self.sampler.index, steps, self.history, tuple(active), preview)))
+        step = SearchStep(self.sampler.index, len(self.sampler.timesteps), self.history, tuple(active), preview)
+        self.stop_requested |= bool(self.on_step(step))
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""The masks of a search under way: given to the network as they are drawn, with their gradient."""
+"""The masker of a search: it hands the network the masks that the search has just drawn, with their gradient."""
 
 from __future__ import annotations
 
@@ -8,73 +8,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attaching.attachment import Attachment
-from ..maskers import BlockInput, Draw, HeldMasks, LayerMask, Masker
+from ..attaching import Attachment
+from ..maskers import BlockInput, Draw, LayerMask, Masker
 from ..targets import LayerSpec, Network
 
 
-class LiveMasks(Masker):
-    """Masks that the search sets before each call; a layer without one computes as it is.
+class SearchedMasks(Masker, savable=False):
+    """Masks that the search sets before each call; a layer without one computes as the base does.
 
     Args:
-        network: the blocks and layers that are searched or lie under the search.
-        under: what was attached before: a weight is kept where its masker and the search both keep it. Its masks are
-            drawn as they would be alone, and no gradient flows through what it is conditioned on.
+        network: the blocks and layers that are searched or masked by `underlying`.
+        underlying: what was attached before the search: a weight is kept where both keep it. Its masks are drawn as they
+            would be alone, and no gradient flows through what it is conditioned on.
     """
 
-    def __init__(self, network: Network, under: Attachment | None = None) -> None:
+    def __init__(self, network: Network, underlying: Attachment | None = None) -> None:
         super().__init__(network)
-        self._under = (under,)  # in a tuple: not a part of this module
+        self._underlying = (underlying,)  # in a tuple: not a part of this module
         self.masks: dict[str, Tensor] = {}
-        #: Which sequence of calls the next one belongs to: masks that a masker below holds are held for each apart.
-        self.sequence = "both halves"
-        self._held: dict[str, HeldMasks] = {}
         self._names = {block.name: [layer.name for layer in block.layers] for block in self.network.blocks}
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers."""
-        (under,) = self._under
-        below: Mapping[str, LayerMask] = {}
+        (underlying,) = self._underlying
+        lower: Mapping[str, LayerMask] = {}
         draw = None
-        if under is not None and block in {b.name for b in under.masker.network.blocks}:
-            under.timestep = inputs.timestep
-            draw = under.draw(len(inputs.hidden_states))
+        if underlying is not None and block in {b.name for b in underlying.masker.network.blocks}:
+            underlying.timestep = inputs.timestep
+            draw = underlying.draw(len(inputs.hidden_states))
             with torch.no_grad():
-                below = self._masker(under.masker).to(inputs.hidden_states.device).block_masks(block, inputs)
-        return {name: _Live(self.masks.get(name), below.get(name), draw) for name in self._names[block]}
-
-    def _masker(self, masker: Masker) -> Masker:
-        """The masker below, for the present sequence of calls."""
-        if not isinstance(masker, HeldMasks):
-            return masker
-        return self._held.setdefault(self.sequence, masker.apart())
+                lower = underlying.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
+        return {name: _SearchedMask(self.masks.get(name), lower.get(name), draw) for name in self._names[block]}
 
 
-class _Live(LayerMask):
-    """The searched mask, the mask below, their product, or none."""
+class _SearchedMask(LayerMask):
+    """The searched mask, the underlying one, their product, or none."""
 
-    def __init__(self, own: Tensor | None, below: LayerMask | None, draw: Draw | None) -> None:
-        self.own, self.below, self.draw = own, below, draw
+    def __init__(self, searched: Tensor | None, lower: LayerMask | None, draw: Draw | None) -> None:
+        self.searched, self.lower, self.draw = searched, lower, draw
 
     def logits(self) -> None:
         """Return None: a product has no logits."""
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the mask; where the one has fewer rows than the other, they repeat."""
-        if self.below is None:
-            return torch.ones(()).expand(layer.shape) if self.own is None else self.own
+        """Return the mask; where one has fewer rows than the other, they repeat."""
+        if self.lower is None:
+            return torch.ones(()).expand(layer.shape) if self.searched is None else self.searched
         with torch.no_grad():
-            below = self.below.mask(layer, self.draw or draw, batch)
-        if self.own is None:
-            return below
-        own, below = self.own, below if below.ndim > len(layer.shape) else below[None]
-        rows = max(len(own), len(below))
-        own, below = (m.repeat(rows // len(m), *[1] * len(layer.shape)) if len(m) < rows else m for m in (own, below))
-        return own * below.to(own.dtype)
+            lower = self.lower.mask(layer, self.draw or draw, batch)
+        if self.searched is None:
+            return lower
+        pair = self.searched, lower if lower.ndim > len(layer.shape) else lower[None]
+        rows = max(map(len, pair))
+        searched, lower = (m.repeat(rows // len(m), *[1] * len(layer.shape)) if len(m) < rows else m for m in pair)
+        return searched * lower.to(searched.dtype)
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        """Compute the layer as it is where no mask is set."""
-        if self.own is not None or self.below is not None:
+        """Compute the layer as the base does where no mask is set."""
+        if self.searched is not None or self.lower is not None:
             return super().apply(layer, module, x, mask)
         if isinstance(module, nn.Linear):
             return F.linear(x, module.weight, module.bias)

@@ -13,8 +13,8 @@ _PUBLIC = {
     "shapes_phrases": "phrases",
     "syntax_phrases": "phrases",
     "words": "phrases",
-    "syngen": "engine",
-    "syngen_maker": "engine",
+    "syngen": "guide",
+    "syngen_side": "guide",
 }
 
 __all__ = [*_PUBLIC]
@@ -24,5 +24,5 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 
 if TYPE_CHECKING:
-    from .guide import syngen, syngen_maker
+    from .guide import syngen, syngen_side
     from .phrases import Phrase, Phrases, shapes_phrases, syntax_phrases, words

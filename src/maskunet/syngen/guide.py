@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from ..attaching.attachment import attachment_of, disabled
 from ..errors import DataError
 from ..sampling.freezing import frozen
-from ..sampling.generation import Make
-from ..sampling.offload import resident, upcast_decoder
+from ..sampling.generation import Side
+from ..sampling.offload import upcast_decoder, without_offload
+from ..sampling.result import GeneratedImages
 from ..sampling.stepwise import StepwiseSampler
 from ..targets import unet_of
 from .attention_maps import captured, cross_attention
@@ -57,7 +58,7 @@ def syngen(
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     **options: Any,
-) -> Tensor:
+) -> GeneratedImages:
     """Sample with each modifier's attention bound to its noun's.
 
     A prompt without phrases is sampled plainly, and a picture does not depend on what else is in the batch.
@@ -74,9 +75,6 @@ def syngen(
         num_inference_steps, guidance_scale: as the original's; guidance of 1 or less is none.
         options: further ones of `StepwiseSampler`: negative_prompt, height, width, eta.
 
-    Returns:
-        Pictures (B, 3, H, W), float32 in [0, 1], on the CPU.
-
     Raises:
         DataError: a setting out of range; spaCy or its model is missing; phrases that no token is left of; attention
             processors that do more than attend; no attention at this resolution; a U-Net offloaded by groups of layers; or
@@ -90,7 +88,7 @@ def syngen(
     attached = attachment_of(pipe)
     masker = None if attached is None else attached.masker
     own = [masker] if isinstance(masker, nn.Module) else []
-    with resident(pipe.unet), frozen(pipe, *own), upcast_decoder(pipe):
+    with without_offload(pipe.unet), frozen(pipe, *own), upcast_decoder(pipe):
         sampler = StepwiseSampler(
             pipe,
             prompts,
@@ -108,10 +106,17 @@ def syngen(
             with torch.no_grad():
                 sampler.advance(sampler.predict())
         with torch.no_grad():
-            return sampler.decode(sampler.latents).cpu()
+            images = sampler.decode(sampler.latents).cpu()
+    settings = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "syngen_scale": scale,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
+    return GeneratedImages(images, list(prompts), list(seeds), settings)
 
 
-def syngen_maker(pipe: Any, *, masks: bool = True, phrases: Phrases | None = None, **options: Any) -> Make:
+def syngen_side(pipe: Any, *, masks: bool = True, phrases: Phrases | None = None, **options: Any) -> Side:
     """Return a function that generates pictures by SynGen from prompts and seeds, a side of a benchmark.
 
     Args:
@@ -126,11 +131,11 @@ def syngen_maker(pipe: Any, *, masks: bool = True, phrases: Phrases | None = Non
     find = phrases or syntax_phrases()  # errors before hours of work
     cross_attention(unet_of(pipe))
 
-    def make(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def run(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         with contextlib.nullcontext() if masks else disabled(pipe):
-            return syngen(pipe, prompts, seeds, phrases=find, **options)
+            return syngen(pipe, prompts, seeds, phrases=find, **options).tensor
 
-    return make
+    return run
 
 
 class Guide:

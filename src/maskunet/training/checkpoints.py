@@ -134,7 +134,7 @@ class Checkpoints:
             kept = f"{last[-1]} is intact" if last else "there is none yet"
             raise CheckpointError(
                 f"expected to write a checkpoint to {path}, could not: {str(error).splitlines()[0]}. Last good "
-                f"checkpoint: {kept}. Make room and run the same command again."
+                f"checkpoint: {kept}. Side room and run the same command again."
             ) from error
         for old in self.all()[: -max(1, limit)] if limit else []:
             shutil.rmtree(old, ignore_errors=True)

@@ -4,137 +4,115 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import DataError
+from ..errors import SettingError
+from ..settings import Settings, choice, flag, integer, number, text, texts
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Names follow diffusers' example scripts.
+class TrainConfig(Settings):
+    """How to train. Names follow diffusers' example scripts; defaults fit SD 1.5 at 512 pixels on a 16 GB card.
 
     Args:
         max_train_steps: optimiser steps.
-        train_batch_size: samples a step, process and accumulation.
+        train_batch_size: samples per step, process and accumulation.
         gradient_accumulation_steps: batches whose gradients make one step.
-        gradient_checkpointing: compute activations of the U-Net again in the backward pass, for less memory.
-        mixed_precision: "no", "fp16" or "bf16"; what trains stays in float32.
+        gradient_checkpointing: recompute activations of the U-Net in the backward pass, for less memory.
+        mixed_precision: "no", "fp16", "bf16", or "auto": bf16 on a GPU that computes in it, fp16 on another GPU, none
+            elsewhere. The trained parameters stay in float32.
+        allow_tf32: let a GPU compute float32 products in TF32 while it trains.
         learning_rate: peak rate of AdamW; the method's own if None.
         lr_scheduler: schedule of the rate, as diffusers' `get_scheduler` names it.
         lr_warmup_steps: steps of warm-up.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon: AdamW's.
         use_8bit_adam: keep the optimiser's state in 8 bits (bitsandbytes; a GPU, or a CPU in recent versions).
         max_grad_norm: gradients are clipped to this norm.
-        use_ema: keep an exponential moving average of what trains, and save that.
+        use_ema: keep an exponential moving average of the trained parameters, and save that.
         ema_decay: its decay.
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         snr_gamma: gamma of min-SNR loss weights; None weighs all timesteps equally.
         noise_offset: scale of a noise that is constant over each channel.
         cache_prompt_embeds: encode every caption once, before training.
-        gumbel: draw masks with Gumbel noise, as the paper does, or by the deterministic threshold.
-        tau_end: temperature of the relaxation at the last step, reached in equal ratios; None keeps the masker's.
-        target_density: density that the masks are drawn to; None leaves it to the loss.
+        gumbel: draw masks with Gumbel noise, as the paper does, or take them by the deterministic threshold.
+        tau_end: temperature of the relaxation at the last step, approached geometrically; None keeps the masker's.
+        target_density: density that a penalty draws the masks to; None leaves it to the loss.
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
-        objective: "diffusion", or "reward": climb a reward of the network's own samples, with the diffusion loss beside.
+        objective: "diffusion", or "reward": raise a reward of the network's own samples, with the diffusion loss beside it.
         diffusion_weight, reward_weight: weights of the two in the objective "reward"; at 0 the diffusion loss is not
             computed.
-        reward_batch_size: samples of each batch that are drawn and rewarded.
-        reward_num_inference_steps, reward_guidance_scale: how they are drawn, by the pipeline's own scheduler.
-        refl_start: ReFL takes the reward at a random step past this share of the steps.
+        reward_batch_size: samples of each batch that are generated and rewarded.
+        reward_num_inference_steps, reward_guidance_scale: how they are generated, by the pipeline's own scheduler.
+        refl_start: ReFL takes the reward at a random step after this share of the steps.
         draft_steps: K of DRaFT-K, gradients through the last K steps instead of ReFL; None for ReFL.
-        validation_rewards: held-out captions whose finished pictures are rewarded at each comparison.
+        validation_rewards: held-out captions whose finished images are rewarded at each comparison.
         validation_samples: pairs of sample and noise on which base and trained losses are compared; 0 for none.
-        validation_steps: steps between comparisons, and between validation pictures.
-        validation_prompts: prompts of pictures that are drawn then; none by default.
-        validation_num_inference_steps, validation_guidance_scale: settings of those pictures.
+        validation_batch_size: samples per validation call; `train_batch_size` if None.
+        validation_steps: steps between comparisons, and between validation images.
+        validation_prompts: prompts of images that are generated then; none by default.
+        validation_num_inference_steps, validation_guidance_scale: settings of those images.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: how many checkpoints are kept; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
         logging_steps: steps between lines of `stats.jsonl`.
         report_to: a tracker of accelerate ("tensorboard", "wandb"), or None; TensorBoard's files go to `logs/`.
         seed: seed of the data's order, noise and masks.
+
+    Raises:
+        SettingError: a setting is out of range.
     """
 
-    max_train_steps: int = 1000
-    train_batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
-    mixed_precision: str = "no"
-    learning_rate: float | None = None
-    lr_scheduler: str = "cosine"
-    lr_warmup_steps: int = 50
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 0.01
-    adam_epsilon: float = 1e-8
-    use_8bit_adam: bool = False
-    max_grad_norm: float = 1.0
-    use_ema: bool = False
-    ema_decay: float = 0.999
-    caption_dropout: float = 0.1
-    snr_gamma: float | None = None
-    noise_offset: float = 0.0
-    cache_prompt_embeds: bool = False
-    gumbel: bool = True
-    tau_end: float | None = None
-    target_density: float | None = None
-    density_weight: float = 1.0
-    objective: str = "diffusion"
-    diffusion_weight: float = 1.0
-    reward_weight: float = 0.01
-    reward_batch_size: int = 8
-    reward_num_inference_steps: int = 15
-    reward_guidance_scale: float = 7.5
-    refl_start: float = 0.5
-    draft_steps: int | None = None
-    validation_rewards: int = 32
-    validation_samples: int = 1024
-    validation_steps: int = 250
-    validation_prompts: tuple[str, ...] = ()
-    validation_num_inference_steps: int = 25
-    validation_guidance_scale: float = 7.5
-    checkpointing_steps: int = 250
-    checkpoints_total_limit: int | None = None
-    resume_from_checkpoint: str | None = "latest"
-    logging_steps: int = 25
-    report_to: str | None = None
-    seed: int = 0
+    max_train_steps: int = integer(1000, at_least=1)
+    train_batch_size: int = integer(4, at_least=1)
+    gradient_accumulation_steps: int = integer(4, at_least=1)
+    gradient_checkpointing: bool = flag(False)
+    mixed_precision: str = choice("auto", "no", "fp16", "bf16")
+    allow_tf32: bool = flag(True)
+    learning_rate: float | None = number(None, above=0, optional=True)
+    lr_scheduler: str = choice(
+        "cosine", "constant", "constant_with_warmup", "linear", "cosine_with_restarts", "polynomial", "piecewise_constant"
+    )
+    lr_warmup_steps: int = integer(50, at_least=0)
+    adam_beta1: float = number(0.9, at_least=0, below=1)
+    adam_beta2: float = number(0.999, at_least=0, below=1)
+    adam_weight_decay: float = number(0.01, at_least=0)
+    adam_epsilon: float = number(1e-8, above=0)
+    use_8bit_adam: bool = flag(False)
+    max_grad_norm: float = number(1.0, above=0)
+    use_ema: bool = flag(False)
+    ema_decay: float = number(0.999, at_least=0, below=1)
+    caption_dropout: float = number(0.1, at_least=0, at_most=1)
+    snr_gamma: float | None = number(None, above=0, optional=True)
+    noise_offset: float = number(0.0, at_least=0)
+    cache_prompt_embeds: bool = flag(False)
+    gumbel: bool = flag(True)
+    tau_end: float | None = number(None, above=0, optional=True)
+    target_density: float | None = number(None, at_least=0, at_most=1, optional=True)
+    density_weight: float = number(1.0, at_least=0)
+    objective: str = choice("diffusion", "reward")
+    diffusion_weight: float = number(1.0, at_least=0)
+    reward_weight: float = number(0.01, at_least=0)
+    reward_batch_size: int = integer(1, at_least=1)
+    reward_num_inference_steps: int = integer(15, at_least=1, at_most=1000)
+    reward_guidance_scale: float = number(7.5, at_least=0)
+    refl_start: float = number(0.5, at_least=0, below=1)
+    draft_steps: int | None = integer(None, at_least=1, optional=True)
+    validation_rewards: int = integer(32, at_least=0)
+    validation_samples: int = integer(64, at_least=0)
+    validation_batch_size: int | None = integer(None, at_least=1, optional=True)
+    validation_steps: int = integer(250, at_least=1)
+    validation_prompts: tuple[str, ...] = texts()
+    validation_num_inference_steps: int = integer(25, at_least=1, at_most=1000)
+    validation_guidance_scale: float = number(7.5, at_least=0)
+    checkpointing_steps: int = integer(250, at_least=1)
+    checkpoints_total_limit: int | None = integer(None, at_least=1, optional=True)
+    resume_from_checkpoint: str | None = text("latest", optional=True)
+    logging_steps: int = integer(25, at_least=1)
+    report_to: str | None = text(None, optional=True)
+    seed: int = integer(0, at_least=0, at_most=2**63 - 1)
 
-    def checked(self) -> TrainConfig:
-        """Return the settings if they make sense.
-
-        Raises:
-            DataError: one is out of range.
-        """
-        least = {
-            "max_train_steps": 1,
-            "train_batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "validation_samples": 0,
-            "validation_rewards": 0,
-            "reward_batch_size": 1,
-            "reward_num_inference_steps": 1,
-            "diffusion_weight": 0,
-            "reward_weight": 0,
-            "validation_steps": 1,
-            "checkpointing_steps": 1,
-            "logging_steps": 1,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise DataError(f"expected {name} of at least {low}, got {getattr(self, name)}")
-        for name in ("learning_rate", "tau_end", "snr_gamma", "max_grad_norm"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise DataError(f"expected {name} above 0, got {value}")
-        for name in ("caption_dropout", "target_density", "ema_decay"):
-            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
-                raise DataError(f"expected {name} in [0, 1], got {value}")
-        if self.objective not in ("diffusion", "reward"):
-            raise DataError(f"expected objective 'diffusion' or 'reward', got {self.objective!r}")
-        if not 0 <= self.refl_start < 1:
-            raise DataError(f"expected refl_start in [0, 1), got {self.refl_start}")
-        if self.draft_steps is not None and not 1 <= self.draft_steps <= self.reward_num_inference_steps:
-            raise DataError(f"expected draft_steps from 1 to reward_num_inference_steps, got {self.draft_steps}")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise DataError(f"expected mixed_precision 'no', 'fp16' or 'bf16', got {self.mixed_precision!r}")
-        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
-            raise DataError(f"expected checkpoints_total_limit of at least 1, got {self.checkpoints_total_limit}")
-        return self
+    def check(self) -> None:
+        """Refuse a DRaFT-K that is longer than its sampling."""
+        if self.draft_steps is not None and self.draft_steps > self.reward_num_inference_steps:
+            raise SettingError(
+                f"expected draft_steps <= reward_num_inference_steps ({self.reward_num_inference_steps}), got "
+                f"{self.draft_steps}"
+            )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attaching.attachment import Attachment, attach, detach
 from ..errors import DataError
-from ..maskers import LowRankConfig, Masker, TrainableConfig, build_masker
+from ..maskers import LowRankMaskerConfig, Masker, TrainableConfig, build_masker
 from ..targets import Targets, describe
 from .base import Method
 
@@ -273,7 +273,7 @@ def build_method(
         DataError: no method has that name.
         TargetError: the targets match nothing, or something that cannot be masked.
     """
-    mask = mask or LowRankConfig()
+    mask = mask or LowRankMaskerConfig()
     if name == "full":
         return TrainFull(dropout=dropout)
     if name == "lora":

@@ -141,7 +141,7 @@ def train(
         CheckpointError: `output_dir` holds a run with other settings, or cannot be written.
         TargetError: the masker was made for another U-Net.
     """
-    config = (config or TrainConfig()).checked()
+    config = config or TrainConfig()
     if isinstance(method, Masker):
         method = TrainMasks(method, gumbel=config.gumbel, density=config.target_density is not None)
     if (config.objective == "reward") != (reward is not None):

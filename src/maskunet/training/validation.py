@@ -19,8 +19,6 @@ from ..sampling.generation import generate
 from .batches import Batch, Sampler
 from .config import TrainConfig
 
-_CHUNK = 64
-
 
 class Validation:
     """Fixed samples with their base losses, taken before anything is put onto the pipeline.
@@ -41,8 +39,9 @@ class Validation:
         self.accelerator = accelerator
         self.batches = []
         seed = derive_seed(config.seed, "validation")
-        for start in range(0, config.validation_samples, _CHUNK):
-            places = range(start, min(start + _CHUNK, config.validation_samples))
+        chunk = config.validation_batch_size or config.train_batch_size
+        for start in range(0, config.validation_samples, chunk):
+            places = range(start, min(start + chunk, config.validation_samples))
             self.batches.append(sampler(places, seed=seed, dropout=0.0))
         with disabled(pipe):
             self.base = [self._errors(batch) for batch in self.batches]
@@ -87,17 +86,12 @@ class Validation:
         prompts = list(self.config.validation_prompts)
         if not prompts:
             return
-        from PIL import Image
-
-        pictures = generate(
+        generate(
             self.pipe,
             prompts,
             seeds=0,
             num_inference_steps=self.config.validation_num_inference_steps,
             guidance_scale=self.config.validation_guidance_scale,
+            batch_size=min(len(prompts), self.config.validation_batch_size or self.config.train_batch_size),
             progress=False,
-        )
-        folder = self.folder / "validation" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()):
-            Image.fromarray(picture).save(folder / f"{i}.png")
+        ).save(self.folder / "validation" / f"step-{step:06d}")

@@ -60,7 +60,7 @@ class Studio:
             self._judged(request, _draw(pipe, request, [0], lambda share: None))
 
     def compare(self, request: Request, progress: Progress) -> Pair:
-        """Make one picture without masks and one with, from the same noise.
+        """Side one picture without masks and one with, from the same noise.
 
         Raises:
             MaskUNetError: something asked for is missing, out of range, or does not fit.
@@ -68,7 +68,7 @@ class Studio:
         return self.gallery(request, 1, progress)[0]
 
     def gallery(self, request: Request, count: int, progress: Progress) -> list[Pair]:
-        """Make pairs of pictures from the seeds that follow on one another.
+        """Side pairs of pictures from the seeds that follow on one another.
 
         Args:
             request: what to draw, with a masker.
@@ -115,7 +115,7 @@ class Studio:
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             compare_base=False,  # it is drawn first here, to be looked at meanwhile
-        ).checked()
+        )
         shown: SimpleQueue[Moment | Exception | None] = SimpleQueue()
 
         def work() -> None:
@@ -173,7 +173,7 @@ class Studio:
             replace(
                 now,
                 share=1.0,
-                judged=self._judged(request, found.pictures)[0],
+                judged=self._judged(request, found.tensor)[0],
                 found=found,
                 stopped=ending.stop.is_set(),
             )
@@ -255,7 +255,7 @@ def _draw(pipe: Any, request: Request, seeds: list[int], told: Callable[[float],
         batch_size=4,
         progress=False,
         on_step=told,
-    )
+    ).tensor
 
 
 @contextlib.contextmanager

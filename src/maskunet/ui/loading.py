@@ -15,7 +15,7 @@ from ..checkpoint import load
 from ..errors import DataError
 from ..maskers import Masker
 from ..rewards import Reward, parse_reward
-from ..rewards.registry import FOR_SHAPES
+from ..zoo import defaults
 from .results_folder import Folder
 
 BUNDLED = "shapes"
@@ -125,7 +125,7 @@ class Models:
             RewardError: an unknown reward.
             CheckpointError: its weights cannot be read.
         """
-        described = self._rewards or ([FOR_SHAPES] if self.is_bundled(model) else [])
+        described = self._rewards or ([defaults.REWARD] if self.is_bundled(model) else [])
         pipe = self.pipe(model)
         with self._loading:
             if model not in self._scorers:

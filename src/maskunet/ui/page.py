@@ -44,7 +44,7 @@ CSS = """
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """Make the page of a studio, to be launched with `CSS` and `theme()`."""
+    """Side the page of a studio, to be launched with `CSS` and `theme()`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(_INTRO)
         with gr.Row():

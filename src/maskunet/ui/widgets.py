@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import MaskUNetError
-from ..searching.result import to_images
+from ..images import to_pil
 from .backend import Studio
 from .requests import MOST_GUIDANCE, MOST_SEED, MOST_STEPS, Judged, Progress, Request
 from .verdicts import sentence
@@ -116,7 +116,7 @@ def _refusal(text: str) -> gr.Error:
 
 def image(picture: Tensor) -> Image.Image:
     """A picture for the page; a small one is enlarged."""
-    image: Image.Image = to_images(picture[None])[0]
+    image: Image.Image = to_pil(picture[None])[0]
     factor = _SHOWN // max(image.size)
     if factor < 2:
         return image

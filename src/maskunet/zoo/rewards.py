@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .. import zoo
 from ..errors import RewardError
-from ..pretrained import Source, load_tokenizer
+from ..pretrained import Source, bundled_path, load_tokenizer
 from ..rewards.base import Reward
 from ..rewards.clip import ClipReward, load_clip, read_preprocess
 from ..rewards.preprocess import Preprocess, choose
@@ -40,7 +39,7 @@ def bundled_weights(name: str) -> Path:
     """
     if name not in BUNDLED:
         raise RewardError(f"expected a bundled reward ({', '.join(BUNDLED)}), got {name!r}")
-    return zoo.path(BUNDLED[name])
+    return bundled_path(BUNDLED[name])
 
 
 class BundledReward(Reward):
@@ -62,7 +61,6 @@ class BundledReward(Reward):
         cls,
         source: Source | None = None,
         *,
-        bundled: str | None = None,
         tokenizer: Any = None,
         preprocess: Preprocess | str = "original",
         dtype: torch.dtype = torch.float32,
@@ -72,7 +70,6 @@ class BundledReward(Reward):
 
         Args:
             source: folder of other weights; bundled ones if None.
-            bundled: name of the reward: "shapes-referee" was trained apart from "shapes"; the class's own if None.
             tokenizer: a tokenizer, or where it is; the model's own if None.
             preprocess: "original" (64 pixels, [-1, 1]), "shared" (the authors' one crop) or one's own.
             dtype: of the network.
@@ -81,12 +78,11 @@ class BundledReward(Reward):
         Raises:
             CheckpointError: its weights are missing.
         """
-        name = bundled or cls.bundled
-        folder = bundled_weights(name) if source is None else source
+        folder = bundled_weights(cls.bundled) if source is None else source
         model, side = cls._read(folder)
         found = load_tokenizer(CLIPTokenizer, folder if tokenizer is None else tokenizer)
         chosen = choose(preprocess, read_preprocess(folder, side))
-        return cls(name, model, found, chosen).to(device, dtype)
+        return cls(cls.bundled, model, found, chosen).to(device, dtype)
 
 
 class ShapesReward(BundledReward, ClipReward):
@@ -101,6 +97,12 @@ class ShapesReward(BundledReward, ClipReward):
     def _read(folder: Source) -> tuple[Any, int]:
         model = load_clip(folder, "shapes")
         return model, model.config.vision_config.image_size
+
+
+class RefereeReward(ShapesReward):
+    """A reward of the same form that was trained separately: nothing is optimised for it, so it can judge those who do."""
+
+    bundled = "shapes-referee"
 
 
 class MatchingReward(BundledReward):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import maskunet as mu
 from english import SENTENCES
+from maskunet.errors import DataError
 from maskunet.shapes.scenes import training_scene
 from maskunet.syngen import shapes_phrases, syntax_phrases, words
 from maskunet.syngen.tokens import BoundWords, locate
@@ -91,7 +91,7 @@ def test_entities_are_nouns_without_modifiers(monkeypatch: pytest.MonkeyPatch) -
 def test_missing_spacy_or_model_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(
-        mu.DataError, match=r"pip install 'maskunet\[syngen\]' && python -m spacy download en_core_web_sm"
+        DataError, match=r"pip install 'maskunet\[syngen\]' && python -m spacy download en_core_web_sm"
     ):
         syntax_phrases()
 
@@ -99,7 +99,7 @@ def test_missing_spacy_or_model_is_one_clear_error(monkeypatch: pytest.MonkeyPat
         raise OSError("no model")
 
     monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(load=load))
-    with pytest.raises(mu.DataError, match="spacy download en_core_web_trf"):
+    with pytest.raises(DataError, match="spacy download en_core_web_trf"):
         syntax_phrases("en_core_web_trf")
 
 
@@ -156,9 +156,9 @@ def test_words_past_the_limit_are_left_out(pipe: Any) -> None:
     assert locate(pipe.tokenizer, prompt, [(2, [1]), (18, [1])]).bound == (BoundWords((3,), ((2,),)),)
     assert locate(pipe.tokenizer, prompt, []).bound == ()
     for phrases in ([(18, [17])], [(2, [18])]):
-        with pytest.raises(mu.DataError, match="none is left"):
+        with pytest.raises(DataError, match="none is left"):
             locate(pipe.tokenizer, prompt, phrases)
-    with pytest.raises(mu.DataError, match="numbers of words from 0 to 19, got 20"):
+    with pytest.raises(DataError, match="numbers of words from 0 to 19, got 20"):
         locate(pipe.tokenizer, prompt, [(20, [1])])
-    with pytest.raises(mu.DataError, match="fast tokenizer"):
+    with pytest.raises(DataError, match="fast tokenizer"):
         locate(types.SimpleNamespace(), prompt, [])

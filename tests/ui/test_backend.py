@@ -19,7 +19,7 @@ from maskunet.ui.loading import Models
 from maskunet.ui.requests import Ending, Moment, Request
 from maskunet.ui.results_folder import Folder, tidy
 
-Make = Callable[..., Studio]
+Side = Callable[..., Studio]
 REWARD = "tests-redness"
 
 
@@ -32,7 +32,7 @@ def redness(pictures: torch.Tensor, prompts: Any) -> torch.Tensor:
 
 
 @pytest.fixture
-def studio(make_studio: Make, monkeypatch: pytest.MonkeyPatch) -> Studio:
+def studio(make_studio: Side, monkeypatch: pytest.MonkeyPatch) -> Studio:
     """A studio whose model is rewarded for red."""
     made = make_studio(REWARD)
     reward = mu.rewards.FunctionReward(redness, "redness")
@@ -45,9 +45,9 @@ def test_a_pair_is_the_base_model_and_the_masked_one(studio: Studio, request_: R
     pair = studio.compare(request_, lambda share, text: told.append((share, text)))
     pipe = studio.models.pipe("tiny")
     options: dict[str, Any] = {"seeds": 5, "num_inference_steps": 3, "guidance_scale": 4.0, "progress": False}
-    base = mu.evaluation.generate(pipe, ["a b"], **options)[0]
+    base = mu.evaluation.generate(pipe, ["a b"], **options).tensor[0]
     mu.attach(pipe, studio.models.masker("masker-1", "tiny"))
-    masked = mu.evaluation.generate(pipe, ["a b"], **options)[0]
+    masked = mu.evaluation.generate(pipe, ["a b"], **options).tensor[0]
     assert torch.equal(pair.base.picture, base)
     assert torch.equal(pair.masked.picture, masked)
     assert not torch.equal(base, masked)
@@ -112,7 +112,7 @@ def test_a_search_is_shown_kept_and_used_again(studio: Studio, request_: Request
     assert last.found is not None
     assert not last.stopped
     assert last.judged is not None
-    assert torch.equal(last.judged.picture, last.found.pictures[0])
+    assert torch.equal(last.judged.picture, last.found.tensor[0])
     assert len(last.curve) == len(last.found.history) == 1 + 5 + 1
     seen = last.found.history[1]["reward"][0]
     assert last.curve[1] == pytest.approx(seen, abs=1e-5)
@@ -121,7 +121,7 @@ def test_a_search_is_shown_kept_and_used_again(studio: Studio, request_: Request
     reward = studio.models.reward("tiny")
     assert reward is not None
     plain = mu.search(studio.models.pipe("tiny"), ["a b"], reward, config, seeds=[5], progress=False)
-    assert torch.equal(plain.pictures, last.found.pictures)
+    assert torch.equal(plain.tensor, last.found.tensor)
     torch.testing.assert_close(plain.base_rewards, last.found.base_rewards)
 
     name = studio.keep(last.found, "../../My masks!")
@@ -130,7 +130,7 @@ def test_a_search_is_shown_kept_and_used_again(studio: Studio, request_: Request
     assert studio.keep(last.found, "") == "found/a-b"
     assert name in studio.models.masker_names()
     again = studio.compare(dataclasses.replace(asked, masker=name), silent)
-    torch.testing.assert_close(again.masked.picture, last.found.pictures[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again.masked.picture, last.found.tensor[0], atol=1e-4, rtol=1e-4)
     kept = sorted(p.relative_to(offered / "files" / "found").parts[0] for p in (offered / "files" / "found").iterdir())
     assert kept == ["My-masks", "My-masks-2", "a-b"]
     with pytest.raises(MaskUNetError, match="conditional half"):
@@ -197,7 +197,7 @@ def test_what_cannot_be_done_is_said(studio: Studio, request_: Request, changes:
         studio.compare(dataclasses.replace(request_, **changes), silent)
 
 
-def test_other_refusals(make_studio: Make, request_: Request, offered: Path, tmp_path: Path) -> None:
+def test_other_refusals(make_studio: Side, request_: Request, offered: Path, tmp_path: Path) -> None:
     studio = make_studio()
     with pytest.raises(MaskUNetError, match="--reward"):
         list(studio.search(request_, "masks", Ending()))
@@ -218,7 +218,7 @@ def test_other_refusals(make_studio: Make, request_: Request, offered: Path, tmp
         Folder(tmp_path / "file")
 
 
-def test_names_are_short_and_tell_apart(make_studio: Make, offered: Path) -> None:
+def test_names_are_short_and_tell_apart(make_studio: Side, offered: Path) -> None:
     folder = Folder(offered / "files")
     models = Models(["shapes", "a/tiny", "b/tiny"], ["shapes", "hub/one"], [], folder, device="cpu")
     assert models.names == ["shapes", "tiny", "tiny (2)"]

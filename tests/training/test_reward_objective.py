@@ -12,6 +12,7 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.data import CachedLatents
+from maskunet.errors import DataError
 from maskunet.rewards import FunctionReward
 from maskunet.training import TrainConfig, build_method, trainer
 from maskunet.training.reward_objective import RewardObjective
@@ -33,7 +34,7 @@ SHARED: dict[str, Any] = {
     "checkpointing_steps": 2,
     "logging_steps": 1,
 }
-MASK = mu.MaskConfig(initial_logit=-0.35)
+MASK = mu.MaskGeneratorConfig(initial_logit=-0.35)
 
 
 def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -144,10 +145,10 @@ def test_sdxl(sdxl_pipe: Any, data: CachedLatents, tmp_path: Path) -> None:
 
 def test_errors(pipe: Any, data: CachedLatents, tmp_path: Path) -> None:
     chosen = build_method("mask", pipe, MASK)
-    with pytest.raises(mu.DataError, match="reward"):
+    with pytest.raises(DataError, match="reward"):
         mu.train(pipe, chosen, data, TrainConfig(**SHARED), tmp_path, progress=False)
-    with pytest.raises(mu.DataError, match="reward"):
+    with pytest.raises(DataError, match="reward"):
         mu.train(pipe, chosen, data, TrainConfig(), tmp_path, reward=REWARD, progress=False)
     for wrong in ({"objective": "rewards"}, {"draft_steps": 9}, {"refl_start": 1.0}):
-        with pytest.raises(mu.DataError):
-            TrainConfig(**{**SHARED, **wrong}).checked()
+        with pytest.raises(DataError):
+            TrainConfig(**{**SHARED, **wrong})

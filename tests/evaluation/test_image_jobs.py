@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.evaluation.image_jobs import Shot, make_missing, wait_for
 
 
@@ -44,18 +44,18 @@ def test_every_picture_is_made_once(tmp_path: Path) -> None:
 
 def test_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
     make_missing(grey, shots(tmp_path), settings={"steps": 2}, progress=False)
-    with pytest.raises(mu.DataError, match=r"steps differ in 0\.json; choose another folder"):
+    with pytest.raises(DataError, match=r"steps differ in 0\.json; choose another folder"):
         make_missing(grey, shots(tmp_path), settings={"steps": 3}, progress=False)
     (tmp_path / "a" / "0.png").unlink()
-    with pytest.raises(mu.DataError, match="steps differ"):
+    with pytest.raises(DataError, match="steps differ"):
         make_missing(grey, shots(tmp_path), settings={"steps": 3}, progress=False)
     (tmp_path / "b" / "0.json").write_text("{")
-    with pytest.raises(mu.DataError, match="could not read it"):
+    with pytest.raises(DataError, match="could not read it"):
         make_missing(grey, shots(tmp_path), settings={"steps": 2}, progress=False)
-    with pytest.raises(mu.DataError, match="batch size"):
+    with pytest.raises(DataError, match="batch size"):
         make_missing(grey, shots(tmp_path), settings={}, batch_size=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(mu.DataError, match="can be written"):
+    with pytest.raises(DataError, match="can be written"):
         make_missing(grey, shots(tmp_path / "file"), settings={}, progress=False)
 
 
@@ -69,5 +69,5 @@ def test_waiting_for_another_process(tmp_path: Path) -> None:
     wait_for(shots(tmp_path))
     thread.join()
     assert all(shot.done for shot in shots(tmp_path))
-    with pytest.raises(mu.DataError, match="expected 6 pictures, 5 came and no more"):
+    with pytest.raises(DataError, match="expected 6 pictures, 5 came and no more"):
         wait_for(shots(tmp_path, 6), patience_s=0.0)

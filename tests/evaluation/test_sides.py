@@ -11,10 +11,12 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
-from maskunet.evaluation import search_maker
+from maskunet.errors import DataError
+from maskunet.evaluation import search_side
 from maskunet.evaluation.sides import search_settings
+from maskunet.maskers import RandomMasks
 from maskunet.rewards import FunctionReward
-from maskunet.sampling import maker
+from maskunet.sampling import pipeline_side
 from maskunet.searching import SearchConfig
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 9]
@@ -29,12 +31,12 @@ def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_a_search_starts_from_the_noise_of_the_other_sides(pipe: Any, masks: bool) -> None:
-    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.8, seed=0))
+    mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.8, seed=0))
     before = attachment_of(pipe)
-    plain = maker(pipe, masks=masks, **DRAWING)(PROMPTS, SEEDS)
-    none = search_maker(pipe, redness, SearchConfig(**DRAWING, iterations=0), masks=masks)(PROMPTS, SEEDS)
+    plain = pipeline_side(pipe, masks=masks, **DRAWING)(PROMPTS, SEEDS)
+    none = search_side(pipe, redness, SearchConfig(**DRAWING, iterations=0), masks=masks)(PROMPTS, SEEDS)
     torch.testing.assert_close(none, plain, atol=1e-5, rtol=1e-5)
-    found = search_maker(pipe, redness, CONFIG, masks=masks)(PROMPTS, SEEDS)
+    found = search_side(pipe, redness, CONFIG, masks=masks)(PROMPTS, SEEDS)
     assert bool((redness(found, PROMPTS) > redness(plain, PROMPTS)).all())
     assert attachment_of(pipe) is before
     assert before is not None
@@ -44,9 +46,9 @@ def test_a_search_starts_from_the_noise_of_the_other_sides(pipe: Any, masks: boo
 def test_masks_of_one_half_lie_aside_where_they_are_off(pipe: Any) -> None:
     found = mu.search(pipe, PROMPTS, redness, CONFIG, progress=False)
     mu.attach(pipe, found.masks)
-    assert search_maker(pipe, redness, CONFIG)(PROMPTS, SEEDS).shape == (2, 3, 16, 16)
-    with pytest.raises(mu.DataError, match="conditional half"):
-        search_maker(pipe, redness, CONFIG, masks=True)(PROMPTS, SEEDS)
+    assert search_side(pipe, redness, CONFIG)(PROMPTS, SEEDS).shape == (2, 3, 16, 16)
+    with pytest.raises(DataError, match="conditional half"):
+        search_side(pipe, redness, CONFIG, masks=True)(PROMPTS, SEEDS)
 
 
 def test_settings_are_those_that_pictures_depend_on() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -16,17 +17,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import CheckpointError
-from .maskers import MASKERS, Masker
+from ..errors import CheckpointError, first_line
+from ..pretrained import BUNDLED, bundled_path, is_hub_id
+from ..targets import Network, check_fits, unet_of
 from .model_card import write_card
-from .targets import Network, check_fits, unet_of
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
 FORMAT = 1
+#: Classes of maskers by the name that their files carry; each registers itself when it is defined.
+_REGISTRY: dict[str, type[Any]] = {}
+
+
+class Savable(Protocol):
+    """What a masker has that its files hold."""
+
+    network: Network
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments beside the network, as JSON values."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to write."""
+
+
+def register(masker_class: type[Any]) -> None:
+    """Let `load` make maskers of a class; `Masker` calls it for every subclass.
+
+    Args:
+        masker_class: the class, with `from_settings` and `load_tensors`.
+    """
+    _REGISTRY[masker_class.__name__] = masker_class
+
+
+def masker_names() -> list[str]:
+    """Return the names of the masker classes that `load` knows."""
+    return sorted(name for name, masker_class in _REGISTRY.items() if not inspect.isabstract(masker_class))
 
 
 def save(
-    masker: Masker,
+    masker: Savable,
     folder: str | os.PathLike[str],
     *,
     base_model: str | None = None,
@@ -59,6 +89,14 @@ def save(
         "base_model": base_model,
         "network": masker.network.to_json(),
     }
+    card = write_card(
+        type(masker).__name__,
+        masker.network,
+        masker.settings,
+        base_model=base_model,
+        dataset=dataset,
+        recipe=recipe,
+    )
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +104,7 @@ def save(
         try:
             save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
             parts[CONFIG].write_text(json.dumps(config, indent=1) + "\n")
-            parts[CARD].write_text(write_card(masker, base_model=base_model, dataset=dataset, recipe=recipe))
+            parts[CARD].write_text(card)
             for name, part in parts.items():  # only when all are whole do they take their names
                 if name != CARD or not (path / CARD).exists():
                     part.replace(path / name)
@@ -79,7 +117,7 @@ def save(
 
 
 def push(
-    masker: Masker,
+    masker: Savable,
     repo_id: str,
     *,
     base_model: str | None = None,
@@ -115,11 +153,12 @@ def push(
 
 
 def _folder(source: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
-    path = Path(source)
+    path, text = Path(source), os.fspath(source)
     if path.is_dir():
         return path
-    text = str(source)
-    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if text in BUNDLED:
+        return bundled_path(text)
+    if not is_hub_id(text):
         raise CheckpointError(
             f"expected a masker's folder or a hub id like 'user/name', got {text!r}, which is "
             f"{'a file' if path.exists() else 'not there'}"
@@ -127,10 +166,9 @@ def _folder(source: str | os.PathLike[str], revision: str | None, token: str | N
     try:
         return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"expected a masker's folder or a hub id, {text!r} is no folder here and could not be fetched from the hub: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -148,10 +186,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = config if isinstance(config, dict) else {}
     name, version = config.get("masker"), config.get("format")
     newer = isinstance(name, str) and isinstance(version, int) and version > FORMAT
-    if not newer and (not isinstance(name, str) or name not in MASKERS):
+    if not newer and (not isinstance(name, str) or name not in masker_names()):
         kind = config.get("_class_name", name)
         raise CheckpointError(
-            f"expected {path} to name a masker ({', '.join(MASKERS)}), got {kind!r}. Is {folder} a masker's folder?"
+            f"expected {path} to name a masker ({', '.join(masker_names())}), got {kind!r}. Is {folder} a masker's folder?"
         )
     if version != FORMAT:
         raise CheckpointError(f"expected format {FORMAT} in {path}, got {version!r}; upgrade maskunet to read it")
@@ -165,11 +203,11 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     device: torch.device | str | None = None,
-) -> Masker:
+) -> Any:
     """Read a masker from a folder or the hub.
 
     Args:
-        source: the folder, or a hub id "user/name".
+        source: the folder, a hub id "user/name", or a bundled name ("shapes-masker").
         model: the pipeline or U-Net that it is for; a masker made for another one is refused.
         revision: branch, tag or commit on the hub.
         token: access token for the hub.
@@ -189,16 +227,15 @@ def load(
         check_fits(unet_of(model), network)
     try:
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        masker = MASKERS[config["masker"]].from_settings(network, config["settings"])
+        masker = _REGISTRY[config["masker"]].from_settings(network, config["settings"])
         masker.load_tensors(tensors)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {error}"
         ) from error
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"expected {folder / WEIGHTS} and {CONFIG} to describe the same {config['masker']}, they do not: "
-            f"{' '.join(reason[:2])}"
+            f"{' '.join(str(error).strip().splitlines()[:2])}"
         ) from error
     return masker.to(device) if device is not None else masker

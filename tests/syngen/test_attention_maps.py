@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import maskunet as mu
+from maskunet.errors import DataError
+from maskunet.maskers import RandomMasks
 from maskunet.syngen.attention_maps import captured, cross_attention
 
 Inputs = Callable[..., dict[str, Any]]
@@ -17,7 +19,7 @@ Inputs = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize("masked", [False, True])
 def test_output_is_the_same_and_maps_are_probabilities(any_unet: Any, inputs: Inputs, masked: bool) -> None:
     if masked:
-        mu.attach(any_unet, mu.RandomMasks.for_unet(any_unet, density=0.7))
+        mu.attach(any_unet, RandomMasks.for_unet(any_unet, density=0.7))
     given = inputs(any_unet)
     plain = any_unet(**given).sample
     seen: list[int] = []
@@ -60,10 +62,10 @@ def test_processors_are_put_back(sd1: Any, error: type[BaseException]) -> None:
 def test_what_is_refused(sd1: Any, inputs: Inputs) -> None:
     with captured(sd1, 49) as maps:
         sd1(**inputs(sd1))
-    with pytest.raises(mu.DataError, match="at 49 positions, this U-Net's layers have 64, 16, 4"):
+    with pytest.raises(DataError, match="at 49 positions, this U-Net's layers have 64, 16, 4"):
         maps.mean()
-    with pytest.raises(mu.DataError, match="Linear has none"):
+    with pytest.raises(DataError, match="Linear has none"):
         cross_attention(torch.nn.Linear(1, 1))
     sd1.fuse_qkv_projections()
-    with pytest.raises(mu.DataError, match="FusedAttnProcessor2_0"), captured(sd1, 64):
+    with pytest.raises(DataError, match="FusedAttnProcessor2_0"), captured(sd1, 64):
         pass

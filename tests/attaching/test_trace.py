@@ -12,6 +12,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 import maskunet as mu
+from maskunet import targets
+from maskunet.errors import TargetError
+from maskunet.maskers import MaskTable, RandomMasks
 
 Unet = UNet2DConditionModel
 PRESET = "decoder-attention-conv"
@@ -19,19 +22,19 @@ PRESET = "decoder-attention-conv"
 
 @pytest.fixture
 def masked(sd1: Unet) -> Unet:
-    mu.attach(sd1, mu.MaskTable.for_unet(sd1), seed=0)
+    mu.attach(sd1, MaskTable.for_unet(sd1), seed=0)
     return sd1
 
 
 def test_nothing_is_recorded_without_a_masker(sd1: Unet) -> None:
-    with pytest.raises(mu.TargetError, match="expected a model with a masker attached, nothing is"), mu.record(sd1):
+    with pytest.raises(TargetError, match="expected a model with a masker attached, nothing is"), mu.record(sd1):
         pass
 
 
 def test_a_record_of_a_pipeline_has_a_call_for_each_step(
     pipe: StableDiffusionPipeline, draw_latents: Callable[..., Tensor]
 ) -> None:
-    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.5))
+    mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.5))
     with mu.record(pipe) as trace:
         draw_latents(pipe, ["ab"], [0])
     assert trace.timesteps == [float(t) for t in pipe.scheduler.timesteps]
@@ -79,7 +82,7 @@ def test_what_is_kept(masked: Unet, predict: Callable[..., Tensor], keep: str, k
 
 @pytest.mark.parametrize("keep", ["all", "density"])
 def test_overall_density_weighs_layers_by_their_size(sd1: Unet, predict: Callable[..., Tensor], keep: str) -> None:
-    mu.attach(sd1, mu.RandomMasks.for_unet(sd1, PRESET, density=0.3))
+    mu.attach(sd1, RandomMasks.for_unet(sd1, PRESET, density=0.3))
     with mu.record(sd1) as whole:
         for timestep in (9, 5):
             predict(sd1, timestep=timestep)
@@ -91,11 +94,11 @@ def test_overall_density_weighs_layers_by_their_size(sd1: Unet, predict: Callabl
     kept = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
     assert len(found) == 2
     assert found[1] == pytest.approx(kept, abs=1e-6)
-    assert trace.calls[0].sizes == {layer.name: layer.weights for layer in mu.targets.describe(sd1, PRESET).layers}
+    assert trace.calls[0].sizes == {layer.name: layer.weights for layer in targets.describe(sd1, PRESET).layers}
 
 
 def test_overall_density_of_different_samples_is_their_mean(sd1: Unet, predict: Callable[..., Tensor]) -> None:
-    table = mu.MaskTable.for_unet(sd1, samples=2)
+    table = MaskTable.for_unet(sd1, samples=2)
     with torch.no_grad():
         for i, logits in enumerate(table.logits.values()):
             logits[0].fill_(1.0)
@@ -119,7 +122,7 @@ def test_an_unknown_keep_is_refused(masked: Unet) -> None:
 def test_past_its_room_a_record_keeps_densities_and_warns_once(
     masked: Unet, predict: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights = mu.targets.describe(masked).weights
+    weights = targets.describe(masked).weights
     room = weights * 5 * 1.5 / 2**30
     with caplog.at_level(logging.WARNING, "maskunet"), mu.record(masked, limit_gb=room) as trace:
         for _ in range(3):
@@ -134,7 +137,7 @@ def test_past_its_room_a_record_keeps_densities_and_warns_once(
 
 
 def test_a_record_holds_tensors_without_a_graph(sd1: Unet, inputs: Callable[..., dict[str, Any]]) -> None:
-    mu.attach(sd1, mu.MaskTable.for_unet(sd1).train())
+    mu.attach(sd1, MaskTable.for_unet(sd1).train())
     with mu.record(sd1) as trace:
         sd1(**inputs(sd1))
     tensors = [*trace.logits.values(), *trace.masks.values(), *trace.calls[0].density.values()]
@@ -143,7 +146,7 @@ def test_a_record_holds_tensors_without_a_graph(sd1: Unet, inputs: Callable[...,
 
 
 def test_recorded_values_do_not_change_with_the_masker(masked: Unet, predict: Callable[..., Tensor]) -> None:
-    table = mu.MaskTable.for_unet(masked, initial_logit=2.0)
+    table = MaskTable.for_unet(masked, initial_logit=2.0)
     mu.attach(masked, table)
     with mu.record(masked) as trace:
         predict(masked)

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 import maskunet as mu
+from maskunet.maskers import RandomMasks
 
 Unet = UNet2DConditionModel
 #: Two layers: tracing more takes long and finds no more.
@@ -48,7 +49,7 @@ def unet() -> Unet:
 
 @pytest.fixture
 def masker(unet: Unet) -> mu.MaskGenerator:
-    masker = mu.MaskGenerator.for_unet(unet, mu.MaskConfig(targets=SOME), seed=0)
+    masker = mu.MaskGenerator.for_unet(unet, mu.MaskGeneratorConfig(targets=SOME), seed=0)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in masker.parameters():
@@ -107,7 +108,7 @@ def test_attaching_to_the_network_inside_a_compiled_one(
 
 
 def test_random_masks_of_a_compiled_network_follow_the_timestep(unet: Unet, predict: Callable[..., Tensor]) -> None:
-    mu.attach(unet, mu.RandomMasks.for_unet(unet, SOME, density=0.5, seed=1))
+    mu.attach(unet, RandomMasks.for_unet(unet, SOME, density=0.5, seed=1))
     expected = [predict(unet, timestep=timestep) for timestep in (900, 20)]
     unet.compile(backend="eager")
     for timestep, plain in zip((900, 20), expected, strict=True):

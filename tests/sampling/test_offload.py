@@ -15,8 +15,9 @@ from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
 import maskunet as mu
-from maskunet.sampling.offload import resident
-from maskunet.searching import SearchConfig
+from maskunet.errors import DataError, RewardError
+from maskunet.sampling.offload import without_offload
+from maskunet.searching import SearchConfig, SearchResult
 from maskunet.searching import pipeline_state as preparation
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
     return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
 
 
-def searched(pipe: Any, reward: Any = redness) -> mu.SearchResult:
+def searched(pipe: Any, reward: Any = redness) -> SearchResult:
     return mu.search(pipe, ["a b", "c d"], reward, CONFIG, progress=False)
 
 
@@ -94,7 +95,7 @@ def test_a_search_with_offload_is_the_one_without(fresh: Any, offload: Callable[
     found = searched(fresh, looks)
     assert seen[:-1] == [[False, False]] * 7  # the seeds' own pictures, then iterates
     assert seen[-1:] == [[True, True]]  # finished pictures
-    assert torch.equal(found.pictures, expected.pictures)
+    assert torch.equal(found.tensor, expected.tensor)
     assert all(torch.equal(m, found.masks.tensors()[n]) for n, m in expected.masks.tensors().items())
     assert same(hooks(fresh), before)
     assert all(p.requires_grad for p in fresh.text_encoder.parameters())
@@ -110,10 +111,10 @@ def test_model_offload_alone_takes_the_weights_from_under_the_gradient(
     """What the suspension is for."""
     expected = searched(fresh).masks.tensors()
     by_model(fresh)
-    monkeypatch.setattr(preparation, "resident", lambda *parts: contextlib.nullcontext())
+    monkeypatch.setattr(preparation, "without_offload", lambda *parts: contextlib.nullcontext())
     try:
         found = searched(fresh).masks.tensors()
-    except mu.RewardError:
+    except RewardError:
         return
     assert not all(torch.equal(m, found[n]) for n, m in expected.items())
 
@@ -137,7 +138,7 @@ def test_offload_is_back_after_a_failure(fresh: Any, offload: Callable[[Any], No
 def test_group_offload_is_refused(fresh: Any, part: str) -> None:
     before = [p.requires_grad for p in fresh.unet.parameters()]
     apply_group_offloading(getattr(fresh, part), onload_device=CPU, offload_type="leaf_level")
-    with pytest.raises(mu.DataError, match=r"without diffusers' group offload.*enable_model_cpu_offload"):
+    with pytest.raises(DataError, match=r"without diffusers' group offload.*enable_model_cpu_offload"):
         searched(fresh)
     assert [p.requires_grad for p in fresh.unet.parameters()] == before
 
@@ -145,7 +146,7 @@ def test_group_offload_is_refused(fresh: Any, part: str) -> None:
 def test_group_offload_of_what_no_gradient_goes_through(fresh: Any) -> None:
     expected = searched(fresh)
     apply_group_offloading(fresh.text_encoder, onload_device=CPU, offload_type="leaf_level")
-    assert torch.equal(searched(fresh).pictures, expected.pictures)
+    assert torch.equal(searched(fresh).tensor, expected.tensor)
 
 
 def test_what_ran_before_makes_room_and_other_hooks_stay() -> None:
@@ -158,11 +159,11 @@ def test_what_ran_before_makes_room_and_other_hooks_stay() -> None:
     add_hook_to_module(unet, CpuOffload(CPU, UserCpuOffloadHook(text, first)), append=True)
     hook = unet._hf_hook
     assert isinstance(hook, SequentialHook)
-    with resident(unet, None):
+    with without_offload(unet, None):
         assert unet._hf_hook.hooks[0] is align
         unet(torch.ones(1, 2))
         assert gone == [text]
     assert unet._hf_hook is hook
-    with resident(unet, text):  # both are to stay
+    with without_offload(unet, text):  # both are to stay
         unet(torch.ones(1, 2))
     assert gone == [text]

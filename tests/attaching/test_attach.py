@@ -11,13 +11,16 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 import maskunet as mu
+from maskunet import relaxation
+from maskunet.errors import TargetError
+from maskunet.maskers import MaskTable, RandomMasks
 
 Unet = UNet2DConditionModel
 
 
-def spread_table(unet: Unet, samples: int | None = None) -> mu.MaskTable:
+def spread_table(unet: Unet, samples: int | None = None) -> MaskTable:
     """Build a table whose weights are kept with all sorts of probability."""
-    table = mu.MaskTable.for_unet(unet, samples=samples)
+    table = MaskTable.for_unet(unet, samples=samples)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for logits in table.logits.values():
@@ -35,7 +38,7 @@ def spread_generator(unet: Unet) -> mu.MaskGenerator:
 
 
 def test_masked_layers_compute_with_masked_weights(any_unet: Unet, predict: Callable[..., Tensor]) -> None:
-    masker = mu.RandomMasks.for_unet(any_unet, density=0.6, every_step=False)
+    masker = RandomMasks.for_unet(any_unet, density=0.6, every_step=False)
     mu.attach(any_unet, masker)
     with mu.record(any_unet) as trace:
         masked = predict(any_unet)
@@ -49,7 +52,7 @@ def test_masked_layers_compute_with_masked_weights(any_unet: Unet, predict: Call
 def test_positional_and_keyword_calls_agree(
     sd1: Unet, inputs: Callable[..., dict[str, Any]], predict: Callable[..., Tensor]
 ) -> None:
-    mu.attach(sd1, mu.RandomMasks.for_unet(sd1, density=0.6))
+    mu.attach(sd1, RandomMasks.for_unet(sd1, density=0.6))
     given = inputs(sd1, timestep=40)
     with torch.no_grad():
         positional = sd1(given["sample"], 40, given["encoder_hidden_states"], return_dict=False)[0]
@@ -91,7 +94,7 @@ def test_sets_of_a_table_follow_their_prompt_through_guidance(
     mu.attach(pipe, table)
     together = draw_latents(pipe, ["ab", "c"], [0, 1])
     for row, prompt in enumerate(["ab", "c"]):
-        single = mu.MaskTable.for_unet(pipe.unet)
+        single = MaskTable.for_unet(pipe.unet)
         single.load_state_dict({key: value[row] for key, value in table.state_dict().items()})
         mu.attach(pipe, single)
         torch.testing.assert_close(draw_latents(pipe, [prompt], [row])[0], together[row], atol=1e-4, rtol=1e-4)
@@ -113,7 +116,7 @@ def test_gumbel_noise_at_inference_repeats_with_its_seed_in_any_batch(
 
 
 def test_gumbel_noise_differs_by_timestep_and_layer(sd1: Unet, predict: Callable[..., Tensor]) -> None:
-    mu.attach(sd1, mu.MaskTable.for_unet(sd1, initial_logit=0.0), seed=5)
+    mu.attach(sd1, MaskTable.for_unet(sd1, initial_logit=0.0), seed=5)
     with mu.record(sd1) as trace:
         for timestep in (900, 10, 900):
             predict(sd1, timestep=timestep)
@@ -168,7 +171,7 @@ def test_training_a_table_of_sets_on_a_larger_batch(sd1: Unet, predict: Callable
 def test_given_noise_is_used(sd1: Unet, predict: Callable[..., Tensor]) -> None:
     table = spread_table(sd1)
     names = [layer.name for layer in table.network.layers]
-    noise = {n: mu.relaxation.gumbel_noise((2, *sd1.get_submodule(n).weight.shape), i) for i, n in enumerate(names)}
+    noise = {n: relaxation.gumbel_noise((2, *sd1.get_submodule(n).weight.shape), i) for i, n in enumerate(names)}
     mu.attach(sd1, table, noise=noise)
     with mu.record(sd1) as trace:
         predict(sd1)
@@ -181,7 +184,7 @@ def test_given_noise_that_lacks_a_layer(sd1: Unet, predict: Callable[..., Tensor
     table = spread_table(sd1)
     first, *rest = table.network.layers
     mu.attach(sd1, table, noise={layer.name: torch.zeros(layer.shape) for layer in rest})
-    with pytest.raises(mu.TargetError, match=f"noise for every masked layer, {first.name} is missing"):
+    with pytest.raises(TargetError, match=f"noise for every masked layer, {first.name} is missing"):
         predict(sd1)
 
 
@@ -191,7 +194,7 @@ def test_a_masker_of_another_network_is_refused_and_the_former_stays(
     unet, other = make_unet("sd1"), make_unet("sdxl")
     mu.attach(unet, spread_table(unet))
     masked = predict(unet)
-    with pytest.raises(mu.TargetError, match="made for another network") as caught:
+    with pytest.raises(TargetError, match="made for another network") as caught:
         mu.attach(unet, mu.MaskGenerator.for_unet(other))
     message = str(caught.value)
     assert "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q is not in this U-Net" in message
@@ -201,23 +204,23 @@ def test_a_masker_of_another_network_is_refused_and_the_former_stays(
 
 def test_layers_of_another_width_are_named_with_both_shapes(sd1: Unet) -> None:
     wider = Unet(**{**sd1.config, "cross_attention_dim": 40})
-    with pytest.raises(mu.TargetError, match=r"attn2\.to_k expected \(32, 40\), got \(32, 24\)"):
-        mu.attach(sd1, mu.MaskTable.for_unet(wider))
+    with pytest.raises(TargetError, match=r"attn2\.to_k expected \(32, 40\), got \(32, 24\)"):
+        mu.attach(sd1, MaskTable.for_unet(wider))
 
 
 def test_a_generator_for_another_skip_width_is_refused(sd1: Unet) -> None:
     other = Unet(**{**sd1.config, "block_out_channels": (16, 32, 64)})
-    generator = mu.MaskGenerator.for_unet(other, mu.MaskConfig(targets=r"up_blocks\.2\..*attn2\.to_q"))
+    generator = mu.MaskGenerator.for_unet(other, mu.MaskGeneratorConfig(targets=r"up_blocks\.2\..*attn2\.to_q"))
     mu.attach(sd1, generator)
-    generator = mu.MaskGenerator.for_unet(other, mu.MaskConfig(targets=r"up_blocks\.1\..*attn2\.to_q"))
-    with pytest.raises(mu.TargetError, match=r"up_blocks\.1 expected channels \(96, 32, 64\), got \(64, 32, 64\)"):
+    generator = mu.MaskGenerator.for_unet(other, mu.MaskGeneratorConfig(targets=r"up_blocks\.1\..*attn2\.to_q"))
+    with pytest.raises(TargetError, match=r"up_blocks\.1 expected channels \(96, 32, 64\), got \(64, 32, 64\)"):
         mu.attach(sd1, generator)
 
 
 @pytest.mark.parametrize("model", [None, torch.nn.Linear(2, 2)])
 def test_what_has_no_unet_is_refused(sd1: Unet, model: Any) -> None:
     for call in (lambda: mu.attach(model, spread_table(sd1)), lambda: mu.detach(model)):
-        with pytest.raises(mu.TargetError, match="pipeline or its U-Net"):
+        with pytest.raises(TargetError, match="pipeline or its U-Net"):
             call()
 
 

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-import maskunet as mu
+from maskunet.errors import DataError
 from maskunet.sampling import StepwiseSampler
 
 SCHEDULERS = [
@@ -108,7 +108,7 @@ def test_cut_prompts_are_named(make_pipe: Callable[..., Any], caplog: pytest.Log
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(mu.DataError, match="a seed for each"):
+    with pytest.raises(DataError, match="a seed for each"):
         StepwiseSampler(None, ["a"], seeds=[], num_inference_steps=1, guidance_scale=1.0)
-    with pytest.raises(mu.DataError, match="denoising step"):
+    with pytest.raises(DataError, match="denoising step"):
         StepwiseSampler(None, ["a"], seeds=[1], num_inference_steps=0, guidance_scale=1.0)

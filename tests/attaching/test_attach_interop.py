@@ -15,6 +15,9 @@ from peft import LoraConfig
 from torch import Tensor
 
 import maskunet as mu
+from maskunet import targets
+from maskunet.errors import TargetError
+from maskunet.maskers import FixedMasks, Masker, RandomMasks
 
 Unet = UNet2DConditionModel
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -71,8 +74,8 @@ def test_a_lora_before_or_after_is_the_same(
 
 def test_a_mask_leaves_the_lora_itself_alone(sd1: Unet, predict: Callable[..., Tensor]) -> None:
     add_lora(sd1, lora())
-    names = [layer.name for layer in mu.targets.describe(sd1).layers]
-    mu.attach(sd1, mu.FixedMasks({n: torch.zeros_like(sd1.get_submodule(n).weight) for n in names}))
+    names = [layer.name for layer in targets.describe(sd1).layers]
+    mu.attach(sd1, FixedMasks({n: torch.zeros_like(sd1.get_submodule(n).weight) for n in names}))
     masked = predict(sd1)
     mu.detach(sd1)
     with torch.no_grad():
@@ -88,22 +91,22 @@ def test_a_fused_lora_is_refused(
     unet, fused_later = make_unet("sd1"), make_unet("sd1")
     add_lora(unet, lora(*modules))
     unet.fuse_lora()
-    with pytest.raises(mu.TargetError, match=rf"{modules[0]} has one fused into them.*unfuse_lora\(\)"):
+    with pytest.raises(TargetError, match=rf"{modules[0]} has one fused into them.*unfuse_lora\(\)"):
         mu.attach(unet, masker)
     unet.unfuse_lora()
     mu.attach(unet, masker)
     mu.attach(fused_later, masker)
     add_lora(fused_later, lora(*modules))
     fused_later.fuse_lora()
-    with pytest.raises(mu.TargetError, match="fused into them"):
+    with pytest.raises(TargetError, match="fused into them"):
         predict(fused_later)
 
 
 def test_a_fused_lora_on_a_masked_convolution_is_refused(sd1: Unet) -> None:
     add_lora(sd1, lora("conv1"))
     sd1.fuse_lora()
-    with pytest.raises(mu.TargetError, match="conv1 has one fused into them"):
-        mu.attach(sd1, mu.RandomMasks.for_unet(sd1, "decoder-attention-conv"))
+    with pytest.raises(TargetError, match="conv1 has one fused into them"):
+        mu.attach(sd1, RandomMasks.for_unet(sd1, "decoder-attention-conv"))
 
 
 def test_fused_projections_are_refused(sd1: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor]) -> None:
@@ -111,12 +114,12 @@ def test_fused_projections_are_refused(sd1: Unet, masker: mu.MaskGenerator, pred
     mu.attach(sd1, masker)
     masked = predict(sd1)
     sd1.fuse_qkv_projections()
-    with pytest.raises(mu.TargetError, match=r"up_blocks\.1\..*fused projections.*unfuse_qkv_projections\(\)"):
+    with pytest.raises(TargetError, match=r"up_blocks\.1\..*fused projections.*unfuse_qkv_projections\(\)"):
         predict(sd1)
     with mu.disabled(sd1):
         torch.testing.assert_close(predict(sd1), base, atol=1e-5, rtol=1e-5)
     mu.detach(sd1)
-    with pytest.raises(mu.TargetError, match="fused projections"):
+    with pytest.raises(TargetError, match="fused projections"):
         mu.attach(sd1, masker)
     sd1.unfuse_qkv_projections()
     mu.attach(sd1, masker)
@@ -132,7 +135,7 @@ def test_attention_processors_agree(sd1: Unet, masker: mu.MaskGenerator, predict
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
 
 
-def gradients(unet: Unet, masker: mu.Masker, calls: list[dict[str, Any]]) -> list[Tensor]:
+def gradients(unet: Unet, masker: Masker, calls: list[dict[str, Any]]) -> list[Tensor]:
     attachment = mu.attach(unet, masker.train(), seed=2)
     attachment.reseed(2)
     masker.zero_grad()

@@ -16,10 +16,11 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
-from maskunet.maskers import MaskSchedule
+from maskunet.errors import DataError
+from maskunet.maskers import MaskSchedule, RandomMasks
 from maskunet.sampling import StepwiseSampler
 from maskunet.sampling.freezing import frozen
-from maskunet.syngen import Phrase, shapes_phrases, syngen_maker
+from maskunet.syngen import Phrase, shapes_phrases, syngen, syngen_side
 from maskunet.syngen import guide as engine
 from maskunet.syngen.guide import Guide
 from maskunet.syngen.tokens import locate
@@ -36,7 +37,7 @@ def bind(prompt: str) -> list[Phrase]:
 
 
 def made(pipe: Any, prompts: list[str] = PROMPTS, seeds: list[int] = SEEDS, **changes: Any) -> Tensor:
-    return mu.syngen(pipe, prompts, seeds, **({"phrases": bind, "scale": 200.0} | OPTIONS | changes))
+    return syngen(pipe, prompts, seeds, **({"phrases": bind, "scale": 200.0} | OPTIONS | changes)).tensor
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -113,8 +114,8 @@ def test_masks_count_and_stay(pipe: Any) -> None:
     with mu.record(pipe, keep="density") as trace:
         made(pipe)
     assert len(trace.overall_density()) == OPTIONS["num_inference_steps"]  # no call of the guide's
-    assert close(syngen_maker(pipe, masks=False, phrases=bind, scale=200.0, **OPTIONS)(PROMPTS, SEEDS), plain)
-    assert close(syngen_maker(pipe, phrases=bind, scale=200.0, **OPTIONS)(PROMPTS, SEEDS), masked)
+    assert close(syngen_side(pipe, masks=False, phrases=bind, scale=200.0, **OPTIONS)(PROMPTS, SEEDS), plain)
+    assert close(syngen_side(pipe, phrases=bind, scale=200.0, **OPTIONS)(PROMPTS, SEEDS), masked)
     mu.detach(pipe)
     assert close(made(pipe), plain)
 
@@ -208,7 +209,7 @@ def test_half_precision(pipe: Any, dtype: torch.dtype) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same(pipe: Any) -> None:
-    mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.8))
+    mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.8))
     plain = made(pipe)
     pipe.unet.enable_gradient_checkpointing()
     torch.testing.assert_close(made(pipe), plain, atol=1e-5, rtol=1e-5)
@@ -225,7 +226,7 @@ def test_offload_by_layer_gives_the_same(pipe: Any) -> None:
 
 def test_group_offload_is_refused(pipe: Any) -> None:
     apply_group_offloading(pipe.unet, onload_device=torch.device("cpu"), offload_type="leaf_level")
-    with pytest.raises(mu.DataError, match="without diffusers' group offload"):
+    with pytest.raises(DataError, match="without diffusers' group offload"):
         made(pipe)
 
 
@@ -239,7 +240,7 @@ def test_the_pipeline_is_left_as_it_was(
 ) -> None:
     pipe.unet.train()
     weight = next(pipe.unet.parameters()).requires_grad_(True)
-    attachment = mu.attach(pipe, mu.RandomMasks.for_unet(pipe.unet, density=0.9))
+    attachment = mu.attach(pipe, RandomMasks.for_unet(pipe.unet, density=0.9))
     processors, scheduler = dict(pipe.unet.attn_processors), dict(vars(pipe.scheduler))
 
     def fail(*_: Any) -> Tensor:
@@ -267,13 +268,13 @@ def test_mistakes(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"resolution": 7}, "at 49 positions"),
         ({"seeds": [1]}, "a seed for each"),
     ):
-        with pytest.raises(mu.DataError, match=message):
+        with pytest.raises(DataError, match=message):
             made(pipe, **changes)
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
-    with pytest.raises(mu.DataError, match=r"maskunet\[syngen\]"):
-        mu.syngen(pipe, PROMPTS, SEEDS)
-    with pytest.raises(mu.DataError, match=r"maskunet\[syngen\]"):
-        syngen_maker(pipe)
+    with pytest.raises(DataError, match=r"maskunet\[syngen\]"):
+        syngen(pipe, PROMPTS, SEEDS)
+    with pytest.raises(DataError, match=r"maskunet\[syngen\]"):
+        syngen_side(pipe)
     pipe.unet.fuse_qkv_projections()
-    with pytest.raises(mu.DataError, match="attention processor"):
+    with pytest.raises(DataError, match="attention processor"):
         made(pipe)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
-from maskunet.searching import SearchConfig
-from maskunet.searching.prefix_cache import Reuse, untouched
+from maskunet.errors import CheckpointError, DataError, RewardError, TargetError
+from maskunet.maskers import MaskSchedule, RandomMasks
+from maskunet.searching import SearchConfig, SearchResult
+from maskunet.searching.prefix_cache import PrefixCache, unmasked_prefix
 from maskunet.targets import describe
 
 PROMPTS = ["a b", "c d"]
@@ -31,7 +33,7 @@ def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
     return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
 
 
-def searched(pipe: Any, config: SearchConfig = CONFIG, **options: Any) -> mu.SearchResult:
+def searched(pipe: Any, config: SearchConfig = CONFIG, **options: Any) -> SearchResult:
     return mu.search(pipe, PROMPTS, redness, config, seeds=SEEDS, progress=False, **options)
 
 
@@ -39,13 +41,13 @@ def changed(**changes: Any) -> SearchConfig:
     return SearchConfig(**{**vars(CONFIG), **changes})
 
 
-def masks_of(result: mu.SearchResult) -> dict[str, Tensor]:
+def masks_of(result: SearchResult) -> dict[str, Tensor]:
     return result.masks.tensors()
 
 
-def equal(a: mu.SearchResult, b: mu.SearchResult) -> bool:
+def equal(a: SearchResult, b: SearchResult) -> bool:
     first, second = masks_of(a), masks_of(b)
-    return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(a.pictures, b.pictures)
+    return all(torch.equal(first[name], second[name]) for name in first) and torch.equal(a.tensor, b.tensor)
 
 
 def test_the_reward_rises_and_masks_are_used(pipe: Any) -> None:
@@ -80,7 +82,7 @@ def test_reuse_changes_no_bit(pipe: Any, gumbel: bool) -> None:
 def test_a_sample_does_not_depend_on_its_batch(pipe: Any, halves: str) -> None:
     both = searched(pipe, changed(halves=halves))
     alone = mu.search(pipe, PROMPTS[1:], redness, changed(halves=halves), seeds=SEEDS[1:], progress=False)
-    torch.testing.assert_close(alone.pictures[0], both.pictures[1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(alone.tensor[0], both.tensor[1], atol=1e-3, rtol=1e-3)
     mine, theirs = alone.masks, both.masks.select(1)
     same = torch.stack(
         [(mine.get(i, n) == theirs.get(i, n)).float().mean() for i in range(3) for n in masks_of(alone)]
@@ -92,7 +94,7 @@ def test_without_iterations_it_is_the_pipeline(pipe: Any) -> None:
     found = searched(pipe, changed(iterations=0))
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     plain = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
-    torch.testing.assert_close(found.pictures, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.tensor, plain, atol=1e-5, rtol=1e-5)
     assert float(found.masks.density().min()) == 1
 
 
@@ -108,7 +110,7 @@ def test_found_masks_give_the_same_picture_again_and_serve_other_seeds(pipe: Any
     mu.attach(pipe, found.masks)
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
-    torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, found.tensor, atol=1e-4, rtol=1e-4)
     one = mu.load(folder / "masks" / "00001", pipe.unet)
     mu.attach(pipe, one)
     alone = pipe(
@@ -118,7 +120,7 @@ def test_found_masks_give_the_same_picture_again_and_serve_other_seeds(pipe: Any
         generator=generators[1].manual_seed(SEEDS[1]),
         output_type="pt",
     ).images
-    torch.testing.assert_close(alone[0], found.pictures[1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(alone[0], found.tensor[1], atol=1e-3, rtol=1e-3)
     assert pipe(["e f g"] * 3, num_inference_steps=5, output_type="pt").images.isfinite().all()
     weights = found.masks.network.weights
     size = (folder / "masks" / "00001" / "masker.safetensors").stat().st_size
@@ -138,7 +140,7 @@ def test_steps_at_one_timestep_have_masks_of_their_own(pipe: Any, scheduler: str
     for _ in range(2):  # the second run starts from the first step again
         generators = [torch.Generator().manual_seed(s) for s in SEEDS]
         again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
-        torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again, found.tensor, atol=1e-4, rtol=1e-4)
 
 
 def test_steps_that_end_early_leave_no_gradient(pipe: Any) -> None:
@@ -164,11 +166,11 @@ def test_conditional_half_alone(pipe: Any) -> None:
     mu.attach(pipe, found.masks)
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
-    torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, found.tensor, atol=1e-4, rtol=1e-4)
     assert found.masks.select(0).guided_half == "conditional"
-    with pytest.raises(mu.DataError, match="conditional half"):
+    with pytest.raises(DataError, match="conditional half"):
         searched(pipe)
-    with pytest.raises(mu.TargetError, match="guided batch"):
+    with pytest.raises(TargetError, match="guided batch"):
         pipe(["a"], num_inference_steps=1, guidance_scale=1.0)
 
 
@@ -186,13 +188,13 @@ def test_rewards_on_smaller_pictures(pipe: Any) -> None:
 def test_merged_schedules(pipe: Any) -> None:
     masks = searched(pipe).masks
     parts = [masks.select(0), masks.select(1)]
-    kept = {rule: mu.MaskSchedule.merge(parts, rule).density().mean() for rule in ("all", "majority", "any")}
+    kept = {rule: MaskSchedule.merge(parts, rule).density().mean() for rule in ("all", "majority", "any")}
     assert kept["all"] < kept["majority"] <= kept["any"]
-    whole = mu.MaskSchedule.merge(parts, "all")
+    whole = MaskSchedule.merge(parts, "all")
     name = next(iter(masks_of(searched(pipe, changed(iterations=1)))))
     assert torch.equal(whole.get(1, name)[0], masks.get(1, name).all(0))
     with pytest.raises(ValueError, match="majority"):
-        mu.MaskSchedule.merge(parts, "most")
+        MaskSchedule.merge(parts, "most")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_sdxl(make_pipe: Callable[[str], Any]) -> None:
 
 
 def test_on_top_of_a_trained_masker(pipe: Any) -> None:
-    random = mu.RandomMasks.for_unet(pipe.unet, density=0.9, seed=1)
+    random = RandomMasks.for_unet(pipe.unet, density=0.9, seed=1)
     mu.attach(pipe, random, seed=3)
     before = attachment_of(pipe)
     found = searched(pipe)
@@ -230,13 +232,13 @@ def test_on_top_of_a_trained_masker(pipe: Any) -> None:
 
 def test_masks_under_a_search_are_those_of_its_masker(pipe: Any) -> None:
     """With no iterations the picture is the masker's own, noise and all, whatever the number of its sets."""
-    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskConfig(initial_logit=1.0), seed=0)
+    generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=1.0), seed=0)
     generator.requires_grad_(True)
     for masker, seed in ((generator, 5), (searched(pipe).masks, None)):
         mu.attach(pipe, masker, seed=seed)
         found = searched(pipe, changed(iterations=0))
         assert found.base is not None
-        torch.testing.assert_close(found.pictures, found.base, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.tensor, found.base, atol=1e-5, rtol=1e-5)
         more = mu.search(pipe, PROMPTS * 2, redness, CONFIG, progress=False)
         assert more.base_rewards is not None
         assert float((more.rewards - more.base_rewards).mean()) > 0
@@ -278,7 +280,7 @@ def test_pictures_that_cannot_be_scored_are_handed_back(pipe: Any, tmp_path: Pat
         mu.search(pipe, PROMPTS, fails, config, seeds=SEEDS, progress=False)
     found = error.value.result
     expected = searched(pipe, config)
-    assert torch.equal(found.pictures, expected.pictures)
+    assert torch.equal(found.tensor, expected.tensor)
     assert torch.equal(found.base_rewards, expected.base_rewards)
     assert bool(found.rewards.isnan().all())
     found.save(tmp_path / "found")
@@ -297,14 +299,14 @@ def test_an_older_record_does_not_lie_beside_a_new_picture(
         raise OSError("no space left")
 
     monkeypatch.setattr("maskunet.searching.result.save", full)
-    with pytest.raises(mu.CheckpointError, match="no space left"):
+    with pytest.raises(CheckpointError, match="no space left"):
         found.save(tmp_path)
     assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("halves", ["both", "conditional"])
 def test_masks_that_are_held_under_a_search_are_held_for_each_half(pipe: Any, halves: str) -> None:
-    generator = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankConfig(rank=4, initial_logit=0.0), seed=0)
+    generator = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankMaskerConfig(rank=4, initial_logit=0.0), seed=0)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -346,7 +348,7 @@ def test_with_a_lora(pipe: Any) -> None:
     mu.attach(pipe, found.masks)
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     again = pipe(PROMPTS, num_inference_steps=3, guidance_scale=4.0, generator=generators, output_type="pt").images
-    torch.testing.assert_close(again, found.pictures, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, found.tensor, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_with_a_lora(pipe: Any) -> None:
 )
 def test_bad_rewards_are_named(pipe: Any, reward: Any, match: str) -> None:
     reward.__name__ = "my_reward"
-    with pytest.raises(mu.RewardError, match=match) as error:
+    with pytest.raises(RewardError, match=match) as error:
         mu.search(pipe, PROMPTS, reward, CONFIG, progress=False)
     assert "my_reward" in str(error.value)
     assert attachment_of(pipe) is None
@@ -394,7 +396,7 @@ def test_paper_preset_keeps_the_last_iterate(pipe: Any) -> None:
     assert (config.keep, config.learning_rate, config.reuse) == ("last", 1e-2, False)
     # Logits have barely moved: about P(keep) of logit 1 is left.
     assert float(found.masks.density().mean()) == pytest.approx(0.934, abs=0.01)
-    with pytest.raises(mu.DataError, match="preset"):
+    with pytest.raises(DataError, match="preset"):
         SearchConfig.preset("best")
 
 
@@ -443,7 +445,7 @@ def test_slicing_the_decoder_gives_the_same_pictures(pipe: Any) -> None:
         found = searched(pipe)
     finally:
         pipe.vae.disable_slicing()
-    torch.testing.assert_close(found.pictures, expected.pictures, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.tensor, expected.tensor, atol=1e-4, rtol=1e-4)
 
 
 def test_checkpointing_gives_the_same_masks(pipe: Any) -> None:
@@ -454,16 +456,16 @@ def test_checkpointing_gives_the_same_masks(pipe: Any) -> None:
 def test_half_precision(pipe: Any) -> None:
     pipe = copy.deepcopy(pipe).to(torch.bfloat16)  # its parts are shared among tests
     found = searched(pipe)
-    assert found.pictures.dtype == torch.float32
+    assert found.tensor.dtype == torch.float32
     assert bool(found.rewards.isfinite().all())
 
 
 def test_what_is_reused(pipe: Any) -> None:
     network = describe(pipe.unet, "decoder-attention")
-    names = untouched(pipe.unet, network)
+    names = unmasked_prefix(pipe.unet, network)
     assert names == ["time_embedding", "conv_in", *(f"down_blocks.{i}" for i in range(3)), "mid_block", "up_blocks.0"]
-    assert untouched(pipe.unet, describe(pipe.unet, "all")) == ["time_embedding", "conv_in"]
-    reuse = Reuse(pipe.unet, network)
+    assert unmasked_prefix(pipe.unet, describe(pipe.unet, "all")) == ["time_embedding", "conv_in"]
+    reuse = PrefixCache(pipe.unet, network)
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
     pipe(["a"], **options)
     pipe(["a"], **options)
@@ -473,14 +475,14 @@ def test_what_is_reused(pipe: Any) -> None:
 
 def test_wrong_settings(pipe: Any) -> None:
     for wrong in ({"iterations": -1}, {"learning_rate": 0.0}, {"keep": "first"}, {"num_inference_steps": 0}):
-        with pytest.raises(mu.DataError):
+        with pytest.raises(DataError):
             searched(pipe, changed(**wrong))
-    with pytest.raises(mu.DataError, match="prompt"):
+    with pytest.raises(DataError, match="prompt"):
         mu.search(pipe, [], redness, CONFIG)
-    with pytest.raises(mu.DataError, match="list"):
+    with pytest.raises(DataError, match="list"):
         mu.search(pipe, "a b", redness, CONFIG)
-    with pytest.raises(mu.DataError, match="multiples of 2"):
+    with pytest.raises(DataError, match="multiples of 2"):
         searched(pipe, changed(height=17))
     pipe.scheduler = diffusers.LCMScheduler()
-    with pytest.raises(mu.DataError, match="LCM"):
+    with pytest.raises(DataError, match="LCM"):
         searched(pipe)

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .maskers import Masker
+from ..targets import Network
 
 
 def hub_id(name: str | None) -> str | None:
@@ -18,7 +19,9 @@ def hub_id(name: str | None) -> str | None:
 
 
 def write_card(
-    masker: Masker,
+    masker: str,
+    network: Network,
+    settings: Mapping[str, Any],
     *,
     base_model: str | None = None,
     dataset: str | None = None,
@@ -27,12 +30,14 @@ def write_card(
     """Return a masker's model card, Markdown with YAML front matter.
 
     Args:
-        masker: the masker.
+        masker: name of the masker's class.
+        network: the blocks and layers that it masks.
+        settings: its settings, as JSON values.
         base_model: name of the model that it was made for; the front matter names hub ids only.
         dataset: name of the data set that it was trained on; the same.
         recipe: how it was made, a table's rows.
     """
-    layers, model, data = masker.network.layers, hub_id(base_model), hub_id(dataset)
+    layers, model, data = network.layers, hub_id(base_model), hub_id(dataset)
     header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
     if model:
         header += [f"base_model: {model}", "base_model_relation: adapter"]
@@ -47,9 +52,9 @@ def write_card(
     else:
         loading = ["from maskunet.pipelines import load_pipeline"], f"load_pipeline({json.dumps(name)})"
     text = [
-        f"# {type(masker).__name__} for {shown or 'a diffusion U-Net'}",
+        f"# {masker} for {shown or 'a diffusion U-Net'}",
         "",
-        f"Masks {masker.network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
+        f"Masks {network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
         "sample; the weights themselves are untouched.",
         "",
         "## Use",
@@ -71,7 +76,7 @@ def write_card(
     if recipe:
         rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in recipe.items()]
         text += ["## Recipe", "", "| | |", "|---|---|", *rows, ""]
-    settings = json.dumps(masker.settings, indent=2, default=str)
+    settings = json.dumps(dict(settings), indent=2, default=str)
     text += ["## Settings", "", "```json", settings, "```", ""]
     return "\n".join([*header, *text])
 

@@ -1,0 +1,79 @@
+"""What everything that makes images returns: the images, and what they were made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..files import make_folder, save_text
+from ..images import save_png, to_pil
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Images with their prompts, seeds and settings.
+
+    Args:
+        tensor: images (N, 3, H, W), float32 in [0, 1], on the CPU.
+        prompts: N captions.
+        seeds: N seeds; image i started from the noise of seed i.
+        settings: how they were made, as JSON values.
+    """
+
+    tensor: Tensor
+    prompts: list[str]
+    seeds: list[int]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The images as PIL images, as `.images` of a diffusers pipeline's output."""
+        return to_pil(self.tensor)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Return the JSON values that `save` writes beside an image.
+
+        Args:
+            index: number of the image.
+        """
+        return {
+            "maskunet": __version__,
+            "prompt": self.prompts[index],
+            "seed": self.seeds[index],
+            **self.settings,
+        }
+
+    def save(self, folder: str | os.PathLike[str], *, first: int = 0) -> Path:
+        """Write each image as `00000.png` with its record `00000.json`; the record comes last.
+
+        Args:
+            folder: where to; made if missing.
+            first: number of the first image.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = Path(folder)
+        make_folder(path)
+        for i, image in enumerate(self.images):
+            name = f"{first + i:05d}"
+            (path / f"{name}.json").unlink(missing_ok=True)  # an old record must not describe a new image
+            save_png(image, path / f"{name}.png")
+            save_text(json.dumps(self.record(i), indent=1) + "\n", path / f"{name}.json")
+        return path

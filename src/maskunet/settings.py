@@ -1,0 +1,231 @@
+"""Settings: frozen dataclasses that check every field when they are made.
+
+Each field says what it may hold, and a bad value ends in one line:
+
+    @dataclass(frozen=True)
+    class TrainConfig(Settings):
+        max_train_steps: int = integer(1000, at_least=1)
+        lr_scheduler: str = choice("cosine", "linear", "constant")
+
+    TrainConfig(max_train_steps=0)   # SettingError: expected max_train_steps to be an integer >= 1, got 0
+
+Nothing here imports torch, so that the command line can show every setting at once.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import Field, field, fields
+from typing import Any
+
+from .errors import SettingError
+
+#: A preset's name, a regular expression that must match whole layer names, or a list of name suffixes.
+Targets = str | Sequence[str]
+
+_CHECK = "check"
+
+
+class Settings:
+    """Base of all configs: a subclass is a frozen dataclass whose fields come from the functions of this module."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            check = item.metadata.get(_CHECK)
+            if check is not None:
+                check(item.name, getattr(self, item.name))
+        self.check()
+
+    def check(self) -> None:
+        """Check what no single field says; subclasses override it.
+
+        Raises:
+            SettingError: settings contradict each other.
+        """
+
+
+def _checked(default: Any, check: Callable[[str, Any], None]) -> Any:
+    return field(default=default, metadata={_CHECK: check})
+
+
+def _refuse(name: str, expected: str, value: Any) -> SettingError:
+    return SettingError(f"expected {name} to be {expected}, got {value!r}")
+
+
+def _range(at_least: float | None, above: float | None, below: float | None, at_most: float | None) -> str:
+    bounds = ((">=", at_least), (">", above), ("<", below), ("<=", at_most))
+    return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+
+
+def _inside(
+    value: float, at_least: float | None, above: float | None, below: float | None, at_most: float | None
+) -> bool:
+    return (
+        (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and (at_most is None or value <= at_most)
+    )
+
+
+def integer(
+    default: int | None, *, at_least: int | None = None, at_most: int | None = None, optional: bool = False
+) -> Any:
+    """Declare a field that holds an integer.
+
+    Args:
+        default: its default.
+        at_least, at_most: inclusive bounds.
+        optional: None is allowed.
+    """
+    expected = f"an integer {_range(at_least, None, None, at_most)}".rstrip() + (" or None" if optional else "")
+
+    def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or not _inside(int(value), at_least, None, None, at_most):
+            raise _refuse(name, expected, value)
+
+    return _checked(default, check)
+
+
+def number(
+    default: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    optional: bool = False,
+) -> Any:
+    """Declare a field that holds a finite number.
+
+    Args:
+        default: its default.
+        at_least, at_most: inclusive bounds.
+        above, below: exclusive bounds.
+        optional: None is allowed.
+    """
+    limits = _range(at_least, above, below, at_most)
+    expected = f"a finite number {limits}".rstrip() + (" or None" if optional else "")
+
+    def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not _inside(float(value), at_least, above, below, at_most):
+            raise _refuse(name, expected, value)
+
+    return _checked(default, check)
+
+
+def choice(default: str | None, *others: str, optional: bool = False) -> Any:
+    """Declare a field that holds one of several names.
+
+    Args:
+        default: its default, also a valid name.
+        others: the other valid names.
+        optional: None is allowed.
+    """
+    names = [name for name in (default, *others) if name is not None]
+    expected = " or ".join(map(repr, names)) + (" or None" if optional else "")
+
+    def check(name: str, value: Any) -> None:
+        if not (optional and value is None) and value not in names:
+            raise _refuse(name, expected, value)
+
+    return _checked(default, check)
+
+
+def flag(default: bool) -> Any:
+    """Declare a field that is True or False.
+
+    Args:
+        default: its default.
+    """
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise _refuse(name, "True or False", value)
+
+    return _checked(default, check)
+
+
+def text(default: str | None, *, optional: bool = False) -> Any:
+    """Declare a field that holds a string.
+
+    Args:
+        default: its default.
+        optional: None is allowed.
+    """
+
+    def check(name: str, value: Any) -> None:
+        if not (optional and value is None) and not isinstance(value, str):
+            raise _refuse(name, "a string" + (" or None" if optional else ""), value)
+
+    return _checked(default, check)
+
+
+def texts(default: Sequence[str] = ()) -> Any:
+    """Declare a field that holds a sequence of strings.
+
+    Args:
+        default: its default.
+    """
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+            raise _refuse(name, "a sequence of strings", value)
+
+    return _checked(tuple(default), check)
+
+
+def layer_targets(default: Targets) -> Any:
+    """Declare a field that holds targets: a preset, a regular expression, or suffixes of layer names.
+
+    Args:
+        default: its default.
+    """
+
+    def check(name: str, value: Any) -> None:
+        listed = isinstance(value, Sequence) and not isinstance(value, bytes) and all(isinstance(v, str) for v in value)
+        if not listed or not value:
+            raise _refuse(name, "a preset, a regular expression or a list of suffixes", value)
+
+    return _checked(default, check)
+
+
+def counts(default: int | Sequence[int], *, at_least: int = 0) -> Any:
+    """Declare a field that holds an integer or a non-empty sequence of integers.
+
+    Args:
+        default: its default.
+        at_least: inclusive lower bound of each.
+    """
+
+    def check(name: str, value: Any) -> None:
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        whole = all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in values)
+        if not values or not whole or min(values) < at_least:
+            raise _refuse(name, f"an integer >= {at_least}, or a non-empty sequence of such", value)
+
+    return _checked(default, check)
+
+
+def check_value(owner: type[Settings], name: str, value: Any) -> None:
+    """Check a value for one field of a config class, as the command line does with its flags.
+
+    Args:
+        owner: the config class.
+        name: the field.
+        value: its value.
+
+    Raises:
+        SettingError: the field cannot hold the value.
+    """
+    item: Field[Any] = next(f for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
+    if (check := item.metadata.get(_CHECK)) is not None:
+        check(name, value)
