@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "exports", "version", "allocator", "machine", "distributed"),
     ("relaxation", "settings", "files", "pretrained"),
     ("operators", "targets", "diffusion", "metrics", "images", "plotting", "pipelines"),
-    ("checkpoint", "rewards", "shapes"),
+    ("checkpoint", "rewards", "shapes", "charts"),
     ("maskers", "data"),
     ("attaching",),
     ("sampling", "zoo"),

@@ -1,4 +1,4 @@
-"""A studio over a tiny pipeline; one server of the real command and one browser for the whole session."""
+"""A backend over a tiny pipeline; one server of the real command and one browser for the whole session."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
-import maskunet as mu
+from maskunet.attaching import attachment_of
 from maskunet.maskers import RandomMasks
-from maskunet.ui.backend import Studio
-from maskunet.ui.loading import Models
+from maskunet.ui.backend import Backend
+from maskunet.ui.offered_models import OfferedModels
 from maskunet.ui.requests import Request
-from maskunet.ui.results_folder import Folder
+from maskunet.ui.results_folder import ResultsFolder
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FakeAnalyses:
         return settings
 
     def analyze(self, name: str, pipe: Any, settings: Any, *, progress: Any) -> FakeAnalysis:
-        attachment = mu.attachment.attachment_of(pipe)
+        attachment = attachment_of(pipe)
         self.attached.append(None if attachment is None else attachment.masker)
         progress(1.0, "done")
         return FakeAnalysis(settings)
@@ -70,16 +70,16 @@ def offered(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_studio(offered: Path) -> Any:
-    """Side a studio that offers the tiny model, with a reward or without."""
+def make_backend(offered: Path) -> Any:
+    """Make a backend that offers the tiny model, with a reward or without."""
 
-    def make(*rewards: str) -> Studio:
-        folder = Folder(offered / "files")
+    def build(*rewards: str) -> Backend:
+        folder = ResultsFolder(offered / "files")
         maskers = [str(offered / f"masker-{seed}") for seed in (1, 2)]
-        models = Models([str(offered / "tiny")], maskers, rewards, folder, device="cpu")
-        return Studio(models, folder, FakeAnalyses())
+        models = OfferedModels([str(offered / "tiny")], maskers, rewards, folder, device="cpu")
+        return Backend(models, folder, FakeAnalyses())
 
-    return make
+    return build
 
 
 @pytest.fixture

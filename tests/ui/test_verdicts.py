@@ -1,4 +1,4 @@
-"""What is said under a picture, and the curve of a search."""
+"""Captions of images, and the curve of a search."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maskunet.ui.verdicts import sentence, verdicts
 
 def test_drawn_scenes_are_right_and_others_are_not() -> None:
     scenes = held_out_scenes(12)
-    pictures = draw(scenes)
-    for scene, picture in zip(scenes, pictures, strict=True):
-        (verdict,) = verdicts(picture[None], scene.caption)
-        assert verdict.right, verdict.text
+    images = draw(scenes)
+    for scene, image in zip(scenes, images, strict=True):
+        (verdict,) = verdicts(image[None], scene.caption)
+        assert verdict.is_correct, verdict.text
         assert verdict.text.startswith("right: ")
-    (verdict,) = verdicts(pictures[:1], "a dog")
-    assert verdict.right is None
+    (verdict,) = verdicts(images[:1], "a dog")
+    assert verdict.is_correct is None
     assert "cannot tell" in verdict.text
 
 
@@ -51,7 +51,7 @@ def test_verdicts_in_words(
     monkeypatch: pytest.MonkeyPatch, prompt: str, objects: list[tuple[str, str, int]], said: str
 ) -> None:
     found = [Detection(name, colour, 1 - i / 100, (0, y, 9, y + 9)) for i, (name, colour, y) in enumerate(objects)]
-    monkeypatch.setattr("maskunet.ui.words.judge", lambda pictures: [found])
+    monkeypatch.setattr("maskunet.ui.verdicts.judge", lambda images: [found])
     (verdict,) = verdicts(torch.zeros(1, 3, 8, 8), prompt)
     assert verdict.text == said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,49 @@ import typer
 from torch import Tensor
 
 from .. import zoo
-from ..attaching.attachment import attach, record
-from ..checkpoint import load
+from ..attaching import attach, record
 from ..evaluation import compare
 from ..files import make_folder, save_text
+from ..images import save_png, to_pil
+from ..maskers import load
 from ..pipelines import silence_loading
 from ..sampling import generate
 from ..shapes.scenes import held_out_prompts
-from .demo_page import page
-from .image_files import save_image, to_image, write_comparison
+from ..targets import LayerSpec
+from .demo_page import demo_page
+from .image_files import write_comparison
+
+_RECORDED = 6  # prompts on which the density is measured
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, seed: int) -> None:
-    """Generate base against masked, judge both, print the table, write `index.html` and the pictures."""
-    started = time.monotonic()
+    """Generate base against masked, judge both, print the table, and write `index.html` and the images.
+
+    Args:
+        output: folder for the page and the images; made if missing.
+        count: held-out prompts.
+        steps: denoising steps.
+        guidance_scale: strength of classifier-free guidance.
+        seed: the first image's seed.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    start = time.monotonic()
+    make_folder(output)
     silence_loading()
     pipe = zoo.load("shapes")
-    masker = load(zoo.path("shapes-masker"), pipe)
+    masker = load("shapes-masker", pipe)
     attach(pipe, masker)
-    make_folder(output)
     prompts = held_out_prompts(count)
-    pictures: dict[str, Tensor] = {}
+    images: dict[str, Tensor] = {}
 
-    def keep(side: str, run: int, made: Tensor) -> None:
-        pictures[side] = made
+    def keep(side: str, run: int, side_images: Tensor) -> None:
+        images[side] = side_images
 
     typer.echo(f"{count} held-out prompts, without and with masks, from the same noise ({steps} steps):")
-    result = compare(
+    comparison = compare(
         pipe,
         prompts,
         seed=seed,
@@ -46,39 +63,41 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
         batch_size=min(48, count),
         keep=keep,
     )
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "progress": False}
     with record(pipe, keep="density") as trace:
-        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "progress": False}
-        generate(pipe, [p.prompt for p in prompts[:6]], seeds=seed, **options)
+        generate(pipe, [p.prompt for p in prompts[:_RECORDED]], seeds=seed, **options)
+    layers = masker.network.layers
     timesteps = [float(t or 0) for t in trace.timesteps]
-    density = {"all targets": (timesteps, _mean_density(trace.density, masker.network.layers))}
-    for kind in ("to_q", "to_k", "to_v", "to_out.0"):
-        layers = [layer for layer in masker.network.layers if layer.name.endswith(kind)]
-        density[kind] = (timesteps, _mean_density(trace.density, layers))
-    typer.echo(result.to_markdown())
-    for side, made in pictures.items():
-        for i, picture in enumerate(made):
-            make_folder(output / side)
-            save_image(to_image(picture), output / side / f"{i:05d}.png")
-    write_comparison(pictures, output / "comparison.png")
-    seconds = time.monotonic() - started
-    kept = density["all targets"][1]
+    curves = {"all targets": _mean_density(trace.density, layers)}
+    for projection in _PROJECTIONS:
+        curves[projection] = _mean_density(trace.density, [x for x in layers if x.name.endswith(projection)])
+    typer.echo(comparison.to_markdown())
+    for side, side_images in images.items():
+        make_folder(output / side)
+        for i, image in enumerate(to_pil(side_images)):
+            save_png(image, output / side / f"{i:05d}.png")
+    write_comparison(images, output / "comparison.png")
+    seconds = time.monotonic() - start
+    switched_off = 100 * (1 - sum(curves["all targets"]) / len(timesteps))
     summary = [
-        f"{count} held-out prompts (combinations that training never drew; of single objects there are only eight), one "
-        "picture each without and with masks, from the same noise: "
-        f"{steps} DDIM steps, guidance {guidance_scale:g}, seed {seed}. A judge that reads pixels only says which are "
-        "right; brackets are 95 % intervals, and intervals of the difference that contain zero show no effect.",
-        f"Measured on six of the prompts, the masks switch off {100 * (1 - sum(kept) / len(kept)):.2f} % of "
-        f"{masker.network.weights:,} weights in "
-        f"{len(masker.network.layers)} attention projections of the decoder; which ones depends on the timestep and on "
-        "the sample. The model's weights are untouched.",
+        f"{count} held-out prompts: combinations that training never drew, except for the eight single objects. One image "
+        f"each without and with masks, from the same noise: {steps} DDIM steps, guidance {guidance_scale:g}, seed {seed}. "
+        "A judge that reads nothing but pixels decides which images show their prompt. Brackets are 95 % intervals; an "
+        "interval of the difference that contains zero shows no effect.",
+        f"On {_RECORDED} of the prompts the masks switch off {switched_off:.2f} % of {masker.network.weights:,} weights in "
+        f"{len(layers)} attention projections of the decoder. Which ones depends on the timestep and on the sample; the "
+        "model's weights are untouched.",
         f"Made in {seconds:.0f} s with torch {torch.__version__} on {pipe.device.type}.",
     ]
-    text = page(result, pictures, density, title="maskunet: base against masked", summary=summary)
-    save_text(text, output / "index.html")
+    density = {name: list(zip(timesteps, values, strict=True)) for name, values in curves.items()}
+    page = demo_page(comparison, images, density, title="maskunet: base against masked", summary=summary)
+    save_text(page, output / "index.html")
     typer.echo(f"\npage: {output / 'index.html'}   ({seconds:.0f} s)")
 
 
-def _mean_density(density: dict[str, list[float]], layers: object) -> list[float]:
-    chosen = [(density[layer.name], layer.weights) for layer in layers]  # type: ignore[attr-defined]
-    total = sum(weights for _, weights in chosen)
-    return [sum(values[k] * weights for values, weights in chosen) / total for k in range(len(chosen[0][0]))]
+def _mean_density(density: Mapping[str, Sequence[float]], layers: Iterable[LayerSpec]) -> list[float]:
+    """Kept fraction of all weights of some layers, by call."""
+    weighted = [(density[layer.name], layer.weights) for layer in layers]
+    total = sum(weights for _, weights in weighted)
+    calls = range(len(weighted[0][0]))
+    return [sum(values[k] * weights for values, weights in weighted) / total for k in calls]

@@ -27,18 +27,18 @@ def ui(
     device: Device = None,
 ) -> None:
     """A page in the browser: base against masked, a gallery of seeds, a search to watch, analyses."""
-    from ..ui.backend import Studio
-    from ..ui.loading import Models
-    from ..ui.results_folder import Folder
+    from ..ui.backend import Backend
+    from ..ui.offered_models import OfferedModels
+    from ..ui.results_folder import ResultsFolder
     from ..ui.serve import serve
 
-    folder = Folder(directory)
-    models = Models(
+    folder = ResultsFolder(directory)
+    models = OfferedModels(
         model or ["shapes"], masker or [], reward or [], folder, device=device, dtype=dtype, scheduler=scheduler
     )
-    studio = Studio(models, folder)
-    studio.warm_up()
-    page = serve(studio, host=host, port=port, open_browser=open_browser)
+    backend = Backend(models, folder)
+    backend.warm_up()
+    page = serve(backend, host=host, port=port, open_browser=open_browser)
     typer.echo(
         f"page: http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}   files: {folder.path}   end: Ctrl-C"
     )

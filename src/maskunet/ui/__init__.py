@@ -1,1 +1,1 @@
-"""The page of `maskunet ui`: `studio` computes, `page` shows, `serve` answers a browser."""
+"""The page of `maskunet ui`: `backend` computes, `page` and its tabs show, `serve` answers browsers."""

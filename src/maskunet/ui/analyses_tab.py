@@ -1,4 +1,4 @@
-"""A tab of the analyses for the masker that is chosen: an answer, a figure and a table."""
+"""The analyses of the selected masker: an answer, a figure and a table."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from typing import Any
 
 import gradio as gr
 
-from .backend import Studio
-from .requests import MOST_ANALYSED
-from .widgets import QUEUED, Asked, request_of, sentences, shown
+from .backend import Backend
+from .requests import MAX_ANALYSED
+from .widgets import QUEUED, Controls, errors_as_messages, progress_bar, to_request
 
-#: Columns of a row that are shown as one.
+#: Columns that are shown as one.
 _VALUE = ("value", "low", "high", "unit")
-_KEPT_S = 3600  # seconds that a person's latest analysis stays in memory
+_STATE_S = 3600  # seconds that a visitor's latest analysis stays in memory
 
 
-def analyses_tab(studio: Studio, asked: Asked) -> None:
-    """Lay the tab out and connect it."""
+def analyses_tab(backend: Backend, controls: Controls) -> None:
+    """Lay out the tab and connect it.
+
+    Args:
+        backend: what the page computes with.
+        controls: the shared settings.
+    """
     gr.Markdown(
-        "Looks at what the chosen masker does. More pictures give narrower intervals and take longer, some of these minutes."
+        "What does the selected masker do? More images give narrower intervals and take longer; some analyses take minutes."
     )
-    names = list(studio.analyses.NAMES)
+    names = list(backend.analyses.NAMES)
     with gr.Row():
         name = gr.Dropdown(names, value=names[0], label="Analysis", elem_id="analysis-name", min_width=170)
         count = gr.Number(
             12,
-            label="Pictures a side",
+            label="Images per side",
             precision=0,
             minimum=1,
-            maximum=MOST_ANALYSED,
+            maximum=MAX_ANALYSED,
             elem_id="analysis-count",
             min_width=120,
         )
@@ -40,7 +45,7 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
     figure = gr.Plot(label="Figure", show_label=False, elem_id="analysis-figure")
     with gr.Accordion("Numbers", open=False, elem_id="analysis-numbers"):
         table = gr.HTML(label="Numbers", elem_id="analysis-table")
-    latest = gr.State(None, time_to_live=_KEPT_S)
+    latest = gr.State(None, time_to_live=_STATE_S)
 
     def analyse(
         model: str,
@@ -53,32 +58,27 @@ def analyses_tab(studio: Studio, asked: Asked) -> None:
         count: int,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Run an analysis of the chosen masker; its answer, figure and table."""
-        with sentences():
-            request = request_of(model, masker, prompt, steps, guidance, seed)
-            found = studio.analyse(name, request, count, shown(progress))
-            return (
-                f"### {found.title}\n{found.answer}",
-                found.draw(),
-                _table(found.rows),
-                found,
-            )
+        """Run an analysis of the selected masker; its answer, figure and table."""
+        with errors_as_messages():
+            request = to_request(model, masker, prompt, steps, guidance, seed, count)
+            result = backend.analyse(name, request, progress_bar(progress))
+            return f"### {result.title}\n{result.answer}", result.draw(), _table(result.rows), result
 
-    inputs = [*asked.inputs, name, count]
+    inputs = [*controls.inputs, name, count]
     run.click(analyse, inputs, [answer, figure, table, latest], api_name="analyse", show_progress_on=figure, **QUEUED)
     keep = gr.Button("Keep figure and table", elem_id="analysis-keep")
-    kept = gr.Markdown(label="Kept", elem_id="analysis-kept")
+    status = gr.Markdown(label="Kept", elem_id="analysis-kept")
 
-    def save(found: Any, name: str, masker: str) -> str:
-        """Keep the figure and the table of the latest analysis of this person."""
-        with sentences():
-            return f"Kept in `{studio.keep_analysis(found, f'{name}-{masker}')}`."
+    def save(result: Any, name: str, masker: str) -> str:
+        """Keep the figure and the table of this visitor's latest analysis."""
+        with errors_as_messages():
+            return f"Kept in `{backend.save_analysis(result, f'{name}-{masker}')}`."
 
-    keep.click(save, [latest, name, asked.masker], kept, api_name="keep_analysis", concurrency_id="files")
+    keep.click(save, [latest, name, controls.masker], status, api_name="keep_analysis", concurrency_id="files")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Tidy rows as a table that scrolls in its own frame: a value with its interval and unit is one column, the last."""
+    """Rows as a table that scrolls in its own frame; a value with its interval and unit is one column, the last."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _VALUE]
     lines = [_line("th", [*keys, "value"])]
     lines += [_line("td", [*(_cell(row.get(key)) for key in keys), _value(row)]) for row in rows]

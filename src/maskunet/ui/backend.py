@@ -1,7 +1,7 @@
-"""What the page computes: comparisons, searches and analyses, one at a time, whoever asks.
+"""What the page computes: comparisons, searches and analyses, one at a time for all visitors.
 
-Every run attaches the masker that was asked for and puts back what was there, under one lock, so that two people's
-maskers and seeds never mix.
+Every run attaches the requested masker and puts back what was there, under one lock, so that two visitors' maskers and
+seeds never mix.
 """
 
 from __future__ import annotations
@@ -18,37 +18,45 @@ import torch
 from torch import Tensor
 
 from .. import analysis
-from ..attaching.attachment import attach, attachment_of, detach, reattach
-from ..errors import DataError
+from ..attaching import attach, attachment_of, detach, reattach
+from ..errors import DataError, SettingError
 from ..maskers import Masker
 from ..sampling import generate
 from ..searching import SearchConfig, SearchResult, SearchStep, search
-from .loading import Models
-from .requests import MOST_ANALYSED, MOST_PICTURES, Ending, Judged, Moment, Pair, Progress, Request
-from .results_folder import Folder
-from .verdicts import Verdict, verdicts, whole
+from .offered_models import OfferedModels
+from .requests import (
+    MAX_IMAGES,
+    ComparisonPair,
+    ProgressCallback,
+    Request,
+    ScoredImage,
+    SearchControl,
+    SearchProgress,
+)
+from .results_folder import ResultsFolder
+from .verdicts import Verdict, verdicts
 
 
-class _Left(Exception):  # noqa: N818
-    """Nobody looks at the search any more."""
+class _AbandonedError(Exception):
+    """The visitor of a search has left."""
 
 
-class Studio:
-    """Comparisons, searches and analyses with what is offered.
+class Backend:
+    """Comparisons, searches and analyses with the offered models.
 
     Args:
-        models: what is offered.
+        models: the offered models, maskers and rewards.
         folder: where files go.
-        analyses: the module `maskunet.analysis`, or what stands in for it.
+        analyses: the module `maskunet.analysis`, or a stand-in for it.
     """
 
-    def __init__(self, models: Models, folder: Folder, analyses: Any = None) -> None:
+    def __init__(self, models: OfferedModels, folder: ResultsFolder, analyses: Any = None) -> None:
         self.models, self.folder = models, folder
         self.analyses = analyses or analysis
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def warm_up(self) -> None:
-        """Load the first model with its masker and reward and run them once, so that the first person does not wait.
+        """Load the first model with its masker and reward and run them once, so that the first visitor need not wait.
 
         Raises:
             MaskUNetError: one of them cannot be loaded.
@@ -56,155 +64,162 @@ class Studio:
         model, maskers = self.models.names[0], self.models.masker_names()
         request = Request(model, "a red circle", steps=1)
         pipe, masker = self.models.pipe(model), self.models.masker(maskers[0], model) if maskers else None
-        with self._turn, _attached(pipe, masker):
-            self._judged(request, _draw(pipe, request, [0], lambda share: None))
+        with self._lock, _attached(pipe, masker):
+            self._score(request, _generate(pipe, request, [0], lambda share: None))
 
-    def compare(self, request: Request, progress: Progress) -> Pair:
-        """Side one picture without masks and one with, from the same noise.
-
-        Raises:
-            MaskUNetError: something asked for is missing, out of range, or does not fit.
-        """
-        return self.gallery(request, 1, progress)[0]
-
-    def gallery(self, request: Request, count: int, progress: Progress) -> list[Pair]:
-        """Side pairs of pictures from the seeds that follow on one another.
+    def compare(self, request: Request, progress: ProgressCallback) -> ComparisonPair:
+        """Generate one image without masks and one with, from the same noise.
 
         Args:
-            request: what to draw, with a masker.
-            count: how many pairs, from 1 to 16.
-            progress: is told how far it is.
+            request: what to generate, with a masker.
+            progress: called with the share of the work that is done.
 
         Raises:
-            MaskUNetError: something asked for is missing, out of range, or does not fit.
+            MaskUNetError: something requested is missing or does not fit.
         """
-        request, count = request.checked(), whole(count, "the number of seeds", 1, MOST_PICTURES)
+        return self.gallery(replace(request, count=1), progress)[0]
+
+    def gallery(self, request: Request, progress: ProgressCallback) -> list[ComparisonPair]:
+        """Generate pairs of images from `request.count` consecutive seeds.
+
+        Args:
+            request: what to generate, with a masker; at most 16 seeds.
+            progress: called with the share of the work that is done.
+
+        Raises:
+            MaskUNetError: something requested is missing or does not fit.
+        """
+        if request.count > MAX_IMAGES:
+            raise SettingError(f"expected at most {MAX_IMAGES} seeds, got {request.count}")
         if request.masker is None:
             raise DataError("expected a masker to compare the base model with, none is chosen")
         progress(0.0, "Loading")
         pipe, masker = self.models.pipe(request.model), self.models.masker(request.masker, request.model)
-        seeds, sides = [request.seed + i for i in range(count)], []
-        with self._turn:
-            for name, chosen, start in (("base", None, 0.0), ("masked", masker, 0.5)):
-                with _attached(pipe, chosen):
+        seeds, sides = [request.seed + i for i in range(request.count)], []
+        with self._lock:
+            for name, side_masker, start in (("base", None, 0.0), ("masked", masker, 0.5)):
+                with _attached(pipe, side_masker):
 
-                    def told(share: float, name: str = name, start: float = start) -> None:
-                        progress(start + share / 2, f"Drawing the {name} side")
+                    def report(share: float, name: str = name, start: float = start) -> None:
+                        progress(start + share / 2, f"Generating the {name} side")
 
-                    sides.append(self._judged(request, _draw(pipe, request, seeds, told)))
-        return [Pair(*parts) for parts in zip(seeds, *sides, strict=True)]
+                    sides.append(self._score(request, _generate(pipe, request, seeds, report)))
+        return [ComparisonPair(*parts) for parts in zip(seeds, *sides, strict=True)]
 
-    def search(self, request: Request, preset: str, ending: Ending) -> Iterator[Moment]:
-        """Search masks for one picture, and show it as it goes.
+    def search(self, request: Request, preset: str, control: SearchControl) -> Iterator[SearchProgress]:
+        """Search masks for one image, and show the search as it runs.
 
         Args:
-            request: what to draw; its masker lies under the search.
+            request: what to generate; its masker lies under the search.
             preset: a name of `searching.PRESETS`.
-            ending: ends it from outside. Leaving the iterator sets `leave`.
+            control: ends the search from outside. Leaving the iterator abandons it.
 
         Yields:
-            Moments; some are left out where nobody takes them in time. The last has the result.
+            States of the search; those that nobody takes in time are left out. The last one has the result.
 
         Raises:
-            MaskUNetError: something asked for is missing, out of range, or does not fit.
+            MaskUNetError: something requested is missing or does not fit.
         """
-        request = request.checked()
         config = SearchConfig.preset(
             preset,
-            candidates=1,  # it searches from the very noise whose picture is shown beside
+            candidates=1,  # it starts from the very noise whose image is shown beside it
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
-            compare_base=False,  # it is drawn first here, to be looked at meanwhile
+            compare_base=False,  # the base image is generated first, to look at meanwhile
         )
-        shown: SimpleQueue[Moment | Exception | None] = SimpleQueue()
+        states: SimpleQueue[SearchProgress | Exception | None] = SimpleQueue()
 
         def work() -> None:
             try:
-                with self._turn:
-                    self._search(request, config, ending, shown.put)
-            except _Left:
+                with self._lock:
+                    self._search(request, config, control, states.put)
+            except _AbandonedError:
                 pass
-            except Exception as error:  # raised again where the moments are taken
-                shown.put(error)
+            except Exception as error:  # raised again in the visitor's thread
+                states.put(error)
             finally:
-                shown.put(None)
+                states.put(None)
 
         threading.Thread(target=work, name="search", daemon=True).start()
         try:
-            yield from _latest(shown)
+            yield from _latest(states)
         finally:
-            ending.leave.set()  # nobody looks any more; not waited for, since whoever lets go may be an event loop
+            control.abandon.set()  # not waited for: an event loop may be what closes the iterator
 
-    def _search(self, request: Request, config: SearchConfig, ending: Ending, show: Callable[[Moment], None]) -> None:
-        if ending.stop.is_set():
+    def _search(
+        self,
+        request: Request,
+        config: SearchConfig,
+        control: SearchControl,
+        show: Callable[[SearchProgress], None],
+    ) -> None:
+        if control.stop.is_set():
             raise DataError("the search was stopped before it began; nothing was found")
         pipe, reward = self.models.pipe(request.model), self.models.reward(request.model)
         if reward is None:
             raise DataError("expected a reward to search by; start the page with --reward (as image-reward or hpsv2)")
-        under = None if request.masker is None else self.models.masker(request.masker, request.model)
-        if under is not None and under.guided_half is not None:
+        masker = None if request.masker is None else self.models.masker(request.masker, request.model)
+        if masker is not None and masker.guided_half is not None:
             raise DataError(
                 f"expected a masker of whole batches under a search, {request.masker!r} masks the conditional half "
                 "alone; choose another one or none"
             )
 
-        def step_taken(moment: Moment) -> None:
-            show(moment)
-            if ending.leave.is_set():
-                raise _Left
+        def show_or_leave(state: SearchProgress) -> None:
+            show(state)
+            if control.abandon.is_set():
+                raise _AbandonedError
 
-        with _attached(pipe, under):
-            picture = _draw(pipe, request, [request.seed], lambda share: step_taken(Moment(share)))
-            base = self._judged(request, picture)[0]
-            now = Moment(0.0, base)
-            show(now)
+        with _attached(pipe, masker):
+            base_image = _generate(pipe, request, [request.seed], lambda share: show_or_leave(SearchProgress(share)))
+            base = self._score(request, base_image)[0]
+            state = SearchProgress(0.0, base)
+            show(state)
 
-            def look(step: SearchStep) -> bool:
-                nonlocal now
-                seen = self._judged(request, step.preview())[0]
-                now = Moment((step.step + 1) / step.steps, base, (*now.curve, seen.reward or 0.0), seen)
-                step_taken(now)
-                return ending.stop.is_set()
+            def on_step(step: SearchStep) -> bool:
+                nonlocal state
+                current = self._score(request, step.preview())[0]
+                rewards = (*state.rewards, current.reward or 0.0)
+                state = SearchProgress((step.step + 1) / step.steps, base, rewards, current)
+                show_or_leave(state)
+                return control.stop.is_set()
 
-            found = search(pipe, [request.prompt], reward, config, seeds=[request.seed], progress=False, on_step=look)
-        rewards = None if base.reward is None else torch.tensor([base.reward])
-        found = replace(found, base=picture, base_rewards=rewards)
-        show(
-            replace(
-                now,
-                share=1.0,
-                judged=self._judged(request, found.tensor)[0],
-                found=found,
-                stopped=ending.stop.is_set(),
+            result = search(
+                pipe, [request.prompt], reward, config, seeds=[request.seed], progress=False, on_step=on_step
             )
-        )
+        base_rewards = None if base.reward is None else torch.tensor([base.reward])
+        result = replace(result, base=base_image, base_rewards=base_rewards)
+        current = self._score(request, result.tensor)[0]
+        show(replace(state, share=1.0, current=current, result=result, is_stopped=control.stop.is_set()))
 
-    def keep(self, found: SearchResult | None, name: str) -> str:
-        """Keep what a search found, and return the name of its masks among the maskers.
+    def save_masks(self, result: SearchResult | None, name: str) -> str:
+        """Save a search's result, and return the name of its masks among the maskers.
+
+        Args:
+            result: the result of a search; None before one has ended.
+            name: what the visitor calls it; the prompt if empty.
 
         Raises:
-            DataError: nothing was found yet, or it cannot be written.
+            DataError: there is no result yet, or it cannot be written.
         """
-        if found is None:
+        if result is None:
             raise DataError("expected a search that found masks; there is none yet to keep")
-        return "found/" + self.folder.keep("found", name or found.settings["prompts"][0], found.save)
+        return "found/" + self.folder.save("found", name or result.prompts[0], result.save)
 
-    def analyse(self, name: str, request: Request, count: int, progress: Progress) -> Any:
-        """Run an analysis of a masker, on held-out prompts of the bundled model, on the prompt asked for of another one.
+    def analyse(self, name: str, request: Request, progress: ProgressCallback) -> Any:
+        """Run an analysis of a masker: on held-out prompts of the bundled model, on the request's prompt of another.
 
         Args:
             name: one of `maskunet.analysis.NAMES`.
-            request: the masker, and how to draw.
-            count: pictures a side.
-            progress: is told how far it is.
+            request: the masker, how to generate, and how many images per side.
+            progress: called with the share of the work that is done.
 
         Returns:
             A `maskunet.analysis.Analysis`.
 
         Raises:
-            MaskUNetError: something asked for is missing, out of range, or does not fit.
+            MaskUNetError: something requested is missing or does not fit.
         """
-        request, count = request.checked(), whole(count, "the number of pictures", 1, MOST_ANALYSED)
         if name not in self.analyses.NAMES:
             raise DataError(f"expected an analysis among {', '.join(self.analyses.NAMES)}, got {name!r}")
         if request.masker is None:
@@ -216,36 +231,40 @@ class Studio:
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             seed=request.seed,
-            count=count,
+            count=request.count,
         )
-        with self._turn, _attached(pipe, masker):
+        with self._lock, _attached(pipe, masker):
             return self.analyses.analyze(name, pipe, settings, progress=progress)
 
-    def keep_analysis(self, analysis: Any, name: str) -> Path:
-        """Keep the figure and the table of an analysis, and return their folder.
+    def save_analysis(self, analysis: Any, name: str) -> Path:
+        """Save the figure and the table of an analysis, and return their folder.
+
+        Args:
+            analysis: the analysis; None before one has ended.
+            name: what to call it.
 
         Raises:
             DataError: there is none yet, or it cannot be written.
         """
         if analysis is None:
             raise DataError("expected an analysis; there is none yet to keep")
-        return self.folder.path / "analyses" / self.folder.keep("analyses", name, analysis.save)
+        return self.folder.path / "analyses" / self.folder.save("analyses", name, analysis.save)
 
     @torch.no_grad()
-    def _judged(self, request: Request, pictures: Tensor) -> list[Judged]:
-        """Judge pictures (N, 3, H, W)."""
+    def _score(self, request: Request, images: Tensor) -> list[ScoredImage]:
+        """Reward and judge images (N, 3, H, W)."""
         reward = self.models.reward(request.model)
-        scores: list[float | None] = [None] * len(pictures)
+        scores: list[float | None] = [None] * len(images)
         if reward is not None:
             device = self.models.pipe(request.model)._execution_device
-            scores = list(reward(pictures.to(device), request.prompt).float().cpu().tolist())
-        judged: list[Verdict | None] = [None] * len(pictures)
+            scores = list(reward(images.to(device), request.prompt).float().cpu().tolist())
+        judged: list[Verdict | None] = [None] * len(images)
         if self.models.is_bundled(request.model):
-            judged = list(verdicts(pictures, request.prompt))
-        return [Judged(*parts) for parts in zip(pictures, scores, judged, strict=True)]
+            judged = list(verdicts(images, request.prompt))
+        return [ScoredImage(*parts) for parts in zip(images, scores, judged, strict=True)]
 
 
-def _draw(pipe: Any, request: Request, seeds: list[int], told: Callable[[float], None]) -> Tensor:
+def _generate(pipe: Any, request: Request, seeds: list[int], report: Callable[[float], None]) -> Tensor:
     return generate(
         pipe,
         [request.prompt] * len(seeds),
@@ -254,14 +273,14 @@ def _draw(pipe: Any, request: Request, seeds: list[int], told: Callable[[float],
         guidance_scale=request.guidance_scale,
         batch_size=4,
         progress=False,
-        on_step=told,
+        on_step=report,
     ).tensor
 
 
 @contextlib.contextmanager
 def _attached(pipe: Any, masker: Masker | None) -> Iterator[None]:
     """Attach a masker, or none, and put back what was there."""
-    before = attachment_of(pipe)
+    previous = attachment_of(pipe)
     try:
         if masker is None:
             detach(pipe)
@@ -269,17 +288,17 @@ def _attached(pipe: Any, masker: Masker | None) -> Iterator[None]:
             attach(pipe, masker)
         yield
     finally:
-        reattach(pipe, before)
+        reattach(pipe, previous)
 
 
-def _latest(shown: SimpleQueue[Moment | Exception | None]) -> Iterator[Moment]:
-    """Yield moments until None; of those that wait, the latest alone."""
-    waiting: Moment | None = None
+def _latest(states: SimpleQueue[SearchProgress | Exception | None]) -> Iterator[SearchProgress]:
+    """Yield states until None; of those that wait, only the latest."""
+    waiting: SearchProgress | None = None
     while True:
-        item = shown.get()
-        if isinstance(item, Moment):
+        item = states.get()
+        if isinstance(item, SearchProgress):
             waiting = item
-            if not shown.empty():
+            if not states.empty():
                 continue
         if waiting is not None:
             yield waiting

@@ -1,4 +1,4 @@
-"""Two tabs: one picture without and with masks, and a gallery of seeds."""
+"""Two tabs: one image without and with masks, and a gallery of seeds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,27 @@ from typing import Any
 
 import gradio as gr
 
-from .backend import Studio
-from .requests import MOST_PICTURES, Judged, Pair
-from .widgets import QUEUED, Asked, image, note, request_of, said, sentences, shown
+from .backend import Backend
+from .requests import MAX_IMAGES, ComparisonPair, ScoredImage
+from .widgets import (
+    QUEUED,
+    Controls,
+    caption,
+    errors_as_messages,
+    progress_bar,
+    repeat_note,
+    to_page_image,
+    to_request,
+)
 
 
-def compare_tab(studio: Studio, asked: Asked) -> None:
-    """Lay out the tab of one comparison and connect it."""
+def compare_tab(backend: Backend, controls: Controls) -> None:
+    """Lay out the tab of one comparison and connect it.
+
+    Args:
+        backend: what the page computes with.
+        controls: the shared settings.
+    """
     run = gr.Button("Compare", variant="primary", elem_id="compare-run")
     slider = gr.ImageSlider(
         label="Base on the left, masked on the right",
@@ -33,18 +47,18 @@ def compare_tab(studio: Studio, asked: Asked) -> None:
         seed: int,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Draw the prompt without and with the masks; both pictures, what is said of each, and how to repeat it."""
-        with sentences():
-            request = request_of(model, masker, prompt, steps, guidance, seed)
-            pair = studio.compare(request, shown(progress))
-            pictures = (image(pair.base.picture), image(pair.masked.picture))
-            words = said("Base, on the left", pair.base), said("Masked, on the right", pair.masked)
-            return pictures, *words, note(studio, request.checked(), str(pair.seed))
+        """Generate the prompt without and with the masks; both images, a caption each, and how to repeat them."""
+        with errors_as_messages():
+            request = to_request(model, masker, prompt, steps, guidance, seed)
+            pair = backend.compare(request, progress_bar(progress))
+            images = (to_page_image(pair.base.image), to_page_image(pair.masked.image))
+            captions = caption("Base, on the left", pair.base), caption("Masked, on the right", pair.masked)
+            return images, *captions, repeat_note(backend, request, str(pair.seed))
 
     gr.on(
-        [run.click, asked.prompt.submit],
+        [run.click, controls.prompt.submit],
         compare,
-        asked.inputs,
+        controls.inputs,
         [slider, base, masked, remark],
         api_name="compare",
         show_progress_on=slider,
@@ -52,11 +66,16 @@ def compare_tab(studio: Studio, asked: Asked) -> None:
     )
 
 
-def seeds_tab(studio: Studio, asked: Asked) -> None:
-    """Lay out the tab of several seeds and connect it."""
-    gr.Markdown("The same prompt from several seeds, each without masks and with.")
-    count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="How many seeds", elem_id="seeds-count")
-    run = gr.Button("Draw them", variant="primary", elem_id="seeds-run")
+def seeds_tab(backend: Backend, controls: Controls) -> None:
+    """Lay out the tab of several seeds and connect it.
+
+    Args:
+        backend: what the page computes with.
+        controls: the shared settings.
+    """
+    gr.Markdown("The same prompt from several seeds, each without and with masks.")
+    count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="How many seeds", elem_id="seeds-count")
+    run = gr.Button("Generate", variant="primary", elem_id="seeds-run")
     gallery = gr.Gallery(
         label="Base, then masked, seed by seed",
         show_label=False, columns=4, format="png", object_fit="contain", height="auto",
@@ -74,38 +93,38 @@ def seeds_tab(studio: Studio, asked: Asked) -> None:
         count: int,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Draw the prompt from several seeds, without and with the masks; the pictures and a summary."""
-        with sentences():
-            request = request_of(model, masker, prompt, steps, guidance, seed)
-            pairs = studio.gallery(request, count, shown(progress))
-            pictures = [
-                (image(side.picture), f"{pair.seed} {name}{_mark(side)}")
+        """Generate the prompt from several seeds, without and with the masks; the images and a summary."""
+        with errors_as_messages():
+            request = to_request(model, masker, prompt, steps, guidance, seed, count)
+            pairs = backend.gallery(request, progress_bar(progress))
+            images = [
+                (to_page_image(side.image), f"{pair.seed} {name}{_mark(side)}")
                 for pair in pairs
                 for name, side in (("base", pair.base), ("masked", pair.masked))
             ]
             seeds = f"{pairs[0].seed} to {pairs[-1].seed}" if len(pairs) > 1 else str(pairs[0].seed)
-            return pictures, f"{_tally(pairs)}\n\n{note(studio, request.checked(), seeds)}"
+            return images, f"{_tally(pairs)}\n\n{repeat_note(backend, request, seeds)}"
 
-    inputs = [*asked.inputs, count]
+    inputs = [*controls.inputs, count]
     run.click(draw, inputs, [gallery, remark], api_name="seeds", show_progress_on=gallery, **QUEUED)
 
 
-def _mark(side: Judged) -> str:
-    right = None if side.verdict is None else side.verdict.right
-    mark = {True: " ✓", False: " ✗", None: ""}[right]
+def _mark(side: ScoredImage) -> str:
+    is_correct = None if side.verdict is None else side.verdict.is_correct
+    mark = {True: " ✓", False: " ✗", None: ""}[is_correct]
     return mark if side.reward is None else f"{mark} {side.reward:.3f}"
 
 
-def _tally(pairs: list[Pair]) -> str:
+def _tally(pairs: list[ComparisonPair]) -> str:
     lines = []
     for name, sides in (("Base", [p.base for p in pairs]), ("Masked", [p.masked for p in pairs])):
         parts = []
         rewards = [s.reward for s in sides if s.reward is not None]
         if rewards:
             parts.append(f"mean reward {sum(rewards) / len(rewards):.4f}")
-        verdicts = [s.verdict.right for s in sides if s.verdict is not None and s.verdict.right is not None]
-        if verdicts:
-            parts.append(f"{sum(verdicts)} of {len(verdicts)} right")
+        correct = [s.verdict.is_correct for s in sides if s.verdict is not None and s.verdict.is_correct is not None]
+        if correct:
+            parts.append(f"{sum(correct)} of {len(correct)} right")
         if parts:
             lines.append(f"**{name}**: {', '.join(parts)}")
     return "  \n".join(lines)

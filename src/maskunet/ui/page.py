@@ -1,4 +1,4 @@
-"""The page: what is where, and how it looks. Everything is computed by the studio."""
+"""The page: its layout and its look. The backend computes everything."""
 
 from __future__ import annotations
 
@@ -6,32 +6,27 @@ from typing import Any
 
 import gradio as gr
 
+from ..charts import CHART_CSS
 from .analyses_tab import analyses_tab
-from .backend import Studio
+from .backend import Backend
 from .compare_tab import compare_tab, seeds_tab
 from .search_tab import search_tab
-from .widgets import AT_ONCE, controls, masker_choices
+from .widgets import AT_ONCE, build_controls, masker_choices
 
 TITLE = "maskunet: base or masked"
 _INTRO = (
     "# Base or masked?\n"
-    "The same model draws your prompt twice from the same noise: once as it is, and once with some of its weights switched "
-    "off by a mask. Drag the line across the picture to compare. Masks do not make every picture better; *Seeds* shows "
+    "The same model generates your prompt twice from the same noise: once as it is, and once with some of its weights "
+    "switched off by a mask. Drag the line across the image to compare. Masks do not make every image better; *Seeds* shows "
     "several."
 )
 
-CSS = """
+CSS = (
+    CHART_CSS
+    + """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .prose p { overflow-wrap: anywhere; }
-.reward-curve { position: relative; padding-left: 3.2em; color: var(--body-text-color-subdued); font-size: 13px; }
-.reward-curve svg { display: block; width: 100%; height: 180px; overflow: visible; }
-.reward-curve svg * { vector-effect: non-scaling-stroke; }
-.reward-curve .tick { position: absolute; left: 0; width: 2.8em; text-align: right; transform: translateY(-50%); }
-.reward-curve p { margin: 6px 0 0; }
-.reward-curve .grid { stroke: var(--border-color-primary); }
-.reward-curve .base { stroke: var(--body-text-color-subdued); stroke-dasharray: 5 4; }
-.reward-curve .reward { fill: none; stroke: var(--color-accent); stroke-width: 2.5; stroke-linejoin: round; }
-.numbers { width: 0; min-width: 100%; overflow: auto; max-height: 420px; font-size: 13px; }  /* 0: asks for no room */
+.numbers { width: 0; min-width: 100%; overflow: auto; max-height: 420px; font-size: 13px; }  /* 0: claims no width of its own */
 .numbers th, .numbers td { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
 .numbers th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; }
 #seeds-gallery .grid-wrap { max-height: none; min-height: 0; }
@@ -41,30 +36,35 @@ CSS = """
   .tab-container button { padding-left: 9px !important; padding-right: 9px !important; }
 }
 """
+)
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """Side the page of a studio, to be launched with `CSS` and `theme()`."""
+def build(backend: Backend) -> gr.Blocks:
+    """Build the page, to be launched with `CSS` and `theme()`.
+
+    Args:
+        backend: what the page computes with.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(_INTRO)
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
-                asked = controls(studio)
+                controls = build_controls(backend)
             with gr.Column(scale=6, min_width=320), gr.Tabs():
                 with gr.Tab("Compare", id="compare"):
-                    compare_tab(studio, asked)
+                    compare_tab(backend, controls)
                 with gr.Tab("Seeds", id="seeds"):
-                    seeds_tab(studio, asked)
+                    seeds_tab(backend, controls)
                 with gr.Tab("Search", id="search"):
-                    search_tab(studio, asked, page)
+                    search_tab(backend, controls, page)
                 with gr.Tab("Analyses", id="analyses"):
-                    analyses_tab(studio, asked)
-        page.load(lambda chosen: masker_choices(studio, chosen), asked.masker, asked.masker, **AT_ONCE)
+                    analyses_tab(backend, controls)
+        page.load(lambda name: masker_choices(backend, name), controls.masker, controls.masker, **AT_ONCE)
     return page
 
 
 def theme() -> Any:
-    """Return the look: fonts of the reader's own system, quiet colours; nothing is fetched from elsewhere."""
+    """Return the look: the system's own fonts, quiet colours; nothing is fetched from elsewhere."""
     plain = ("ui-sans-serif", "system-ui", "sans-serif")
     return gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=plain, font_mono=("ui-monospace", "monospace")

@@ -1,108 +1,117 @@
-"""What a person asks of the page, and what comes back."""
+"""What the page asks its backend for, and what comes back."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import SettingError
 from ..searching import SearchResult
-from .verdicts import Verdict, real, whole
+from ..settings import Settings, integer, number
+from ..zoo import defaults
+from .verdicts import Verdict
 
-MOST_STEPS, MOST_GUIDANCE, MOST_SEED, MOST_PICTURES, MOST_ANALYSED = 200, 50.0, 2**32 - 1, 16, 600
-_LONGEST_PROMPT = 1000
-#: Is told which share of the work is done, in [0, 1], and what is being done.
-Progress = Callable[[float, str], None]
+MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_IMAGES, MAX_ANALYSED = 200, 50.0, 2**32 - 1, 16, 600
+_MAX_PROMPT_LENGTH = 1000
+#: Called with the share of the work that is done, in [0, 1], and what is being done.
+ProgressCallback = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a person asked for.
+class Request(Settings):
+    """What a visitor wants.
 
     Args:
-        model: name of a model that is offered.
-        prompt: what to draw.
-        steps: denoising steps.
-        guidance_scale: strength of classifier-free guidance.
-        seed: of the first picture's noise.
-        masker: name of a masker that is offered; None for the base model.
+        model: name of an offered model.
+        prompt: the caption, 1 to 1000 characters.
+        steps: denoising steps, 1 to 200.
+        guidance_scale: strength of classifier-free guidance, 0 to 50.
+        seed: seed of the first image's noise.
+        masker: name of an offered masker; None for the base model.
+        count: images, of consecutive seeds.
+
+    Raises:
+        SettingError: no prompt, or a number out of range.
     """
 
     model: str
     prompt: str
-    steps: int = 25
-    guidance_scale: float = 4.0
-    seed: int = 0
+    steps: int = integer(defaults.NUM_INFERENCE_STEPS, at_least=1, at_most=MAX_STEPS)
+    guidance_scale: float = number(defaults.GUIDANCE_SCALE, at_least=0, at_most=MAX_GUIDANCE)
+    seed: int = integer(0, at_least=0, at_most=MAX_SEED)
     masker: str | None = None
+    count: int = integer(1, at_least=1, at_most=MAX_ANALYSED)
 
-    def checked(self) -> Request:
-        """Return it with its numbers made whole.
-
-        Raises:
-            DataError: no prompt, or a number out of range.
-        """
-        prompt = " ".join(str(self.prompt or "").split())
-        if not prompt or len(prompt) > _LONGEST_PROMPT:
-            raise DataError(f"expected a prompt of 1 to {_LONGEST_PROMPT} characters, got {len(prompt)}")
-        return replace(
-            self,
-            prompt=prompt,
-            steps=whole(self.steps, "steps", 1, MOST_STEPS),
-            guidance_scale=float(real(self.guidance_scale, "guidance", 0, MOST_GUIDANCE)),
-            seed=whole(self.seed, "the seed", 0, MOST_SEED),
-        )
+    def check(self) -> None:
+        """Refuse an empty or overlong prompt."""
+        if not 1 <= len(self.prompt.strip()) <= _MAX_PROMPT_LENGTH:
+            raise SettingError(
+                f"expected a prompt of 1 to {_MAX_PROMPT_LENGTH} characters, got {len(self.prompt.strip())}"
+            )
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A picture (3, H, W) in [0, 1], its reward and the judge's verdict; None where there is no reward or judge."""
+class ScoredImage:
+    """An image with what a reward and the judge make of it.
 
-    picture: Tensor
+    Args:
+        image: (3, H, W) in [0, 1].
+        reward: its reward; None without one.
+        verdict: the judge's verdict; None where the judge does not know the model's world.
+    """
+
+    image: Tensor
     reward: float | None
     verdict: Verdict | None
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The base model's picture and the masked one, from the noise of the same seed."""
+class ComparisonPair:
+    """The base model's image and the masked one, from the noise of the same seed.
+
+    Args:
+        seed: the seed.
+        base: the base model's image.
+        masked: the masked image.
+    """
 
     seed: int
-    base: Judged
-    masked: Judged
+    base: ScoredImage
+    masked: ScoredImage
 
 
 @dataclass(frozen=True)
-class Ending:
+class SearchControl:
     """How a search is ended from outside.
 
     Args:
-        stop: when set it ends soon, and what was found so far is kept.
-        leave: when set it ends at its next step and nothing is kept: nobody looks any more.
+        stop: once set, the search ends soon and keeps what it has.
+        abandon: once set, the search ends at its next step and keeps nothing: its visitor has left.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
-    leave: threading.Event = field(default_factory=threading.Event)
+    abandon: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A search under way, or done.
+class SearchProgress:
+    """The state of a search, under way or finished.
 
     Args:
-        share: of the denoising steps that are taken, in [0, 1]; of those without the search while `base` is None.
-        base: the picture without the search, which is drawn first; None until then.
-        curve: rewards of the predicted picture, in the order of the trials.
-        judged: the picture that is predicted now, in the end the finished one; None before the first step.
-        found: the result, in the end.
-        stopped: whether it was ended before its time.
+        share: share of the denoising steps taken, in [0, 1]; of the base image's steps while `base` is None.
+        base: the image without the search, which is generated first; None until then.
+        rewards: reward of the predicted image at each trial.
+        current: the image predicted now, at the end the finished one; None before the first step.
+        result: the result; None until the end.
+        is_stopped: whether a visitor ended it early.
     """
 
     share: float
-    base: Judged | None = None
-    curve: tuple[float, ...] = ()
-    judged: Judged | None = None
-    found: SearchResult | None = None
-    stopped: bool = False
+    base: ScoredImage | None = None
+    rewards: tuple[float, ...] = ()
+    current: ScoredImage | None = None
+    result: SearchResult | None = None
+    is_stopped: bool = False

@@ -1,8 +1,8 @@
-"""The one folder that the page writes to: masks that were kept, analyses, and what the browser is shown.
+"""The one folder that the page writes to: saved masks, analyses, and what the browser is shown.
 
-<folder>/found/<name>/     what a search found: pictures, history, masks/00000, which `load` reads
+<folder>/found/<name>/     a search's result: images, history, and masks/00000, which `maskunet.load` reads
 <folder>/analyses/<name>/  figures and tables
-<folder>/cache/            pictures on their way to a browser; cleared by the server
+<folder>/cache/            images on their way to a browser; cleared by the server
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..files import make_folder
 _MASKS = Path("masks") / "00000"
 
 
-class Folder:
+class ResultsFolder:
     """Files of the page.
 
     Args:
@@ -37,18 +37,18 @@ class Folder:
             make_folder(folder)
 
     def masks(self) -> dict[str, Path]:
-        """Return the folders of the masks that were kept, by name."""
-        found = sorted((self.path / "found").iterdir())
-        return {folder.name: folder / _MASKS for folder in found if (folder / _MASKS / "config.json").is_file()}
+        """Return the folders of all saved masks by name."""
+        folders = sorted((self.path / "found").iterdir())
+        return {folder.name: folder / _MASKS for folder in folders if (folder / _MASKS / "config.json").is_file()}
 
-    def keep(self, kind: str, name: str, write: Callable[[Path], Any]) -> str:
+    def save(self, kind: str, name: str, write: Callable[[Path], Any]) -> str:
         """Write a folder under a temporary name, then rename it.
 
         Args:
             kind: "found" or "analyses".
-            name: what a person typed; anything but letters, digits, dots, dashes and underscores becomes a dash, and a
-                number is added where the name is taken.
-            write: writes into the folder that it is given.
+            name: what a visitor typed; anything but letters, digits, dots, dashes and underscores becomes a dash, and a
+                number is added if the name is taken.
+            write: writes into the folder that it is called with.
 
         Returns:
             The name that it got.
@@ -56,14 +56,14 @@ class Folder:
         Raises:
             DataError: it cannot be written.
         """
-        parent, wanted = self.path / kind, tidy(name)
+        parent, base_name = self.path / kind, safe_name(name)
         try:
             part = Path(tempfile.mkdtemp(prefix=".part-", dir=parent))
             try:
                 write(part)
-                part.chmod(0o755)  # mkdtemp's are the owner's alone
+                part.chmod(0o755)  # mkdtemp's folders are readable by their owner alone
                 for number in range(1, 10_000):
-                    target = parent / (wanted if number == 1 else f"{wanted}-{number}")
+                    target = parent / (base_name if number == 1 else f"{base_name}-{number}")
                     if not target.exists():
                         part.rename(target)
                         return target.name
@@ -71,9 +71,13 @@ class Folder:
                 shutil.rmtree(part, ignore_errors=True)
         except OSError as error:
             raise DataError(f"expected to write below {parent}, could not: {error}") from error
-        raise DataError(f"expected a name that is free, there are too many called {wanted!r}")
+        raise DataError(f"expected a free name, there are too many called {base_name!r}; choose another")
 
 
-def tidy(name: str) -> str:
-    """Return a name that is safe as a file's: letters, digits, inner dots, dashes and underscores, at most 60."""
+def safe_name(name: str) -> str:
+    """Return a file name: letters, digits, inner dots, dashes and underscores, at most 60 characters.
+
+    Args:
+        name: any text.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60].rstrip("-._") or "masks"

@@ -1,4 +1,4 @@
-"""Answer browsers: the page on an address of this machine, with every file below one folder."""
+"""Serve the page on an address of this machine, with every file below one folder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from typing import Any
 
 from ..errors import DataError
-from .backend import Studio
+from .backend import Backend
 
-_MOST_WAITING = 32  # runs in the queue; who comes later is told so
+_MAX_QUEUED = 32  # runs; the page refuses more
 
 
-def serve(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Any:
+def serve(backend: Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Any:
     """Start the page, and return its Gradio application; it runs in threads of its own.
 
     Args:
-        studio: what computes.
+        backend: what the page computes with.
         host: address to listen on; this machine alone by default.
         port: port to listen on.
         open_browser: also open it in a browser.
@@ -25,14 +25,14 @@ def serve(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, open_bro
     """
     # Gradio reads both when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder.cache)
+    os.environ["GRADIO_TEMP_DIR"] = str(backend.folder.cache)
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise DataError('expected gradio for the page, it is not installed; pip install "maskunet[ui]"') from error
     from .page import CSS, build, theme
 
-    page = build(studio).queue(max_size=_MOST_WAITING)
+    page = build(backend).queue(max_size=_MAX_QUEUED)
     try:
         page.launch(
             server_name=host,
@@ -43,7 +43,7 @@ def serve(studio: Studio, *, host: str = "127.0.0.1", port: int = 7860, open_bro
             quiet=True,
             ssr_mode=False,
             run_history=False,
-            max_file_size="64kb",  # nothing is to be uploaded
+            max_file_size="64kb",  # the page takes no uploads
             footer_links=["api"],
             state_session_capacity=100,
             theme=theme(),

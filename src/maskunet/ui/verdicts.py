@@ -1,66 +1,69 @@
-"""What the page says about a picture, and about what a person asked for."""
+"""What the page says about an image: the judge's verdict as a sentence, and errors as sentences."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from ..errors import DataError
 from ..metrics.geneval_rules import check, select
 from ..shapes.captions import read_caption
 from ..shapes.judge import judge
 from ..shapes.vocabulary import COUNT_WORDS, plural
 
-#: How the rules say that an object is there, but in the wrong place; and that another of its shape counts.
+#: How the rules report an object in the wrong place, and a surer object of the same shape in another colour.
 _MISPLACED = re.compile(r"expected (\w+) [\w ]+ target, found ([\w ]*) target")
 _OTHER_COLOUR = re.compile(r"expected (\w+) (\w+)>=1, found 0 \w+; and 1 (\w+)")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of a picture.
+    """What the judge makes of an image.
 
     Args:
-        right: whether it holds what was asked for; None where the prompt is no caption of the shapes world.
+        is_correct: whether the image shows what the prompt asks for; None if the prompt is no caption of the shapes world.
         text: the same as a sentence.
     """
 
-    right: bool | None
+    is_correct: bool | None
     text: str
 
 
-def verdicts(pictures: Tensor, prompt: str) -> list[Verdict]:
-    """Let the judge of the shapes world say whether pictures (N, 3, H, W) in [0, 1] hold what the prompt asks for."""
-    asked, found = read_caption(prompt), []
-    for detections in judge(pictures):
-        kept = select(detections, counting=asked is not None and asked.task == "counting")
-        objects = [(d.colour or "", d.name) for same in kept.values() for d in same]
-        seen = _listed(objects)
-        if asked is None:
-            found.append(Verdict(None, f"it sees {seen}; it cannot tell whether that is what the prompt asks for"))
-        elif wrong := check(detections, asked.metadata()):
-            why = _why(wrong, objects)
-            found.append(Verdict(False, f"wrong: expected {asked.prompt}, found {seen}{why}"))
+def verdicts(images: Tensor, prompt: str) -> list[Verdict]:
+    """Judge images of the shapes world against a prompt.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        prompt: the prompt of all of them.
+    """
+    request, results = read_caption(prompt), []
+    for detections in judge(images):
+        selected = select(detections, counting=request is not None and request.task == "counting")
+        objects = [(d.colour or "", d.name) for group in selected.values() for d in group]
+        seen = _describe(objects)
+        if request is None:
+            results.append(Verdict(None, f"it sees {seen}; it cannot tell whether that is what the prompt asks for"))
+        elif reason := check(detections, request.metadata()):
+            detail = _explain(reason, objects)
+            results.append(Verdict(False, f"wrong: expected {request.prompt}, found {seen}{detail}"))
         else:
-            found.append(Verdict(True, f"right: {seen}"))
-    return found
+            results.append(Verdict(True, f"right: {seen}"))
+    return results
 
 
-def _why(wrong: str, objects: Sequence[tuple[str, str]]) -> str:
-    """Say what a list of the objects does not: a wrong place, or that the surest object of a shape is another one."""
-    if place := _MISPLACED.search(wrong):
-        return f", where the {place[1]} is {place[2] or 'in no clear place'}"
-    if (other := _OTHER_COLOUR.search(wrong)) and (other[1], other[2]) in objects:
+def _explain(reason: str, objects: Sequence[tuple[str, str]]) -> str:
+    """What a list of the objects does not show: a wrong place, or a surer object of the same shape."""
+    if misplaced := _MISPLACED.search(reason):
+        return f", where the {misplaced[1]} is {misplaced[2] or 'in no clear place'}"
+    if (other := _OTHER_COLOUR.search(reason)) and (other[1], other[2]) in objects:
         return f", of which the surest {other[2]} is {other[3]}"
     return ""
 
 
-def _listed(objects: Sequence[tuple[str, str]]) -> str:
-    """Say in words which coloured shapes there are."""
+def _describe(objects: Sequence[tuple[str, str]]) -> str:
+    """The coloured shapes of an image in words."""
     words = []
     for colour, name in dict.fromkeys(objects):
         count = objects.count((colour, name))
@@ -71,32 +74,12 @@ def _listed(objects: Sequence[tuple[str, str]]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def whole(value: Any, name: str, least: int, most: int) -> int:
-    """Return a whole number that came from a page.
-
-    Raises:
-        DataError: it is none, or out of range.
-    """
-    number = real(value, name, least, most)
-    if number != int(number):
-        raise DataError(f"expected a whole number for {name}, got {value!r}")
-    return int(number)
-
-
-def real(value: Any, name: str, least: float, most: float) -> float:
-    """Return a number that came from a page.
-
-    Raises:
-        DataError: it is none, or out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        came = "nothing" if value is None else repr(value)
-        raise DataError(f"expected {name} from {least:g} to {most:g}, got {came}")
-    return value
-
-
 def sentence(error: Exception) -> str:
-    """Return an error's message as one sentence."""
+    """Return an error's message as one sentence.
+
+    Args:
+        error: the error.
+    """
     text = " ".join(str(error).split())
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."

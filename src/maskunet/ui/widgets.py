@@ -1,4 +1,4 @@
-"""What the tabs share: the settings on the left, sentences for errors, pictures and words for the page."""
+"""What the tabs share: the settings on the left, errors as messages, images and captions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from ..errors import MaskUNetError
 from ..images import to_pil
-from .backend import Studio
-from .requests import MOST_GUIDANCE, MOST_SEED, MOST_STEPS, Judged, Progress, Request
+from ..zoo import defaults
+from .backend import Backend
+from .requests import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ProgressCallback, Request, ScoredImage
 from .verdicts import sentence
 
 logger = logging.getLogger(__name__)
 
 NONE = "none"
-#: One run at a time, whoever asks; the others wait their turn and see their place in the queue.
+#: One run at a time for all visitors; the others wait and see their place in the queue.
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-#: What the page does for itself: at once, and not in the interface for programs.
+#: What the page does for itself: immediately, and not part of the interface for programs.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _PROMPTS = (
     "a yellow triangle and a pink square",
@@ -33,12 +34,12 @@ _PROMPTS = (
     "two hearts",
     "a red circle and a blue star",
 )
-_SHOWN = 512  # pixels a side that small pictures are enlarged to, for the eye only
+_DISPLAY_SIZE = 512  # pixels per side that small images are enlarged to, for the eye only
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What all tabs share."""
+class Controls:
+    """The settings that all tabs share."""
 
     model: gr.Dropdown
     masker: gr.Dropdown
@@ -49,21 +50,25 @@ class Asked:
 
     @property
     def inputs(self) -> list[Any]:
-        """In the order that `request_of` takes them."""
+        """The components in the order of `to_request`'s parameters."""
         return [self.model, self.masker, self.prompt, self.steps, self.guidance, self.seed]
 
 
-def controls(studio: Studio) -> Asked:
-    """Lay out the settings, filled in so that one press gives a comparison."""
-    models, maskers = studio.models.names, studio.models.masker_names()
-    bundled = studio.models.is_bundled(models[0])
+def build_controls(backend: Backend) -> Controls:
+    """Lay out the settings, filled in so that one press gives a comparison.
+
+    Args:
+        backend: what the page computes with.
+    """
+    models, maskers = backend.models.names, backend.models.masker_names()
+    bundled = backend.models.is_bundled(models[0])
     prompt = gr.Textbox(
         _PROMPTS[0] if bundled else "",
         label="Prompt",
         lines=2,
         max_lines=4,
         elem_id="prompt",
-        placeholder="What to draw",
+        placeholder="What to generate",
     )
     if bundled:
         gr.Examples([[text] for text in _PROMPTS], prompt, label="Prompts to try", elem_id="prompts")
@@ -73,77 +78,137 @@ def controls(studio: Studio) -> Asked:
             [*maskers, NONE], value=(maskers or [NONE])[0], label="Masker", elem_id="masker", min_width=170
         )
     with gr.Row():
-        steps = gr.Number(25, label="Steps", precision=0, elem_id="steps", minimum=1, maximum=MOST_STEPS, min_width=90)
+        steps = gr.Number(
+            defaults.NUM_INFERENCE_STEPS,
+            label="Steps",
+            precision=0,
+            elem_id="steps",
+            minimum=1,
+            maximum=MAX_STEPS,
+            min_width=90,
+        )
         guidance = gr.Number(
-            4.0 if bundled else 7.5,
+            defaults.GUIDANCE_SCALE if bundled else 7.5,
             label="Guidance",
             elem_id="guidance",
             minimum=0,
-            maximum=MOST_GUIDANCE,
+            maximum=MAX_GUIDANCE,
             step=0.5,
             min_width=90,
         )
-        seed = gr.Number(1, label="Seed", precision=0, elem_id="seed", minimum=0, maximum=MOST_SEED, min_width=90)
-    return Asked(model, masker, prompt, steps, guidance, seed)
+        seed = gr.Number(1, label="Seed", precision=0, elem_id="seed", minimum=0, maximum=MAX_SEED, min_width=90)
+    return Controls(model, masker, prompt, steps, guidance, seed)
 
 
-def request_of(model: str, masker: str, prompt: str, steps: int, guidance: float, seed: int) -> Request:
-    """Return what the settings ask for."""
-    return Request(model, prompt, steps, guidance, seed, None if masker == NONE else masker)
+def to_request(
+    model: str, masker: str, prompt: str, steps: float, guidance: float, seed: float, count: float = 1
+) -> Request:
+    """Return the request that the settings describe.
+
+    Args:
+        model: name of an offered model.
+        masker: name of an offered masker, or `NONE`.
+        prompt: the caption.
+        steps: denoising steps.
+        guidance: strength of classifier-free guidance.
+        seed: the first seed.
+        count: images, of consecutive seeds.
+
+    Raises:
+        SettingError: no prompt, or a number out of range.
+    """
+    return Request(
+        model,
+        " ".join(str(prompt or "").split()),
+        steps=_integer(steps),
+        guidance_scale=guidance,
+        seed=_integer(seed),
+        masker=None if masker == NONE else masker,
+        count=_integer(count),
+    )
 
 
-def masker_choices(studio: Studio, chosen: str) -> Any:
-    """Return the masker's field with what is offered by now, and one of them chosen."""
-    return gr.Dropdown(choices=[*studio.models.masker_names(), NONE], value=chosen)
+def _integer(value: Any) -> Any:
+    """A whole number that a browser sent as a float; anything else as it came, for `Request` to refuse."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def masker_choices(backend: Backend, value: str) -> Any:
+    """Return the masker's field with the maskers that are offered now.
+
+    Args:
+        backend: what the page computes with.
+        value: the masker to select.
+    """
+    return gr.Dropdown(choices=[*backend.models.masker_names(), NONE], value=value)
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """Turn errors into a sentence in the page."""
+def errors_as_messages() -> Iterator[None]:
+    """Turn errors into messages of the page."""
     try:
         yield
     except MaskUNetError as error:
         logger.info("%s", error)
-        raise _refusal(sentence(error)) from error
+        raise _message(sentence(error)) from error
     except Exception as error:
         logger.exception("a run of the page failed")
-        raise _refusal(f"Something went wrong inside ({type(error).__name__}); the server's log says what.") from error
+        raise _message(f"Something went wrong inside ({type(error).__name__}); the server's log says what.") from error
 
 
-def _refusal(text: str) -> gr.Error:
+def _message(text: str) -> gr.Error:
     return gr.Error(html.escape(text, quote=False), duration=None, title="That did not work", print_exception=False)
 
 
-def image(picture: Tensor) -> Image.Image:
-    """A picture for the page; a small one is enlarged."""
-    image: Image.Image = to_pil(picture[None])[0]
-    factor = _SHOWN // max(image.size)
+def to_page_image(image: Tensor) -> Image.Image:
+    """Return an image for the page; a small one is enlarged.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+    """
+    converted: Image.Image = to_pil(image[None])[0]
+    factor = _DISPLAY_SIZE // max(converted.size)
     if factor < 2:
-        return image
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
+        return converted
+    return converted.resize((converted.width * factor, converted.height * factor), Image.Resampling.LANCZOS)
 
 
-def said(side: str, judged: Judged) -> str:
-    """What stands under a picture."""
+def caption(side: str, scored: ScoredImage) -> str:
+    """Return what stands under an image.
+
+    Args:
+        side: what the image is.
+        scored: the image with its reward and verdict.
+    """
     lines = [f"**{side}**"]
-    if judged.reward is not None:
-        lines.append(f"Reward {judged.reward:.4f}")
-    if judged.verdict is not None:
-        mark = {True: "✓ ", False: "✗ ", None: ""}[judged.verdict.right]
-        lines.append(f"Judge: {mark}{judged.verdict.text}")
+    if scored.reward is not None:
+        lines.append(f"Reward {scored.reward:.4f}")
+    if scored.verdict is not None:
+        mark = {True: "✓ ", False: "✗ ", None: ""}[scored.verdict.is_correct]
+        lines.append(f"Judge: {mark}{scored.verdict.text}")
     return "  \n".join(lines)
 
 
-def note(studio: Studio, request: Request, seeds: str) -> str:
-    """Return how to get the same pictures again."""
-    reward = studio.models.reward(request.model)
+def repeat_note(backend: Backend, request: Request, seeds: str) -> str:
+    """Return how to get the same images again.
+
+    Args:
+        backend: what the page computes with.
+        request: the request.
+        seeds: its seeds in words.
+    """
+    reward = backend.models.reward(request.model)
     scored = "" if reward is None else f" The reward is {reward.name}; higher is better."
     return (
         f"Seed {seeds}, {request.steps} steps, guidance {request.guidance_scale:g}: the same settings give the same "
-        f"pictures again.{scored}"
+        f"images again.{scored}"
     )
 
 
-def shown(progress: Any) -> Progress:
-    """Show progress by a bar of the page."""
+def progress_bar(progress: Any) -> ProgressCallback:
+    """Return a callback that moves a progress bar of the page.
+
+    Args:
+        progress: a `gradio.Progress`.
+    """
     return lambda share, text: progress(share, desc=text)

@@ -1,6 +1,6 @@
-"""Models, maskers and rewards that the page offers: named on the command line, loaded once, shared by everybody.
+"""Models, maskers and rewards that the page offers: named on the command line, loaded once, shared by all visitors.
 
-A page never says where to read from. It names one of what is offered here, so nobody reaches other files through it.
+A page never says where to read from. It names one of what is offered here, so no other file can be reached through it.
 """
 
 from __future__ import annotations
@@ -10,28 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import pipelines, zoo
-from ..checkpoint import load
+from .. import pipelines
 from ..errors import DataError
-from ..maskers import Masker
+from ..maskers import Masker, load
 from ..rewards import Reward, parse_reward
 from ..zoo import defaults
-from .results_folder import Folder
+from .results_folder import ResultsFolder
 
 BUNDLED = "shapes"
 _BUNDLED_MASKER = "shapes-masker"
-#: Maskers that are kept in memory; the one that was used longest ago makes room.
-_MOST_MASKERS = 4
+#: How many maskers stay in memory; the least recently used one makes room.
+_MAX_MASKERS = 4
 
 
-class Models:
+class OfferedModels:
     """What the page offers.
 
     Args:
         models: pipelines, as `load_pipeline` takes them; at least one.
         maskers: folders or hub ids; the bundled one is offered with the bundled model.
         rewards: descriptions as `parse_reward` takes them, for all models; the bundled model has one of its own.
-        folder: where masks are kept that searches found; they are offered too.
+        folder: where searches' masks are saved; they are offered too.
         device: where to compute; the first accelerator if None.
         dtype: precision; the device's usual one if None.
         scheduler: a name of `pipelines.SCHEDULERS`; each model's own if None.
@@ -45,7 +44,7 @@ class Models:
         models: Sequence[str],
         maskers: Sequence[str],
         rewards: Sequence[str],
-        folder: Folder,
+        folder: ResultsFolder,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -53,16 +52,17 @@ class Models:
     ) -> None:
         if not models:
             raise DataError("expected at least one model, got none")
-        self._models = _named(models)
-        bundled = [_BUNDLED_MASKER] if BUNDLED in models and not {BUNDLED, _BUNDLED_MASKER} & set(maskers) else []
-        self._maskers = _named([_BUNDLED_MASKER if m == BUNDLED else m for m in [*maskers, *bundled]])
+        self._models = _short_names(models)
+        names_bundled = bool({BUNDLED, _BUNDLED_MASKER} & set(maskers))
+        bundled = [_BUNDLED_MASKER] if BUNDLED in models and not names_bundled else []
+        self._maskers = _short_names([_BUNDLED_MASKER if m == BUNDLED else m for m in [*maskers, *bundled]])
         self._rewards, self._folder, self._scheduler = list(rewards), folder, scheduler
         self._device = pipelines.choose_device(device)
         self._dtype = pipelines.choose_dtype(dtype, self._device)
-        self._loading = threading.Lock()
+        self._lock = threading.Lock()
         self._pipes: dict[str, Any] = {}
-        self._loaded: dict[tuple[str, str], Masker] = {}
-        self._scorers: dict[str, Reward | None] = {}
+        self._loaded_maskers: dict[tuple[str, str], Masker] = {}
+        self._loaded_rewards: dict[str, Reward | None] = {}
 
     @property
     def names(self) -> list[str]:
@@ -70,22 +70,29 @@ class Models:
         return list(self._models)
 
     def masker_names(self) -> list[str]:
-        """Names of the maskers: those of the command line, then the masks that were kept, as "found/<name>"."""
+        """Return the names of the maskers: those of the command line, then saved masks as "found/<name>"."""
         return [*self._maskers, *(f"found/{name}" for name in self._folder.masks())]
 
     def is_bundled(self, model: str) -> bool:
-        """Whether a model draws the shapes world, which the judge knows."""
+        """Return whether a model draws the shapes world, which the judge knows.
+
+        Args:
+            model: name of an offered model.
+        """
         return self._source(model) == BUNDLED
 
     def pipe(self, model: str) -> Any:
         """Return a model's pipeline, loaded on first use.
+
+        Args:
+            model: name of an offered model.
 
         Raises:
             DataError: not offered.
             CheckpointError: it cannot be read.
         """
         source = self._source(model)
-        with self._loading:
+        with self._lock:
             if model not in self._pipes:
                 pipelines.silence_loading()
                 pipe = pipelines.load_pipeline(
@@ -96,42 +103,49 @@ class Models:
             return self._pipes[model]
 
     def masker(self, name: str, model: str) -> Masker:
-        """Return a masker for a model.
+        """Return a masker for a model, loaded on first use.
+
+        Args:
+            name: name of an offered masker.
+            model: name of an offered model.
 
         Raises:
             DataError: not offered.
             CheckpointError: it cannot be read.
             TargetError: made for another model.
         """
-        kept = {f"found/{found}": path for found, path in self._folder.masks().items()}
-        source = self._maskers.get(name) or kept.get(name)
+        saved = {f"found/{saved_name}": path for saved_name, path in self._folder.masks().items()}
+        source = self._maskers.get(name) or saved.get(name)
         if source is None:
             raise DataError(f"expected a masker among {', '.join(self.masker_names()) or 'none'}, got {name!r}")
         pipe = self.pipe(model)
-        with self._loading:
-            masker = self._loaded.pop((name, model), None)
+        with self._lock:
+            masker = self._loaded_maskers.pop((name, model), None)
             if masker is None:
-                masker = load(zoo.path(_BUNDLED_MASKER) if source == _BUNDLED_MASKER else source, pipe)
-            self._loaded[name, model] = masker  # the latest last
-            while len(self._loaded) > _MOST_MASKERS:
-                self._loaded.pop(next(iter(self._loaded)))
+                masker = load(source, pipe)
+            self._loaded_maskers[name, model] = masker  # the most recently used comes last
+            while len(self._loaded_maskers) > _MAX_MASKERS:
+                self._loaded_maskers.pop(next(iter(self._loaded_maskers)))
             return masker
 
     def reward(self, model: str) -> Reward | None:
-        """Return the reward of a model's pictures, or None where none was given.
+        """Return the reward of a model's images, loaded on first use; None without one.
+
+        Args:
+            model: name of an offered model.
 
         Raises:
             DataError: no such model.
             RewardError: an unknown reward.
             CheckpointError: its weights cannot be read.
         """
-        described = self._rewards or ([defaults.REWARD] if self.is_bundled(model) else [])
+        descriptions = self._rewards or ([defaults.REWARD] if self.is_bundled(model) else [])
         pipe = self.pipe(model)
-        with self._loading:
-            if model not in self._scorers:
-                found = parse_reward(described).to(pipe.unet.device, pipe.unet.dtype) if described else None
-                self._scorers[model] = found
-            return self._scorers[model]
+        with self._lock:
+            if model not in self._loaded_rewards:
+                reward = parse_reward(descriptions).to(pipe.unet.device, pipe.unet.dtype) if descriptions else None
+                self._loaded_rewards[model] = reward
+            return self._loaded_rewards[model]
 
     def _source(self, model: str) -> str:
         if model not in self._models:
@@ -139,13 +153,13 @@ class Models:
         return self._models[model]
 
 
-def _named(sources: Sequence[str]) -> dict[str, str]:
+def _short_names(sources: Sequence[str]) -> dict[str, str]:
     """Sources by a short name: the last part of a path, with a number where two are alike."""
-    named: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for source in dict.fromkeys(sources):
-        short = Path(source).name or source
-        name, number = short, 2
-        while name in named:
-            name, number = f"{short} ({number})", number + 1
-        named[name] = source
-    return named
+        stem = Path(source).name or source
+        name, number = stem, 2
+        while name in by_name:
+            name, number = f"{stem} ({number})", number + 1
+        by_name[name] = source
+    return by_name
