@@ -81,14 +81,14 @@ def line_chart(
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Return three to six round numbers in an interval.
+    """Return about five round numbers in an interval, at least two.
 
     Args:
         low: its lower end.
         high: its upper end, above `low`.
     """
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough)
     first = math.ceil(low / step)
     return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)]
