@@ -78,7 +78,7 @@ def picture_tabs(page: Any, width: str, folder: Path) -> None:
 
     keep("compare")
     page.get_by_role("tab", name="Seeds").click()
-    page.get_by_role("button", name="Draw them").click()
+    page.get_by_role("button", name="Generate").click()
     wait_for_text(page, "#seeds-note", "Masked")
     keep("seeds")
     page.get_by_role("tab", name="Search").click()

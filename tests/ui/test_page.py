@@ -120,7 +120,7 @@ def test_a_program_searches_keeps_and_uses(make_client: Callable[[], Any], serve
     assert "Done" in last[5]
     chosen, words = client.predict("../My masks", api_name="/keep")
     assert chosen["value"] == "found/My-masks"
-    assert "chosen as the masker" in words
+    assert "selected as the masker" in words
     assert (server.folder / "found" / "My-masks" / "masks" / "00000" / "config.json").is_file()
     (base, masked), *_ = client.predict(ASKED[0], "found/My-masks", *ASKED[2:], api_name="/compare")
     assert abs(pixels(masked) - pixels(last[1])).max() <= 4
@@ -191,7 +191,7 @@ def test_every_tab_fits_a_phone(open_page: Callable[..., Any]) -> None:
     page.get_by_text("a ring above a square", exact=True).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value == 'a ring above a square'")
     page.get_by_role("tab", name="Seeds").click()
-    page.get_by_role("button", name="Draw them").click()
+    page.get_by_role("button", name="Generate").click()
     wait_for_text(page, "#seeds-note", "Masked")
     assert fits(page)
     page.get_by_role("tab", name="Search").click()
@@ -218,7 +218,7 @@ def test_a_search_is_stopped_and_what_it_found_is_used(open_page: Callable[..., 
     wait_for_text(page, "#search-status", "trials")
     page.get_by_role("button", name="Stop").click()
     said = wait_for_text(page, "#search-status", "Stopped")
-    assert "what was found by then is kept" in said
+    assert "the masks found so far are kept" in said
     fill(page, **{"Name for these masks": "early"})
     page.get_by_role("button", name="Keep these masks and use them").click()
     wait_for_text(page, "#search-kept", "found/early")
