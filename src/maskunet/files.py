@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .errors import DataError
 
+#: Objects of scalars up to this many characters are written on one line by `save_json`.
+_LINE = 240
+
 
 def make_folder(folder: Path) -> None:
-    """Side a folder for output.
+    """Make a folder for output.
 
     Raises:
         DataError: it cannot be made.
@@ -30,6 +35,34 @@ def save_text(text: str, path: Path) -> None:
         DataError: it cannot be written.
     """
     save_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def save_json(value: Any, path: Path) -> None:
+    """Write JSON that is compact and still diffs well: a list of scalars, or a short object of scalars, takes one line.
+
+    Args:
+        value: dicts with string keys, lists and scalars.
+        path: the file.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    save_text(_json_text(value, "") + "\n", path)
+
+
+def _json_text(value: Any, indent: str) -> str:
+    if not isinstance(value, dict | list | tuple) or not value:
+        return json.dumps(value)
+    items = list(value.values()) if isinstance(value, dict) else list(value)
+    if not any(isinstance(item, dict | list | tuple) for item in items):
+        line = json.dumps(value)
+        if not isinstance(value, dict) or len(line) <= _LINE:
+            return line
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(str(key))}: {_json_text(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + _json_text(item, inner) for item in items) + f"\n{indent}]"
 
 
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .files import make_folder, save_whole
 
 #: Okabe and Ito's colours, black last; each goes with the marker of its place.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -70,28 +72,32 @@ def _new(width: float, height: float) -> Iterator[Any]:
         yield figure
 
 
-def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG and as SVG.
+def save_figure(figure: Any, path: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write a figure, each file under a temporary name first; the same data give the same bytes.
 
     Args:
         figure: from `new_figure`.
-        path: file name; its suffix is replaced by `.png` and `.svg`.
+        path: file name; its suffix is replaced by each format's.
+        formats: "png" and "svg", or one of them.
 
     Returns:
-        Both paths.
+        The paths, in the order of `formats`.
+
+    Raises:
+        DataError: a file cannot be written.
     """
     import matplotlib as mpl
 
-    written = []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a date in it, the same data give the same file.
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        target = path.with_suffix(suffix)
-        part = target.with_name(target.name + ".part")
+    make_folder(path.parent)
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}}  # no version and no date
+
+    def write(part: Path, kind: str) -> None:
         with mpl.rc_context(_STYLE):
-            figure.savefig(part, format=suffix[1:], dpi=150, metadata=metadata)
-        part.replace(target)
-        written.append(target)
+            figure.savefig(part, format=kind, dpi=150, metadata=metadata[kind])
+
+    written = [path.with_suffix(f".{kind}") for kind in formats]
+    for target, kind in zip(written, formats, strict=True):
+        save_whole(target, functools.partial(write, kind=kind))
     return written
 
 
@@ -114,7 +120,7 @@ def error_bars(axis: Any, names: list[str], groups: list[list[float]], *, half_w
 
 
 def log_ticks(axis: Any) -> None:
-    """Side the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
+    """Make the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     axis.set_yscale("log")
