@@ -8,11 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import maskunet as mu
+from maskunet.images import to_pil
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_prompts, training_scene
 
@@ -38,8 +37,8 @@ def workspace(
     shutil.copytree(mu.zoo.path("shapes-masker"), tmp_path / "my-masker")
     (tmp_path / "weights").mkdir()
     image_reward_folder.rename(tmp_path / "weights" / "ImageReward")
-    for name in ("captioned-pictures", "real-pictures"):
-        _write_pictures(tmp_path / name)
+    for name in ("captioned-images", "real-images"):
+        _write_images(tmp_path / name)
     prompts = held_out_prompts(6)
     (tmp_path / "prompts.txt").write_text("".join(f"{p.prompt}\n" for p in prompts))
     lines = [json.dumps(p.metadata()) + "\n" for p in prompts]
@@ -47,10 +46,10 @@ def workspace(
     return tmp_path
 
 
-def _write_pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     folder.mkdir()
     scenes = [training_scene(i) for i in range(12)]
-    for i, picture in enumerate(draw(scenes)):
-        Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    for i, image in enumerate(to_pil(draw(scenes))):
+        image.save(folder / f"{i}.png")
     rows = [{"file_name": f"{i}.png", "text": scene.caption} for i, scene in enumerate(scenes)]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+#: All pages but the changelog, which is about names that are gone, and the results, which scripts write.
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "decisions").glob("*.md"),
+    ]
+)
 
 PYTHON, SHELL = ("python",), ("sh", "bash", "shell", "console", "indented")
 #: Blocks that are looked at and not run: what a program prints, and files.
@@ -43,28 +51,28 @@ def read_blocks(page: Path) -> list[Block]:
             blocks.append(Block(page, start, language, "\n".join(lines).rstrip() + "\n"))
         lines.clear()
 
-    before = ""
+    previous = ""
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        found = _FENCE.match(line)
+        match = _FENCE.match(line)
         if fence:
-            if found and found[2] == fence and not found[3]:
+            if match and match[2] == fence and not match[3]:
                 close()
                 fence = ""
             else:
                 lines.append(line if line[:indent].strip() else line[indent:])
             continue
-        code = line.startswith("    ") and not listed and (lines or not before.strip())
+        code = line.startswith("    ") and not listed and (lines or not previous.strip())
         if lines and line.strip() and not code:
             close()
-        if found:
-            indent, fence, language, start = len(found[1]), found[2], found[3], number + 1
+        if match:
+            indent, fence, language, start = len(match[1]), match[2], match[3], number + 1
         elif code or (lines and not line.strip()):
             if not lines:
                 language, start = "indented", number
             lines.append(line[4:])
         elif line.strip() and not line.startswith(" "):
             listed = re.match(r"([-*+]|\d+\.) ", line) is not None  # what follows indented belongs to the item
-        before = line
+        previous = line
     close()
     return blocks
 
@@ -73,8 +81,8 @@ def commands(block: Block) -> list[str]:
     """Return the commands of a shell block, continued lines joined, comments dropped."""
     joined = re.sub(r"\\\n\s*", " ", block.text)
     # A comment may follow a continuation; shlex knows quotes, so "#" inside them stays.
-    found = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for line in joined.splitlines()]
-    return [part for line in found if line for part in re.split(r" '&&' ", line)]
+    lines = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for line in joined.splitlines()]
+    return [part for line in lines if line for part in re.split(r" '&&' ", line)]
 
 
 def prose(page: Path) -> str:

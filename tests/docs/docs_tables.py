@@ -1,7 +1,7 @@
 """How the pages' code is run on the bundled model: what is replaced, what is made cheap, what is not run, and why.
 
-An entry of SHELL and PYTHON is replaced wherever it occurs in a command or a block; one of the other tables has to match a
-command from its start.
+An entry of SHELL and PYTHON is replaced wherever it occurs in a command or a block; an entry of the other tables must match
+a command from its start.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import maskunet as mu
 
 MODEL, CLIP = str(mu.zoo.path("shapes")), str(mu.zoo.path("shapes-clip"))
 
-#: What a reader would put in, in shell commands.
+#: Shell commands: what a reader would put in.
 SHELL = [
     # SynGen and GenEval know the bundled model's prompts and objects by its name.
-    (r"(--benchmark geneval.*) path/or/hub-id", r"\1 shapes"),
+    (r"(benchmark geneval.*|--syngen.*) path/or/hub-id", r"\1 shapes"),
+    (r"path/or/hub-id(.*--syngen)", r"shapes\1"),
     (r"path/or/hub-id", MODEL),
-    (r"folder-or-hub-id", "captioned-pictures"),
+    (r"folder-or-hub-id", "captioned-images"),
     (r"mask_generators.pth adapters.pth --model \S+", "mask_generators.pth adapters.pth --model authors_model"),
     (r"openai/clip-vit-large-patch14", CLIP),
     (r"path/to/clip", CLIP),
@@ -25,60 +26,67 @@ SHELL = [
     (r"cuda(:\d)?\b", "cpu"),
     (r"--resolution 512", "--resolution 64"),
     (r"--dtype float16", "--dtype float32"),
-    (r"--mixed_precision fp16", "--mixed_precision bf16"),
+    (r"--mixed-precision fp16", "--mixed-precision bf16"),
 ]
 
-#: What a reader would put in, in Python.
+#: Python blocks: what a reader would put in.
 PYTHON = [
     (r"path/or/hub-id", MODEL),
-    (r"folder-or-hub-id", "captioned-pictures"),
+    (r"folder-or-hub-id", "captioned-images"),
     (r"path/to/clip", CLIP),
     (r'load\("image-reward"\)', 'load("shapes")'),
     (r'load\("(hpsv2|hpsv2\.1|pick-score|clip-score|aesthetic)"\)', 'load("shapes-referee")'),
+    (r"image-reward, hpsv2", "shapes, shapes-referee"),
     (r"cuda", "cpu"),
     (r"resolution=512", "resolution=64"),
-    (r"torch\.float16", "torch.float32"),
+    (r"torch\.b?float16", "torch.float32"),
     # Fewer steps.
     (r'\bpipe\((prompts?|\[.*?\]|".*?")(?!.*num_inference_steps)', r"pipe(\1, num_inference_steps=2"),
-    (r"(num_inference_steps|max_train_steps|train_batch_size|validation_steps|checkpointing_steps)=\d+", r"\1=2"),
+    (r"\b(num_inference_steps|max_train_steps|train_batch_size|validation_steps|checkpointing_steps)=\d+", r"\1=2"),
     (r"validation_samples=\d+", "validation_samples=4"),
+    (r'"folder-or-hub-id", output_dir', '"folder-or-hub-id", mu.TrainConfig(max_train_steps=2), output_dir'),
     (r"SearchConfig\.preset\((.*?)\)", r"SearchConfig.preset(\1, num_inference_steps=2, iterations=1)"),
+    (r"SearchConfig\((?=\w)", "SearchConfig(num_inference_steps=2, candidates=2, iterations=1, "),
+    (r'(mu\.search\(pipe, \[[^]]*\], "[^"]*")\)', r"\1, mu.SearchConfig(num_inference_steps=2, candidates=2))"),
+    (r"(mu\.evaluate\(.*?limit=)\d+", r"\g<1>6, samples=1, num_inference_steps=1"),
+    (r"(syngen\(pipe, \[.*?)\)$", r"\1, num_inference_steps=2)"),
 ]
 
 #: Flags that are appended, since the last of a flag counts.
 CHEAPER = [
     (r"maskunet generate", "--steps 2 --device cpu"),
     (r"maskunet search", "--steps 2 --iterations 1 --device cpu"),
+    (r"maskunet search(?!.*--preset)", "--candidates 2"),
     (
         r"maskunet train",
-        "--max_train_steps 2 --train_batch_size 2 --gradient_accumulation_steps 1 --max_train_samples 8 --device cpu",
+        "--max-train-steps 2 --train-batch-size 2 --gradient-accumulation-steps 1 --max-train-samples 8 --device cpu "
+        "--validation-samples 2 --validation-num-inference-steps 2",
     ),
-    (r"maskunet train", "--validation_samples 2 --validation_num_inference_steps 2"),
-    (r"maskunet train.* --objective reward", "--reward_batch_size 1 --reward_num_inference_steps 2"),
-    (r"maskunet train.* --objective reward", "--validation_rewards 2"),
+    (
+        r"maskunet train.* --objective reward",
+        "--reward-batch-size 1 --reward-num-inference-steps 2 --validation-rewards 2",
+    ),
     (r"maskunet evaluate", "--device cpu"),
     (r"maskunet evaluate.* --model", "--steps 1 --limit 6"),
-    (r"maskunet evaluate.* --benchmark.* --model", "--samples 1 --limit 2"),
-    (r"maskunet evaluate.* --sides .*search", "--preset fast"),
+    (r"maskunet benchmark", "--device cpu"),
+    (r"maskunet benchmark.* --model", "--steps 1 --images-per-prompt 1 --limit 2"),
+    (r"maskunet benchmark.* --sides .*search(?!.*--preset)", "--preset fast"),
     (r"maskunet demo", "--count 6 --steps 2"),
     (r"maskunet zoo sample", "--count 6 --steps 2"),
 ]
 
 #: Commands whose words are parsed and checked, and which are not run.
 PARSED = [
-    (r"maskunet reproduce ", "hours"),
     (r"maskunet zoo train", "hours"),
     (r"maskunet analyze ", "half a minute to two each; run in tests/analysis"),
     (r"maskunet ui\b", "a server, which runs until it is stopped"),
-    (r"maskunet .*--benchmark t2i-compbench", "needs spaCy and a download"),
+    (r"maskunet benchmark t2i-compbench", "needs spaCy and a download"),
     (r"maskunet .*inception", "needs torchvision and a download"),
-    (r"maskunet .*--use_8bit_adam", "needs bitsandbytes, and a GPU for fp16"),
-    (r"maskunet .*--report_to", "needs a tracker"),
-    (r"maskunet .*--hub_model_id", "needs a hub account"),
+    (r"maskunet .*--use-8bit-adam", "needs bitsandbytes, and a GPU for fp16"),
     (r"maskunet .*--protocol coco", "needs COCO's annotations"),
     (r"torchrun ", "several processes, tested in tests/training; the maskunet command in it is parsed"),
-    (r"python benchmarks/", "minutes to hours; its --help is run, and its flags are looked up there"),
-    (r"python docs/", "writes into docs/; its --help is run"),
+    (r"python (-m )?benchmarks[./]", "minutes to hours; its options are looked up"),
+    (r"python (docs|examples)/", "run by hand or in tests/examples; its options are looked up"),
     (r"make ", "makes a virtual environment; its target is looked up in the Makefile"),
 ]
 
@@ -93,12 +101,15 @@ NOT_RUN = [
     (r"\S*pre-commit install", "changes the repository"),
 ]
 
-#: Python blocks that are compiled and not run, by a text in them.
-COMPILED: list[tuple[str, str]] = []
-
-
 #: Options in the text that are other programs'.
-OTHER_OPTIONS = ("--to_safetensors",)
-
-#: Words of the form maskunet.x that are no names of Python.
-FILES: tuple[str, ...] = ()
+OTHER_OPTIONS = (
+    "--to_safetensors",
+    # torchrun's, accelerate's and the authors'.
+    "--standalone",
+    "--nproc_per_node",
+    "--multi_gpu",
+    "--num_processes",
+    "--captions_file",
+    "--world_size",
+    "--enable_xformers_memory_efficient_attention",
+)
