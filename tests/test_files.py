@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskunet.errors import DataError
-from maskunet.files import make_folder, save_json, save_text
+from maskunet.files import make_folder, save_folder, save_json, save_text
 
 
 def test_json_reads_back_and_lists_of_scalars_take_one_line(tmp_path: Path) -> None:
@@ -35,3 +35,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="folder that can be written"):
         make_folder(tmp_path / "file" / "folder")
+
+
+def test_a_folder_is_replaced_as_a_whole_and_keeps_the_named_files(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "model"
+    save_folder(path, lambda part: (part / "old.bin").write_text("1"))
+    (path / "README.md").write_text("card")
+    save_folder(path, lambda part: (part / "new.bin").write_text("2"), keep=("README.md", "LICENSE"))
+    assert {p.name: p.read_text() for p in path.iterdir()} == {"new.bin": "2", "README.md": "card"}
+
+    def fail(part: Path) -> None:
+        (part / "half.bin").write_text("3")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match=r"model: .*No space left"):
+        save_folder(path, fail)
+    assert {p.name for p in path.iterdir()} == {"new.bin", "README.md"}
+    assert [p.name for p in path.parent.iterdir()] == ["model"]

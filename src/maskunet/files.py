@@ -1,14 +1,16 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Write files as a whole or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, first_line
 
 #: Objects of scalars up to this many characters are written on one line by `save_json`.
 _LINE = 240
@@ -17,19 +19,26 @@ _LINE = 240
 def make_folder(folder: Path) -> None:
     """Make a folder for output.
 
+    Args:
+        folder: its path; parents are made too.
+
     Raises:
-        DataError: it cannot be made.
+        DataError: it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
+        raise DataError(f"expected a folder that can be written, got {folder}: {first_line(error)}") from error
 
 
 def save_text(text: str, path: Path) -> None:
-    """Write a text under a temporary name, then rename it.
+    """Write a text as a whole.
+
+    Args:
+        text: the text.
+        path: the file.
 
     Raises:
         DataError: it cannot be written.
@@ -38,7 +47,7 @@ def save_text(text: str, path: Path) -> None:
 
 
 def save_json(value: Any, path: Path) -> None:
-    """Write JSON that is compact and still diffs well: a list of scalars, or a short object of scalars, takes one line.
+    """Write JSON that is compact and diffs well: a list of scalars, or a short object of scalars, takes one line.
 
     Args:
         value: dicts with string keys, lists and scalars.
@@ -66,16 +75,48 @@ def _json_text(value: Any, indent: str) -> str:
 
 
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by `write` under a temporary name, then rename it.
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it receives.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same file
+    try:
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"expected a file that can be written, got {path}: {first_line(error)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_folder(path: Path, write: Callable[[Path], object], *, keep: Collection[str] = ()) -> None:
+    """Write a folder under a temporary name, then put it in the place of the former one.
+
+    Args:
+        path: the folder; its parents are made.
+        write: writes the content to the empty folder that it receives.
+        keep: names of files of the former folder that are kept if `write` writes none of that name.
 
     Raises:
         DataError: it cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         write(part)
+        for name in keep:
+            if (path / name).is_file() and not (part / name).exists():
+                shutil.copy(path / name, part / name)
+        if path.exists():
+            shutil.rmtree(path)
         part.replace(path)
     except OSError as error:
-        raise DataError(f"expected a file that can be written, got {path}: {error}") from error
+        raise DataError(f"expected a folder that can be written, got {path}: {first_line(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
