@@ -1,9 +1,8 @@
 """Keep freed memory in the process, where the C library is glibc.
 
-glibc hands large tensors back to the system at every free and faults them in again at the next allocation; a small
-U-Net's training step on a CPU then spends most of its time in the kernel. Calling `keep_freed_memory` once, before the
-work, ends that. It costs memory that is not returned until the process ends, so a library call never does it: the
-command line does.
+glibc returns large tensors to the system at every free and faults them in again at the next allocation, so a small
+U-Net's training step on a CPU spends most of its time in the kernel. Calling `keep_freed_memory` once, before the work,
+ends that. The memory is not returned until the process ends, so a library call never does it; the command line does.
 """
 
 from __future__ import annotations
@@ -16,7 +15,11 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; return whether it was told (False with another C library)."""
+    """Make glibc keep freed memory.
+
+    Returns:
+        Whether it does; False with another C library.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-r"""The diffusion loss in terms of tensors and a scheduler: noised latents, what is predicted, and the weight of a step.
+r"""The diffusion loss in tensors and a scheduler: noisy latents, prediction target, and loss weight by timestep.
 
 .. math::
     x_t = \sqrt{\bar\alpha_t} x_0 + \sqrt{1 - \bar\alpha_t} \epsilon, \qquad
@@ -16,16 +16,16 @@ from .errors import DataError
 
 
 def prediction_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Return what the U-Net is trained to predict: the noise, or the velocity.
+    """Return the target of the U-Net's prediction: the noise, or the velocity.
 
     Args:
         scheduler: a diffusers scheduler; its `prediction_type` decides.
         latents: clean latents x_0 (B, C, h, w).
-        noise: epsilon, of the same shape.
+        noise: epsilon (B, C, h, w).
         timesteps: (B,) integers.
 
     Raises:
-        DataError: another prediction type.
+        DataError: the scheduler predicts something else.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -38,13 +38,18 @@ def prediction_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps:
 def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """Return min-SNR loss weights (B,), min(SNR, gamma) over SNR, or over SNR + 1 for velocity prediction.
 
+    Args:
+        scheduler: the noise schedule; its `prediction_type` decides.
+        timesteps: (B,) integers.
+        gamma: SNR above which the weight falls, > 0; 5 in the paper.
+
     Reference: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", ICCV 2023.
     """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alphas / (1 - alphas)
     if scheduler.config.prediction_type == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)
-    return (gamma / snr).clamp(max=1)  # finite where a schedule ends in SNR 0
+    return (gamma / snr).clamp(max=1)  # finite at SNR 0, where some schedules end
 
 
 def diffusion_errors(
@@ -56,18 +61,18 @@ def diffusion_errors(
     timesteps: Tensor,
     **conditions: Any,
 ) -> Tensor:
-    """Return the squared prediction error of each sample, (B,), averaged over its latents.
+    """Return the squared prediction error of each sample, (B,), averaged over its latents' entries.
 
     Args:
         unet: the U-Net, with or without masks.
         scheduler: the noise schedule.
         latents: clean latents (B, C, h, w), scaled.
-        prompt_embeds: (B, L, D).
-        noise: (B, C, h, w).
+        prompt_embeds: embeddings of the prompts (B, L, D).
+        noise: epsilon (B, C, h, w).
         timesteps: (B,) integers.
-        conditions: further keyword arguments of the U-Net, as SDXL's `added_cond_kwargs`.
+        conditions: further keyword arguments of the U-Net, such as SDXL's `added_cond_kwargs`.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    predicted = unet(noisy, timesteps, prompt_embeds, **conditions).sample
+    noise_pred = unet(noisy, timesteps, prompt_embeds, **conditions).sample
     target = prediction_target(scheduler, latents, noise, timesteps)
-    return torch.nn.functional.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))
+    return torch.nn.functional.mse_loss(noise_pred.float(), target.float(), reduction="none").mean((1, 2, 3))

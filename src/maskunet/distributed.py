@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` and `accelerate launch` say it."""
+"""Ranks of this process, from the environment variables that `torchrun` and `accelerate launch` set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def process_rank() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, (0, 1) outside a launcher."""
+    """Return this process's rank and the number of processes; (0, 1) outside a launcher."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 

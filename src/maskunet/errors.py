@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each message says what was expected, what came, and what to do."""
+"""Errors that a user can act on. Each message states what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckpointError(MaskUNetError, ValueError):
 
 
 class DataError(MaskUNetError, ValueError):
-    """Prompts, pictures or settings that cannot be used."""
+    """Prompts, images or files of data that cannot be used."""
 
 
 class SettingError(DataError):
@@ -30,7 +30,7 @@ class RewardError(MaskUNetError, ValueError):
 
 
 class UnscoredError(RewardError):
-    """A search that finished its pictures, which the reward then failed to score.
+    """The reward failed to score the images of a search that had finished.
 
     Args:
         message: what happened.
@@ -43,7 +43,7 @@ class UnscoredError(RewardError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something, or the error's type.
+    """Return the first non-empty line of an error's message, or the error's type.
 
     Args:
         error: the error.

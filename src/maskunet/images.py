@@ -22,11 +22,11 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it.
+    """Write a PNG as a whole.
 
     Args:
         image: the image.
-        path: where to.
+        path: the file.
 
     Raises:
         DataError: it cannot be written.

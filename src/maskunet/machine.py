@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine and versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor, cores, accelerator and versions."""
+    """Return the processor, cores, accelerator and versions, as JSON values."""
     import torch
 
     cpu = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Load a text-to-image pipeline from whatever a user has: a folder, a single file, a hub id, or a bundled name."""
+"""Load a text-to-image pipeline from a folder, a single file, a hub id, or a bundled name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, DataError, first_line
+from .errors import CheckpointError, SettingError, first_line
 from .pretrained import bundled_path
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-#: Schedulers by the name that the command line takes, and what their constructors are told beside the model's config.
+#: Schedulers by their name on the command line: class, and settings that override the model's config.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -37,10 +37,13 @@ def silence_loading() -> None:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device to run on; the first accelerator if none is named, never a silent stand-in for a named one.
+    """Return the device to run on.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1" or another device of PyTorch; the first accelerator, or else the CPU, if None.
 
     Raises:
-        DataError: no such device here.
+        SettingError: this machine has no such device; none is substituted.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -50,29 +53,33 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DataError(
+        raise SettingError(
             f"expected a device of this machine (cpu{', cuda' if torch.cuda.is_available() else ''}), got {name!r}: "
             f"{first_line(error)}"
         ) from error
     if device.type == "meta":
-        raise DataError("expected a device that computes, got 'meta'")
+        raise SettingError("expected a device that computes, got 'meta'")
     return device
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Return the dtype to run in; float16 on CUDA and float32 elsewhere if none is named.
+    """Return the dtype to run in.
+
+    Args:
+        name: a key of `DTYPES`; float16 on CUDA and float32 elsewhere if None.
+        device: the device to run on.
 
     Raises:
-        DataError: an unknown dtype, or one that the device does not compute in.
+        SettingError: an unknown dtype, or one that the device does not compute in.
     """
     if name is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
-        raise DataError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
+        raise SettingError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
     if device.type == "cpu" and name == "float16":
-        raise DataError("expected a dtype that the CPU computes in, got float16; use float32 or bfloat16")
+        raise SettingError("expected a dtype that the CPU computes in, got float16; use float32 or bfloat16")
     if device.type == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DataError("expected a dtype that this GPU computes in, got bfloat16; use float16 or float32")
+        raise SettingError("expected a dtype that this GPU computes in, got bfloat16; use float16 or float32")
     return DTYPES[name]
 
 
@@ -89,16 +96,16 @@ def load_pipeline(
     Args:
         source: "shapes" (bundled), a folder in the diffusers format, a `.safetensors` file, or a hub id.
         dtype: dtype of its weights.
-        device: where to put it.
-        scheduler: a name of `SCHEDULERS`; the checkpoint's own if None.
+        device: device of its weights.
+        scheduler: a key of `SCHEDULERS`; the checkpoint's own if None.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: nothing there, or not a pipeline that can be read.
-        DataError: an unknown scheduler.
+        CheckpointError: the source is missing or not a readable pipeline.
+        SettingError: an unknown scheduler.
     """
     if scheduler is not None and scheduler not in SCHEDULERS:
-        raise DataError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {scheduler!r}")
+        raise SettingError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {scheduler!r}")
     text = os.fspath(source)
     pipe = _read(os.fspath(bundled_path("shapes")) if text == "shapes" else text, dtype, revision)
     if not hasattr(pipe, "unet"):
@@ -107,20 +114,21 @@ def load_pipeline(
     if scheduler is not None:
         import diffusers
 
-        name, changes = SCHEDULERS[scheduler]
-        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
+        class_name, overrides = SCHEDULERS[scheduler]
+        pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **overrides)
     return pipe
 
 
 def _read_single_file(text: str, **options: Any) -> Any:
-    """Read a .safetensors file of Stable Diffusion 1.x, 2.x or XL; its second text encoder tells XL apart."""
+    """Read a .safetensors file of Stable Diffusion 1.x, 2.x or XL."""
     import diffusers
     from safetensors import safe_open
 
     with safe_open(text, "pt") as file:
-        extra = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
-    kind = diffusers.StableDiffusionXLPipeline if extra else diffusers.StableDiffusionPipeline
-    return kind.from_single_file(text, **options)
+        # Only XL has a second text encoder.
+        is_xl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
+    pipeline_class = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
+    return pipeline_class.from_single_file(text, **options)
 
 
 def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
@@ -134,27 +142,27 @@ def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
                 f"expected a folder or a .safetensors file, got {text!r}; pickled checkpoints are not read. Convert it "
                 "with diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors."
             )
-        reader, where = _read_single_file, "file"
+        reader, kind = _read_single_file, "file"
     elif path.is_dir():
         if not (path / "model_index.json").is_file():
             raise CheckpointError(
                 f"expected a pipeline's folder with a model_index.json, {text!r} has none. Pass the folder above unet/ "
                 "and vae/."
             )
-        reader, where = diffusers.DiffusionPipeline.from_pretrained, "folder"
+        reader, kind = diffusers.DiffusionPipeline.from_pretrained, "folder"
         options |= {"local_files_only": True, "use_safetensors": True}
     elif text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        reader, where = diffusers.DiffusionPipeline.from_pretrained, "hub id"
+        reader, kind = diffusers.DiffusionPipeline.from_pretrained, "hub id"
         options |= {"revision": revision, "use_safetensors": True}
     else:
         raise CheckpointError(
             f"expected 'shapes', a pipeline's folder, a .safetensors file or a hub id like 'user/name', got {text!r}, "
-            "which is not there"
+            "which does not exist"
         )
     try:
-        return reader(str(path) if where != "hub id" else text, **options)
+        return reader(str(path) if kind != "hub id" else text, **options)
     except Exception as error:
         # diffusers, safetensors and hub clients raise types of their own; a bad file must still end in one clear line.
         raise CheckpointError(
-            f"expected a pipeline that diffusers can read, the {where} {text!r} is not: {first_line(error)}"
+            f"expected a pipeline that diffusers can read, the {kind} {text!r} is not: {first_line(error)}"
         ) from error

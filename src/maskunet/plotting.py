@@ -1,4 +1,4 @@
-"""One look for every figure: colours that the colour-blind tell apart, markers besides, the same bytes on every run."""
+"""One look for every figure: colour-blind-safe colours, each with its own marker, and the same bytes on every run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .errors import DataError
 from .files import make_folder, save_whole
 
-#: Okabe and Ito's colours, black last; each goes with the marker of its place.
+#: Okabe and Ito's colours, black last; colour k goes with marker k.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -31,8 +31,10 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: f
     """Return a figure and its axes (rows, columns), drawn without a display.
 
     Args:
-        rows, columns: panels.
-        width, height: size of a panel, in inches.
+        rows: rows of panels.
+        columns: columns of panels.
+        width: width of a panel, in inches.
+        height: height of a panel, in inches.
 
     Raises:
         DataError: matplotlib is not installed.
@@ -45,7 +47,7 @@ def new_mosaic(layout: str, *, width: float = 4.2, heights: Sequence[float] = (3
     """Return a figure and its axes by letter, where a panel may span columns or rows.
 
     Args:
-        layout: rows of letters, "AAB;CDD"; "." is left free.
+        layout: rows of letters, such as "AAB;CDD"; "." is an empty cell.
         width: width of a column, in inches.
         heights: heights of the rows, in inches.
 
@@ -59,7 +61,7 @@ def new_mosaic(layout: str, *, width: float = 4.2, heights: Sequence[float] = (3
 
 @contextlib.contextmanager
 def _new(width: float, height: float) -> Iterator[Any]:
-    """An empty figure, and the look while its axes are made."""
+    """Yield an empty figure, with the style on while its axes are made."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,12 +75,12 @@ def _new(width: float, height: float) -> Iterator[Any]:
 
 
 def save_figure(figure: Any, path: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write a figure, each file under a temporary name first; the same data give the same bytes.
+    """Write a figure, each file as a whole; the same data give the same bytes.
 
     Args:
         figure: from `new_figure`.
-        path: file name; its suffix is replaced by each format's.
-        formats: "png" and "svg", or one of them.
+        path: the file; its suffix is replaced by each format's.
+        formats: "png", "svg" or both.
 
     Returns:
         The paths, in the order of `formats`.
@@ -95,20 +97,20 @@ def save_figure(figure: Any, path: Path, formats: Sequence[str] = ("png", "svg")
         with mpl.rc_context(_STYLE):
             figure.savefig(part, format=kind, dpi=150, metadata=metadata[kind])
 
-    written = [path.with_suffix(f".{kind}") for kind in formats]
-    for target, kind in zip(written, formats, strict=True):
+    paths = [path.with_suffix(f".{kind}") for kind in formats]
+    for target, kind in zip(paths, formats, strict=True):
         save_whole(target, functools.partial(write, kind=kind))
-    return written
+    return paths
 
 
 def error_bars(axis: Any, names: list[str], groups: list[list[float]], *, half_widths: list[float]) -> None:
-    """Draw a row for each name: the single values, their mean and an interval.
+    """Draw one row per name: the single values, their mean and an interval.
 
     Args:
-        axis: where to draw.
-        names: labels, from the top.
+        axis: the axes to draw on.
+        names: labels of the rows, from the top.
         groups: values of each row.
-        half_widths: half of each row's interval.
+        half_widths: half-width of each row's interval.
     """
     for row, (values, half) in enumerate(zip(groups, half_widths, strict=True)):
         colour, mean = COLOURS[row % len(COLOURS)], sum(values) / len(values)
@@ -120,7 +122,11 @@ def error_bars(axis: Any, names: list[str], groups: list[list[float]], *, half_w
 
 
 def log_ticks(axis: Any) -> None:
-    """Make the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade."""
+    """Make the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 of each decade.
+
+    Args:
+        axis: the axes.
+    """
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     axis.set_yscale("log")
@@ -140,30 +146,33 @@ def band(
     colour: str | None = None,
     **options: Any,
 ) -> None:
-    """Draw a line with its interval as a band; nothing is shaded where bounds are not numbers.
+    """Draw a line with its interval as a band; nothing is shaded where a bound is NaN.
 
     Args:
-        axis: where to draw.
-        x, values, low, high: points and their bounds.
-        number: which of the colours and markers.
-        colour: another colour.
-        options: of the line, as `label`.
+        axis: the axes to draw on.
+        x: positions of the points.
+        values: their values.
+        low: lower bounds.
+        high: upper bounds.
+        number: index into `COLOURS` and `MARKERS`.
+        colour: replaces the indexed colour.
+        options: options of the line, such as `label`.
     """
     colour, marker = colour or COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     axis.plot(x, values, **{"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.2} | options)
     axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def show_picture(axis: Any, picture: Any, title: str = "", **options: Any) -> None:
-    """Draw a picture (H, W) or (H, W, 3) without ticks or grid.
+def show_image(axis: Any, image: Any, title: str = "", **options: Any) -> None:
+    """Draw an image without ticks or grid.
 
     Args:
-        axis: where to draw.
-        picture: array, in [0, 1] where it has colours.
-        title: above it.
-        options: of `imshow`.
+        axis: the axes to draw on.
+        image: array (H, W), or (H, W, 3) in [0, 1].
+        title: text above it.
+        options: options of `imshow`.
     """
-    axis.imshow(picture, **{"interpolation": "nearest"} | options)
+    axis.imshow(image, **{"interpolation": "nearest"} | options)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(False)

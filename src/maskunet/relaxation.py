@@ -22,23 +22,26 @@ from torch import Tensor
 
 from .errors import SettingError
 
-#: Least logit that is kept without noise: P(keep) = 1/2.
+#: Least logit that keeps its weight without noise: P(m = 1) = 1/2.
 THRESHOLD = math.log(math.log(2.0))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Binary value forward, gradient of the sigmoid backward, which is taken there; keeps one tensor instead of four."""
+    """Binary value forward, gradient of the sigmoid backward.
+
+    The sigmoid is computed in the backward pass, so that one tensor is saved instead of four.
+    """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, keep_equal: bool) -> Tensor:
         ctx.save_for_backward(scores)
-        # Scores are compared with 0 instead of their sigmoid with 1/2: the same, but for rounding at a large tau.
+        # Scores against 0, not their sigmoid against 1/2: the same up to rounding at a large tau.
         return (scores >= 0 if keep_equal else scores > 0).to(scores.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         soft = torch.sigmoid(ctx.saved_tensors[0])
-        return torch.ops.aten.sigmoid_backward(grads[0], soft), None  # one pass over what can be 49 M numbers
+        return torch.ops.aten.sigmoid_backward(grads[0], soft), None  # one pass over up to 49 M numbers
 
 
 def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
@@ -47,7 +50,7 @@ def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
     Args:
         logits: S, any shape.
         noise: g ~ Gumbel(0, 1), broadcastable to the logits.
-        tau: temperature of the soft value, > 0. It shapes the gradient and leaves the mask as it is.
+        tau: temperature of the soft value, > 0; it changes the gradient and not the mask.
 
     Returns:
         Masks of 0 and 1 in the logits' dtype, with the straight-through gradient.
@@ -59,13 +62,13 @@ def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
     """
     _check(tau)
     scores = logits + noise
-    if _decided(scores):
-        return keeps(scores, noisy=True, out=scores)
+    if _can_compare(scores):
+        return hard_mask(scores, is_noisy=True, out=scores)
     return _StraightThrough.apply(_scaled(scores, tau), False)
 
 
 def threshold(logits: Tensor, tau: float = 1.0) -> Tensor:
-    """Return the deterministic masks of logits: keep iff P(keep) >= 1/2, that is S >= log log 2.
+    """Return the deterministic masks of logits: a weight is kept iff P(m = 1) >= 1/2, that is S >= log log 2.
 
     Args:
         logits: S, any shape.
@@ -78,28 +81,28 @@ def threshold(logits: Tensor, tau: float = 1.0) -> Tensor:
         SettingError: `tau` is not positive.
     """
     _check(tau)
-    if _decided(logits):
-        return keeps(logits, noisy=False)
+    if _can_compare(logits):
+        return hard_mask(logits, is_noisy=False)
     return _StraightThrough.apply(_scaled(logits - THRESHOLD, tau), True)
 
 
-def keeps(scores: Tensor, noisy: bool, out: Tensor | None = None) -> Tensor:
-    """Return 1 where a score keeps its weight and 0 elsewhere, without a gradient.
+def hard_mask(scores: Tensor, is_noisy: bool, out: Tensor | None = None) -> Tensor:
+    """Return the masks of scores as numbers 0 and 1, without a gradient.
 
     Args:
-        scores: logits in single precision at least, with noise added or not.
-        noisy: whether noise was added: kept above 0, else from log log 2 on.
-        out: where to write, in any dtype, as the scores themselves; new numbers of their dtype if None. Numbers and not
-            booleans, which every product would convert again: a layer of 1280 x 1280 takes half the time.
+        scores: S + g, or S alone, any shape, in single precision at least.
+        is_noisy: whether the scores hold noise; a weight is then kept above 0, else from log log 2 on.
+        out: tensor to write to, of any dtype, possibly `scores` itself; a new one of their dtype if None.
     """
+    # Numbers, since every product would convert booleans: a layer of 1280 x 1280 takes half the time.
     out = torch.empty_like(scores) if out is None else out
-    return torch.gt(scores, 0, out=out) if noisy else torch.ge(scores, THRESHOLD, out=out)
+    return torch.gt(scores, 0, out=out) if is_noisy else torch.ge(scores, THRESHOLD, out=out)
 
 
-def _decided(scores: Tensor) -> bool:
-    """Whether `keeps` says all: no gradient is wanted, and the threshold is not rounded to half precision."""
-    wanted = torch.is_grad_enabled() and scores.requires_grad
-    return not wanted and scores.dtype in (torch.float32, torch.float64)
+def _can_compare(scores: Tensor) -> bool:
+    """Whether a comparison is enough: no gradient is needed, and half precision does not round the threshold."""
+    needs_grad = torch.is_grad_enabled() and scores.requires_grad
+    return not needs_grad and scores.dtype in (torch.float32, torch.float64)
 
 
 def _check(tau: float) -> None:
@@ -122,27 +125,35 @@ def gumbel_noise(
 
     Args:
         shape: shape of the noise.
-        seed: a seed, or a generator on `device` that is advanced.
-        device: where to draw; the same seed gives the same noise on the same kind of device.
+        seed: a seed, or a generator on `device`, which is advanced.
+        device: device of the noise; the same seed gives the same noise on the same kind of device.
         dtype: dtype of the noise.
     """
     generator = seed
     if not isinstance(generator, torch.Generator):
         generator = torch.Generator(device).manual_seed(generator)
-    # -log(-log(u)) of a uniform u: on a CPU five times faster than a draw from the exponential distribution, which is
-    # serial there. Single precision whatever the dtype: u may be neither 0 nor 1.
+    # -log(-log(u)) of a uniform u is five times faster on a CPU than an exponential draw, which is serial there. It is
+    # computed in single precision for every dtype, since u may be neither 0 nor 1.
     uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
     return uniform.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_().to(dtype)
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a 63-bit seed that depends on all parts and on nothing else, on every machine."""
+    """Return a 63-bit seed that depends on the parts alone and is the same on every machine.
+
+    Args:
+        parts: values whose `str` and order make the seed.
+    """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def keep_probability(logits: Tensor) -> Tensor:
-    """Return P(m = 1) = 1 - exp(-exp(S)) of logits S."""
+    """Return P(m = 1) = 1 - exp(-exp(S)).
+
+    Args:
+        logits: S, any shape.
+    """
     return -torch.expm1(-torch.exp(logits))
 
 
@@ -151,7 +162,7 @@ def density(mask: Tensor, *, per_sample: bool = False) -> Tensor:
 
     Args:
         mask: masks of 0 and 1; (B, ...) if `per_sample`, else any shape.
-        per_sample: one value for each entry of the first dimension.
+        per_sample: return one value per entry of the first dimension.
 
     Returns:
         A float32 scalar, or (B,).

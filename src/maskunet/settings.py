@@ -1,6 +1,6 @@
-"""Settings: frozen dataclasses that check every field when they are made.
+"""Settings: frozen dataclasses that check every field when they are built.
 
-Each field says what it may hold, and a bad value ends in one line:
+Each field declares its values, and a bad value raises an error of one line:
 
     @dataclass(frozen=True)
     class TrainConfig(Settings):
@@ -9,7 +9,7 @@ Each field says what it may hold, and a bad value ends in one line:
 
     TrainConfig(max_train_steps=0)   # SettingError: expected max_train_steps to be an integer >= 1, got 0
 
-Nothing here imports torch, so that the command line can show every setting at once.
+Nothing here imports torch, so that the command line shows its help at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Check what no single field says; subclasses override it.
+        """Check how the fields fit together; subclasses override it.
 
         Raises:
             SettingError: settings contradict each other.
@@ -51,7 +51,8 @@ def _checked(default: Any, check: Callable[[str, Any], None]) -> Any:
 
 
 def _refuse(name: str, expected: str, value: Any) -> SettingError:
-    return SettingError(f"expected {name} to be {expected}, got {value!r}")
+    shown = " ".join(repr(value).split())  # the repr of a tensor has several lines
+    return SettingError(f"expected {name} to be {expected}, got {shown if len(shown) <= 120 else shown[:117] + '...'}")
 
 
 def _range(at_least: float | None, above: float | None, below: float | None, at_most: float | None) -> str:
@@ -70,6 +71,14 @@ def _inside(
     )
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def integer(
     default: int | None, *, at_least: int | None = None, at_most: int | None = None, optional: bool = False
 ) -> Any:
@@ -77,19 +86,26 @@ def integer(
 
     Args:
         default: its default.
-        at_least, at_most: inclusive bounds.
-        optional: None is allowed.
+        at_least: inclusive lower bound.
+        at_most: inclusive upper bound.
+        optional: whether None is allowed.
     """
     expected = f"an integer {_range(at_least, None, None, at_most)}".rstrip() + (" or None" if optional else "")
 
     def check(name: str, value: Any) -> None:
         if optional and value is None:
             return
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or not _inside(int(value), at_least, None, None, at_most):
+        if not _is_integer(value) or not _inside(int(value), at_least, None, None, at_most):
             raise _refuse(name, expected, value)
 
     return _checked(default, check)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def number(
@@ -105,9 +121,11 @@ def number(
 
     Args:
         default: its default.
-        at_least, at_most: inclusive bounds.
-        above, below: exclusive bounds.
-        optional: None is allowed.
+        at_least: inclusive lower bound.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        at_most: inclusive upper bound.
+        optional: whether None is allowed.
     """
     limits = _range(at_least, above, below, at_most)
     expected = f"a finite number {limits}".rstrip() + (" or None" if optional else "")
@@ -115,8 +133,8 @@ def number(
     def check(name: str, value: Any) -> None:
         if optional and value is None:
             return
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not _inside(float(value), at_least, above, below, at_most):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not _is_finite(value) or not _inside(float(value), at_least, above, below, at_most):
             raise _refuse(name, expected, value)
 
     return _checked(default, check)
@@ -128,7 +146,7 @@ def choice(default: str | None, *others: str, optional: bool = False) -> Any:
     Args:
         default: its default, also a valid name.
         others: the other valid names.
-        optional: None is allowed.
+        optional: whether None is allowed.
     """
     names = [name for name in (default, *others) if name is not None]
     expected = " or ".join(map(repr, names)) + (" or None" if optional else "")
@@ -159,7 +177,7 @@ def text(default: str | None, *, optional: bool = False) -> Any:
 
     Args:
         default: its default.
-        optional: None is allowed.
+        optional: whether None is allowed.
     """
 
     def check(name: str, value: Any) -> None:
@@ -191,8 +209,10 @@ def layer_targets(default: Targets) -> Any:
     """
 
     def check(name: str, value: Any) -> None:
-        listed = isinstance(value, Sequence) and not isinstance(value, bytes) and all(isinstance(v, str) for v in value)
-        if not listed or not value:
+        is_text = (
+            isinstance(value, Sequence) and not isinstance(value, bytes) and all(isinstance(v, str) for v in value)
+        )
+        if not is_text or not value:
             raise _refuse(name, "a preset, a regular expression or a list of suffixes", value)
 
     return _checked(default, check)
@@ -203,14 +223,13 @@ def counts(default: int | Sequence[int], *, at_least: int = 0) -> Any:
 
     Args:
         default: its default.
-        at_least: inclusive lower bound of each.
+        at_least: inclusive lower bound of every integer.
     """
 
     def check(name: str, value: Any) -> None:
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        whole = all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in values)
-        if not values or not whole or min(values) < at_least:
-            raise _refuse(name, f"an integer >= {at_least}, or a non-empty sequence of such", value)
+        if not values or not all(map(_is_integer, values)) or min(values) < at_least:
+            raise _refuse(name, f"an integer >= {at_least}, or a non-empty sequence of them", value)
 
     return _checked(default, check)
 
@@ -220,12 +239,15 @@ def check_value(owner: type[Settings], name: str, value: Any) -> None:
 
     Args:
         owner: the config class.
-        name: the field.
+        name: name of the field.
         value: its value.
 
     Raises:
-        SettingError: the field cannot hold the value.
+        SettingError: the field cannot hold the value, or there is no such field.
     """
+    names = [item.name for item in fields(owner)]  # type: ignore[arg-type]
+    if name not in names:
+        raise SettingError(f"expected a setting of {owner.__name__} ({', '.join(names)}), got {name!r}")
     item: Field[Any] = next(f for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
     if (check := item.metadata.get(_CHECK)) is not None:
         check(name, value)

@@ -1,7 +1,7 @@
-"""Which layers of a network are masked: its blocks, their layers, and the targets that choose among them.
+"""The masked layers of a network: its blocks, their layers, and the targets that select them.
 
-Names are those of `unet.named_modules()`, without the `.base_layer` that PEFT puts in when a LoRA wraps a layer; so a
-name is the same before and after a LoRA is added.
+Names are those of `unet.named_modules()` without the `.base_layer` of PEFT, so a layer has the same name before and
+after a LoRA is added.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.")
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer that is masked.
+    """A masked layer.
 
     Args:
         name: its dotted name in the U-Net.
-        shape: its weight's shape: (O, I) of a Linear, (O, I / groups, kh, kw) of a Conv2d.
+        shape: shape of its weight, (O, I) of a Linear or (O, I / groups, kh, kw) of a Conv2d.
     """
 
     name: str
@@ -44,12 +44,12 @@ class LayerSpec:
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Kernel size; (1, 1) of a Linear."""
+        """Kernel size (kh, kw); (1, 1) of a Linear."""
         return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
 
     @property
     def weights(self) -> int:
-        """How many weights the layer has."""
+        """Number of weights."""
         return math.prod(self.shape)
 
 
@@ -58,11 +58,11 @@ class BlockSpec:
     """A block of the U-Net and its masked layers.
 
     Args:
-        name: its dotted name, as "up_blocks.1".
-        in_channels: channels that its first resnet convolution takes (hidden state and, in the decoder, last skip).
-        out_channels: channels that this convolution gives.
+        name: its dotted name, such as "up_blocks.1".
+        in_channels: input channels of its first resnet convolution (hidden state and, in the decoder, last skip).
+        out_channels: output channels of this convolution.
         temb_channels: width of the timestep embedding.
-        layers: its masked layers in the network's order.
+        layers: its masked layers, in the network's order.
     """
 
     name: str
@@ -74,18 +74,22 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class Network:
-    """What a masker needs to know of a U-Net: its blocks with masked layers."""
+    """Description of a U-Net for a masker.
+
+    Args:
+        blocks: the blocks with masked layers, in the network's order.
+    """
 
     blocks: tuple[BlockSpec, ...]
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """All masked layers in the network's order."""
+        """All masked layers, in the network's order."""
         return tuple(layer for block in self.blocks for layer in block.layers)
 
     @property
     def weights(self) -> int:
-        """How many weights are masked."""
+        """Number of masked weights."""
         return sum(layer.weights for layer in self.layers)
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -95,6 +99,9 @@ class Network:
     @classmethod
     def from_json(cls, blocks: list[dict[str, Any]]) -> Network:
         """Undo `to_json`.
+
+        Args:
+            blocks: the blocks as JSON values.
 
         Raises:
             CheckpointError: the values do not describe a network.
@@ -114,12 +121,15 @@ class Network:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"expected a list of blocks with their layers, got something else ({error!r})"
+                f"expected a list of blocks with their layers, got JSON of another form ({error!r})"
             ) from error
 
 
 def unet_of(model: Any) -> nn.Module:
-    """Return the U-Net of a pipeline or the U-Net given, unwrapped from `torch.compile`.
+    """Return the U-Net of a model, unwrapped from `torch.compile`.
+
+    Args:
+        model: a pipeline or a U-Net.
 
     Raises:
         TargetError: there is no U-Net.
@@ -136,30 +146,34 @@ def unet_of(model: Any) -> nn.Module:
 
 
 def maskable_layers(unet: nn.Module) -> dict[str, nn.Module]:
-    """Return the Linear and Conv2d layers inside the U-Net's blocks by name."""
-    found: dict[str, nn.Module] = {}
+    """Return the Linear and Conv2d layers inside a U-Net's blocks by name.
+
+    Args:
+        unet: the U-Net.
+    """
+    layers: dict[str, nn.Module] = {}
     for name, module in unet.named_modules():
-        # Exact types: a subclass, such as a quantised Linear, computes something else than weight times input.
+        # Exact types: a subclass, such as a quantised Linear, may compute something other than weight times input.
         if type(module) not in (nn.Linear, nn.Conv2d) or not _BLOCK.match(name) or re.search(r"\.lora_\w", name):
             continue
-        found[name.replace(".base_layer", "")] = module
-    return found
+        layers[name.replace(".base_layer", "")] = module
+    return layers
 
 
 def resolve(unet: nn.Module, targets: Targets) -> list[str]:
-    """Return the names of the layers that targets choose, in the network's order.
+    """Return the names of the layers that targets select, in the network's order.
 
     Args:
         unet: the U-Net.
         targets: a preset ("decoder-attention", "decoder-attention-conv", "all"), a regular expression that must match
-            whole names, or a list of suffixes, as PEFT's `target_modules`.
+            whole names, or a list of suffixes, like PEFT's `target_modules`.
 
     Raises:
         TargetError: nothing matches, a suffix matches nothing, or a match cannot be masked; near misses are listed.
     """
     layers = maskable_layers(unet)
-    every = [n.replace(".base_layer", "") for n, _ in unet.named_modules() if n and ".lora_" not in n]
-    every = list(dict.fromkeys(every))
+    modules = [n.replace(".base_layer", "") for n, _ in unet.named_modules() if n and ".lora_" not in n]
+    names = list(dict.fromkeys(modules))
     if isinstance(targets, str):
         try:
             pattern = re.compile(PRESETS.get(targets, targets))
@@ -168,57 +182,57 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
                 f"expected a preset ({', '.join(PRESETS)}), a regular expression or a list of suffixes as targets, got "
                 f"{targets!r}, which is not a regular expression ({error})"
             ) from error
-        chosen = [name for name in every if pattern.fullmatch(name)]
-        if not chosen:
+        selected = [name for name in names if pattern.fullmatch(name)]
+        if not selected:
             raise _no_match(targets, layers)
     else:
         suffixes = list(targets)
         if not suffixes:
             raise TargetError("expected at least one suffix as targets, got an empty list")
         for suffix in suffixes:
-            if not any(_ends(name, suffix) for name in every):
+            if not any(_has_suffix(name, suffix) for name in names):
                 raise _no_match(suffix, layers)
-        chosen = [name for name in every if any(_ends(name, suffix) for suffix in suffixes)]
-    unmaskable = [name for name in chosen if name not in layers]
+        selected = [name for name in names if any(_has_suffix(name, suffix) for suffix in suffixes)]
+    unmaskable = [name for name in selected if name not in layers]
     if unmaskable:
-        kinds = dict(unet.named_modules())
-        shown = ", ".join(f"{n} ({type(kinds.get(n)).__name__})" for n in unmaskable[:5])
-        near = [n for n in chosen if n in layers][:3] or _near(unmaskable[0], layers)
+        by_name = dict(unet.named_modules())
+        shown = ", ".join(f"{n} ({type(by_name.get(n)).__name__})" for n in unmaskable[:5])
+        examples = [n for n in selected if n in layers][:3] or _near_misses(unmaskable[0], layers)
         raise TargetError(
             f"targets match {len(unmaskable)} module(s) that cannot be masked: {shown}. Only Linear and Conv2d layers "
-            f"inside down_blocks, mid_block and up_blocks can, such as {', '.join(near)}."
+            f"inside down_blocks, mid_block and up_blocks can, such as {', '.join(examples)}."
         )
-    return chosen
+    return selected
 
 
-def _ends(name: str, suffix: str) -> bool:
+def _has_suffix(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
-def _near(wanted: str, layers: Iterable[str]) -> list[str]:
+def _near_misses(target: str, layers: Iterable[str]) -> list[str]:
     names = list(layers)
     suffixes = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2, 3)}
-    found = difflib.get_close_matches(wanted, [*PRESETS, *sorted(suffixes), *names], n=4, cutoff=0.4)
-    return found or names[:3]
+    matches = difflib.get_close_matches(target, [*PRESETS, *sorted(suffixes), *names], n=4, cutoff=0.4)
+    return matches or names[:3]
 
 
-def _no_match(wanted: str, layers: Iterable[str]) -> TargetError:
-    near = ", ".join(_near(wanted, layers)) or "none: the U-Net has no maskable layer"
+def _no_match(target: str, layers: Iterable[str]) -> TargetError:
+    near = ", ".join(_near_misses(target, layers)) or "none: the U-Net has no maskable layer"
     return TargetError(
-        f"targets {wanted!r} match no layer. Near misses: {near}. Presets: {', '.join(PRESETS)}. A string is a regular "
+        f"targets {target!r} match no layer. Near misses: {near}. Presets: {', '.join(PRESETS)}. A string is a regular "
         "expression that must match whole names; a list holds suffixes."
     )
 
 
 def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
-    """Describe the blocks and layers of a U-Net that targets choose.
+    """Describe the blocks and layers of a U-Net that targets select.
 
     Args:
         model: a pipeline or a U-Net.
-        targets: see `resolve`.
+        targets: which layers; see `resolve`.
 
     Raises:
-        TargetError: no U-Net, or targets that match nothing or something that cannot be masked.
+        TargetError: there is no U-Net, or the targets match nothing or something that cannot be masked.
     """
     unet = unet_of(model)
     layers = maskable_layers(unet)
@@ -237,7 +251,10 @@ def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
 
 
 def block_of(name: str) -> str:
-    """Return the block that a layer's name belongs to.
+    """Return the name of a layer's block.
+
+    Args:
+        name: dotted name of the layer.
 
     Raises:
         TargetError: the layer lies outside the U-Net's blocks.
@@ -249,27 +266,34 @@ def block_of(name: str) -> str:
 
 
 def check_fits(unet: nn.Module, network: Network) -> None:
-    """Refuse a network description that is not of this U-Net.
+    """Refuse a network description of another U-Net.
+
+    Args:
+        unet: the U-Net.
+        network: what a masker was built for.
 
     Raises:
-        TargetError: layers or blocks differ; they are named.
+        TargetError: layers or blocks differ; the first ones are named.
     """
     layers = maskable_layers(unet)
-    wrong = []
+    differences = []
     for layer in network.layers:
         module = layers.get(layer.name)
         if module is None:
-            wrong.append(f"{layer.name} is not in this U-Net")
+            differences.append(f"{layer.name} is not in this U-Net")
         elif tuple(module.weight.shape) != layer.shape:  # type: ignore[arg-type]
-            wrong.append(f"{layer.name} expected {layer.shape}, got {tuple(module.weight.shape)}")  # type: ignore[arg-type]
-    if not wrong:
-        theirs = {b.name: b for b in describe(unet, [x.name for x in network.layers]).blocks}
+            shape = tuple(module.weight.shape)  # type: ignore[arg-type]
+            differences.append(f"{layer.name} expected {layer.shape}, got {shape}")
+    if not differences:
+        actual = {b.name: _channels(b) for b in describe(unet, [x.name for x in network.layers]).blocks}
         for block in network.blocks:
-            found = theirs[block.name]
-            sizes = (block.in_channels, block.out_channels, block.temb_channels)
-            seen = (found.in_channels, found.out_channels, found.temb_channels)
-            if any(sizes) and sizes != seen:
-                wrong.append(f"{block.name} expected channels {sizes}, got {seen}")
-    if wrong:
-        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise TargetError(f"the masker was made for another network: {'; '.join(wrong[:5])}{more}")
+            expected = _channels(block)
+            if any(expected) and expected != actual[block.name]:  # masks that are given know no channels
+                differences.append(f"{block.name} expected channels {expected}, got {actual[block.name]}")
+    if differences:
+        omitted = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+        raise TargetError(f"the masker was made for another network: {'; '.join(differences[:5])}{omitted}")
+
+
+def _channels(block: BlockSpec) -> tuple[int, int, int]:
+    return block.in_channels, block.out_channels, block.temb_channels
