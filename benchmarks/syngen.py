@@ -110,12 +110,12 @@ def main() -> None:
             scores[name] += [Score(i, p.task, float(r)) for i, (p, r) in enumerate(zip(prompts, found["right"]))]
             seconds[name].append(found["seconds"])
             print(f"{name}, seed {seed}: {sum(found['right'])} of {len(texts)}, {found['seconds']:.0f} s")
-    table = Scores.of(scores)
+    table = Scores.gather(scores)
     print(table.to_markdown())
     study = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "output")}
     result = {"study": study, "scores": table.to_dict(), "seconds": seconds}
     result["minus masker"] = {
-        side: {task: vars(table.gain(side, "masker", task)) for task in table.names}
+        side: {task: vars(table.gain(side, "masker", task)) for task in table.task_names}
         | {"overall": vars(table.gain(side, "masker"))}
         for side in table.values
         if side.endswith(" + masker")

@@ -67,7 +67,7 @@ def test_both_sides_share_their_noise(pipe: StableDiffusionPipeline) -> None:
         features=features,
         reference=torch.rand(10, 3, 16, 16),
         progress=False,
-        keep=lambda side, run, made: pictures.__setitem__((side, run), made),
+        on_images=lambda side, run, made: pictures.__setitem__((side, run), made),
     )
     torch.testing.assert_close(pictures["base", 0], pictures["masked", 0], atol=1e-5, rtol=0)
     assert not torch.equal(pictures["base", 0], pictures["base", 1])

@@ -18,7 +18,7 @@ from maskunet import zoo
 from maskunet.errors import DataError
 from maskunet.evaluation.coco import coco_captions
 from maskunet.evaluation.features import load_features
-from maskunet.evaluation.folder import generate_folder, measure, picture_files, prompts_of, read_pictures
+from maskunet.evaluation.folder import generate_folder, measure_folder, image_files, prompts_beside, read_images
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import Scene, training_scene
 
@@ -36,7 +36,7 @@ def write(folder: Path, scenes: list[Scene], style: str = "plain") -> Path:
 
 
 def read(folder: Path) -> list[bytes]:
-    return [np.asarray(Image.open(f)).tobytes() for f in picture_files(folder)]
+    return [np.asarray(Image.open(f)).tobytes() for f in image_files(folder)]
 
 
 def test_shards_and_resumed_runs_give_the_pictures_of_one_run(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_shards_and_resumed_runs_give_the_pictures_of_one_run(pipe: StableDiffus
     assert counts == [3, 2]
     whole = read(tmp_path / "one")
     assert read(tmp_path / "two") == whole
-    assert prompts_of(picture_files(tmp_path / "two")) == PROMPTS
+    assert prompts_beside(image_files(tmp_path / "two")) == PROMPTS
     (tmp_path / "two" / "000001.json").unlink()
     (tmp_path / "two" / "000003.png").unlink()
     assert generate_folder(pipe, PROMPTS, tmp_path / "two", **OPTIONS) == 2
@@ -61,19 +61,19 @@ def test_bundled_features_tell_worlds_and_captions_apart(tmp_path: Path) -> None
     mine = write(tmp_path / "mine", [training_scene(i, 5) for i in range(120)])
     same = write(tmp_path / "same", [training_scene(i, 6) for i in range(120)])
     art = write(tmp_path / "art", [training_scene(i, 5) for i in range(120)], "art")
-    near = measure(mine, same, features, resolution=64, progress=False)
-    far = measure(art, same, features, resolution=64, progress=False)
+    near = measure_folder(mine, same, features, resolution=64, progress=False)
+    far = measure_folder(art, same, features, resolution=64, progress=False)
     assert near["n"] == near["n_reference"] == 120
     for name in ("fid", "kid", "cmmd"):
         assert near[name] < far[name], name
     assert abs(near["kid"]) < 3 * near["kid_std"] + 1e-3
     assert near["precision"] > 0.6
     assert near["recall"] > 0.6
-    itself = measure(mine, mine, features, resolution=64, progress=False)
+    itself = measure_folder(mine, mine, features, resolution=64, progress=False)
     assert itself["fid"] == pytest.approx(0, abs=1e-3)
     assert itself["precision"] == itself["recall"] == 1
     shuffled = [training_scene(i + 1, 5).caption for i in range(120)]
-    wrong = measure(mine, None, features, resolution=64, prompts=shuffled, progress=False)
+    wrong = measure_folder(mine, None, features, resolution=64, prompts=shuffled, progress=False)
     assert near["clip_score"] > wrong["clip_score"] + 0.05
     assert "fid" not in wrong
 
@@ -95,7 +95,7 @@ def test_pictures_are_cropped_to_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 255
     Image.fromarray(wide).save(tmp_path / "a.png")
-    (batch,) = read_pictures([tmp_path / "a.png"], 8)
+    (batch,) = read_images([tmp_path / "a.png"], 8)
     assert batch.shape == (1, 3, 8, 8)
     assert batch.min() == 1
 
@@ -108,10 +108,10 @@ def test_unknown_features_are_refused(name: str) -> None:
 
 def test_unreadable_pictures_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="folder with pictures"):
-        picture_files(tmp_path)
+        image_files(tmp_path)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png"):
-        list(read_pictures(picture_files(tmp_path), 8))
+        list(read_images(image_files(tmp_path), 8))
 
 
 def test_coco_captions_are_one_a_picture_and_repeat(tmp_path: Path) -> None:

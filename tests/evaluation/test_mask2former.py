@@ -55,7 +55,7 @@ def test_from_a_folder(mask2former_folder: Path, clip_folder: Path) -> None:
 def test_equals_transformers_where_it_works_at_the_pictures_size(mask2former_folder: Path, clip_folder: Path) -> None:
     """transformers brings masks to 384 x 384 and to the picture from there, so only at that size are both the same."""
     detector = Mask2FormerDetector.from_pretrained(mask2former_folder, clip=str(clip_folder))
-    detector.short = detector.long = 384
+    detector.shortest_edge = detector.longest_edge = 384
     picture = noise(384, 384, 1)
     pixels, _ = detector._prepare(picture)
     with torch.inference_mode():

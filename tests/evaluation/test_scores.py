@@ -17,12 +17,12 @@ def rows(values: list[list[float]], task: str = "counting", first: int = 0) -> l
 def test_overall_is_the_mean_over_tasks_and_a_task_the_mean_over_pictures() -> None:
     """As GenEval's summary: a prompt with more pictures weighs more in its task."""
     base = rows([[1, 0, 1, 1], [0]]) + rows([[1.0]] * 3 + [[0.0]], "colors", 2)
-    found = Scores.of({"base": base})
-    assert found.names == ["counting", "colors"]
+    found = Scores.gather({"base": base})
+    assert found.task_names == ["counting", "colors"]
     assert found.estimate("base", "counting").value == pytest.approx(3 / 5)
     assert found.estimate("base").value == pytest.approx((3 / 5 + 3 / 4) / 2)
     lines = found.to_markdown().splitlines()
-    assert lines[0] == "| task | prompts | pictures | base |"
+    assert lines[0] == "| task | prompts | images | base |"
     assert lines[2].startswith("| counting | 2 | 5 | 0.600 [")
     assert lines[-1].startswith("| **overall** | 6 | 9 | 0.675 [")
     assert found.to_dict()["overall"]["base"]["value"] == pytest.approx(0.675)
@@ -33,7 +33,7 @@ def test_sides_are_compared_in_pairs() -> None:
     values = (torch.rand(200, 2, generator=generator) < 0.5).float()
     better = values.clone()
     better[::10] = 1
-    found = Scores.of({"base": rows(values.tolist()), "masker": rows(better.tolist())})
+    found = Scores.gather({"base": rows(values.tolist()), "masker": rows(better.tolist())})
     gain, side = found.gain("masker", "base"), found.estimate("masker")
     assert 0 < gain.low < gain.value < gain.high
     assert gain.high - gain.low < side.high - side.low
@@ -42,7 +42,7 @@ def test_sides_are_compared_in_pairs() -> None:
 
 
 def test_an_interval_has_width_where_all_prompts_agree() -> None:
-    found = Scores.of({"base": rows([[1.0]] * 80) + rows([[0.0]] * 80, "position", 80)})
+    found = Scores.gather({"base": rows([[1.0]] * 80) + rows([[0.0]] * 80, "position", 80)})
     right, wrong = found.estimate("base", "counting"), found.estimate("base", "position")
     assert (right.value, right.high, wrong.value, wrong.low) == pytest.approx((1, 1, 0, 0))
     assert right.low == pytest.approx(80 / (80 + 1.96**2), abs=1e-3)
@@ -52,16 +52,16 @@ def test_an_interval_has_width_where_all_prompts_agree() -> None:
 
 
 def test_without_an_overall_figure() -> None:
-    found = Scores.of({"base": rows([[0.12344]], "color")}, overall=None, digits=4)
+    found = Scores.gather({"base": rows([[0.12344]], "color")}, overall=None, digits=4)
     assert "overall" not in found.to_markdown()
     assert "| color | 1 | 1 | 0.1234 [" in found.to_markdown()
     assert list(found.to_dict()) == ["color"]
 
 
 def test_sides_that_differ_are_refused() -> None:
-    with pytest.raises(DataError, match="as many pictures"):
-        Scores.of({"base": rows([[1.0]]), "masker": rows([[1.0, 0.0]])})
+    with pytest.raises(DataError, match="same number of images"):
+        Scores.gather({"base": rows([[1.0]]), "masker": rows([[1.0, 0.0]])})
     with pytest.raises(DataError, match="prompt 0 of masker differs"):
-        Scores.of({"base": rows([[1.0]]), "masker": rows([[1.0]], "colors")})
-    with pytest.raises(DataError, match="at least one picture"):
-        Scores.of({"base": []})
+        Scores.gather({"base": rows([[1.0]]), "masker": rows([[1.0]], "colors")})
+    with pytest.raises(DataError, match="at least one image"):
+        Scores.gather({"base": []})

@@ -16,7 +16,7 @@ from torch import Tensor
 from maskunet.errors import DataError
 from maskunet.evaluation import T2ICompBench, run_benchmark
 from maskunet.evaluation.blip_vqa import BlipVqa
-from maskunet.evaluation.t2i_compbench import find_samples, read_prompts, spacy_phrases
+from maskunet.evaluation.t2i_compbench import read_prompts, spacy_phrases
 
 PROMPTS = {"color": ["a red bench and a blue bowl.", "a cat."], "shape": ["a round clock"]}
 
@@ -37,7 +37,7 @@ def test_layout_and_figures(tmp_path: Path) -> None:
         assert all(p.size == (32, 32) for p in pictures)
         return [[0.33336 if "red" in q else 0.5 for q in of_one] for of_one in questions]
 
-    benchmark = T2ICompBench(PROMPTS, vqa, phrases, samples=2, batch_size=4)
+    benchmark = T2ICompBench(PROMPTS, vqa, phrases, images_per_prompt=2, batch_size=4)
     found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
     assert found is not None
     folder = tmp_path / "base" / "color"
@@ -53,7 +53,7 @@ def test_layout_and_figures(tmp_path: Path) -> None:
     assert answers == [{"question_id": i, "answer": a} for i, a in enumerate(["0.1667", "0.1667", "0.5000", "0.5000"])]
     assert (folder / "annotation_blip" / "blip_vqa_score.txt").read_text().startswith("BLIP-VQA score:0.33335")
     assert found.estimate("base", "color").value == pytest.approx(0.33335)
-    assert found.names == ["color", "shape"]
+    assert found.task_names == ["color", "shape"]
     assert "overall" not in found.to_markdown()
     seeds = [json.loads(f.read_text())["seed"] for f in tmp_path.glob("base/*/records/*.json")]
     assert len(set(seeds)) == 6
@@ -72,7 +72,7 @@ def test_with_a_network_and_a_folder_made_elsewhere(blip_folder: Path, tmp_path:
     ((expected,),) = vqa([Image.new("RGB", (40, 32), "red")], [["a red bench?"]])
     assert scores[0].value == round(expected, 4)
     assert (tmp_path / "out" / "color" / "annotation_blip" / "vqa_result.json").is_file()
-    assert [s.number for s in find_samples(tmp_path)] == [9, 100000]
+    assert [int(i.file.stem[-6:]) for i in T2ICompBench({}).find_images(tmp_path)] == [9, 100000]
 
 
 def test_no_more_than_eight_phrases_and_none_is_right(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_no_more_than_eight_phrases_and_none_is_right(tmp_path: Path) -> None:
         return [[0.5] * len(q) for q in questions]
 
     prompts = {"color": ["many", "none"]}
-    benchmark = T2ICompBench(prompts, vqa, lambda p: ["x"] * 20 if p == "many" else [], samples=1)
+    benchmark = T2ICompBench(prompts, vqa, lambda p: ["x"] * 20 if p == "many" else [], images_per_prompt=1)
     found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
     assert found is not None
     assert found.values["base"].tolist() == [pytest.approx(0.0039), 1]
@@ -129,8 +129,8 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a splitter of prompts"):
         T2ICompBench(PROMPTS).score(tmp_path, tmp_path)
     with pytest.raises(DataError, match="T2I-CompBench's folders"):
-        find_samples(tmp_path)
+        T2ICompBench({}).find_images(tmp_path)
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "cat.png").write_text("")
     with pytest.raises(DataError, match="named <prompt>_<number>"):
-        find_samples(tmp_path)
+        T2ICompBench({}).find_images(tmp_path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..attaching.attachment import disabled
 from ..errors import DataError
 from ..evaluation.features import load_features
-from ..evaluation.folder import picture_files, read_pictures
+from ..evaluation.folder import image_files, read_images
 from ..metrics.distances import frechet_distance
 from ..metrics.intervals import Estimate, student
 from ..plotting import COLOURS, MARKERS, new_mosaic
@@ -109,7 +109,7 @@ def _world(subject: Subject) -> tuple[str, Any, Tensor]:
     if s.reference is None:
         name = s.features or "the bundled CLIP"
         return name, features, bundled_reference(_REFERENCE) if space is None else features(_real_pictures())
-    batches = read_pictures(picture_files(Path(s.reference)), side)
+    batches = read_images(image_files(Path(s.reference)), side)
     return s.features or "the bundled CLIP", features, torch.cat([features(b) for b in batches])
 
 

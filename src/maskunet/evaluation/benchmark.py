@@ -1,27 +1,27 @@
-"""Run a benchmark: make every side's pictures, score them, compare the sides.
+"""Run a benchmark: generate the images of every side, score them, compare the sides.
 
-A side is a name and a function `make(prompts, seeds) -> pictures`; the base model, a masker, a search. All sides get the
-same prompts and seeds, so that their differences are paired.
+All sides get the same prompts and seeds, so that their differences are paired.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from ..errors import DataError
+from ..errors import SettingError
 from ..sampling.generation import Side
-from .image_jobs import Shot, make_missing, wait_for
+from .image_jobs import BenchmarkImage, ImageJob, generate_missing, wait_for_images
 from .scores import Score, Scores
 
 
+@runtime_checkable
 class Benchmark(Protocol):
-    """Prompts, folders and rules of a benchmark: `GenEval`, `T2ICompBench`."""
+    """Prompts, folder layout and rules of a benchmark: `GenEval`, `T2ICompBench`."""
 
     @property
     def overall(self) -> str | None:
-        """Name of the mean over tasks; None where the benchmark has no such figure."""
+        """Name of the mean over tasks; None if the benchmark has no such figure."""
         ...
 
     @property
@@ -29,14 +29,33 @@ class Benchmark(Protocol):
         """Digits after the point in its tables."""
         ...
 
-    def shots(self, folder: Path) -> list[Shot]:
-        """Return the pictures to make."""
+    def jobs(self, folder: Path) -> list[ImageJob]:
+        """Return the images to generate.
+
+        Args:
+            folder: the side's folder.
+        """
+        ...
+
+    def find_images(self, folder: Path) -> list[BenchmarkImage]:
+        """Return the images of a folder in the benchmark's layout.
+
+        Args:
+            folder: the side's folder.
+        """
         ...
 
     def score(
-        self, folder: Path, results: Path, only: Sequence[Shot] | None = None, *, progress: bool = True
+        self, folder: Path, results: Path, jobs: Sequence[ImageJob] | None = None, *, progress: bool = True
     ) -> list[Score]:
-        """Score the pictures of a folder and write the benchmark's own files into `results`."""
+        """Score the images of a folder and write the benchmark's own result files.
+
+        Args:
+            folder: the side's folder.
+            results: folder for the result files.
+            jobs: the images that count; all if None.
+            progress: show a progress bar.
+        """
         ...
 
 
@@ -50,44 +69,47 @@ def run_benchmark(
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
-    say: Callable[[str], object] = lambda text: None,
+    on_generated: Callable[[Path, int], object] | None = None,
 ) -> Scores | None:
-    """Run a benchmark on every side; pictures that are there already are kept.
+    """Run a benchmark on every side; images that exist already are kept.
 
     Args:
-        benchmark: what to run.
-        sides: makes pictures, by the side's name.
-        output: receives a folder for each side, in the benchmark's layout, with its results.
-        settings: what makes each side's pictures, kept with them; a folder of other settings is refused.
-        batch_size: pictures a call, one number or one for each side.
-        rank, world: this process makes its share of the pictures; the first one scores them all.
+        benchmark: the benchmark.
+        sides: sides by name.
+        output: receives one folder per side, in the benchmark's layout, with its results.
+        settings: settings of each side, written beside its images; a folder of other settings is refused.
+        batch_size: images per call, one number or one per side.
+        rank: this process generates the images i with i mod world = rank; process 0 scores all.
+        world: number of processes.
         progress: show progress bars.
-        say: told what was made.
+        on_generated: called with each side's folder and the number of images that this process generated.
 
     Returns:
         The scores; None on all processes but the first.
 
     Raises:
-        DataError: no sides, or a folder that cannot be used.
+        SettingError: there are no sides.
+        DataError: a folder cannot be used.
     """
     if not sides:
-        raise DataError("expected at least one side to run the benchmark on, got none")
-    shots = {side: benchmark.shots(output / side) for side in sides}
-    for side, make in sides.items():
-        made = make_missing(
-            make,
-            shots[side],
-            settings=(settings or {}).get(side, {}),
-            batch_size=batch_size if isinstance(batch_size, int) else batch_size[side],
+        raise SettingError("expected at least one side to run the benchmark on, got none")
+    jobs = {name: benchmark.jobs(output / name) for name in sides}
+    for name, side in sides.items():
+        count = generate_missing(
+            side,
+            jobs[name],
+            settings=(settings or {}).get(name, {}),
+            batch_size=batch_size if isinstance(batch_size, int) else batch_size[name],
             rank=rank,
             world=world,
             progress=progress,
         )
-        say(f"{made} pictures made, {output / side}")
+        if on_generated is not None:
+            on_generated(output / name, count)
     if rank > 0:
         return None
-    found = {}
-    for side in sides:
-        wait_for(shots[side])
-        found[side] = benchmark.score(output / side, output / side, shots[side], progress=progress)
-    return Scores.of(found, overall=benchmark.overall, digits=benchmark.digits)
+    scores = {}
+    for name in sides:
+        wait_for_images(jobs[name])
+        scores[name] = benchmark.score(output / name, output / name, jobs[name], progress=progress)
+    return Scores.gather(scores, overall=benchmark.overall, digits=benchmark.digits)

@@ -1,4 +1,4 @@
-"""Compare a pipeline without and with its masks: same prompts, same noise, exact verdicts, intervals."""
+"""Compare a pipeline without and with its masks: same prompts, same noise, exact verdicts, 95 % intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attaching.attachment import attachment_of, disabled
-from ..errors import DataError
+from ..errors import SettingError
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval_rules import check
 from ..metrics.intervals import Estimate, bootstrap, student
@@ -19,6 +19,7 @@ from ..shapes.judge import judge
 from ..shapes.scenes import Prompt
 from ..shapes.vocabulary import TASKS
 
+#: The sides of a comparison with the attached masks.
 SIDES = ("base", "masked")
 
 
@@ -27,11 +28,11 @@ class Comparison:
     """Verdicts and distances of both sides.
 
     Args:
-        prompts: what was asked for.
-        seeds: how many pictures each prompt got on each side, from the same noise on both.
-        right: whether each picture is right, (2, seeds, N): base, masked.
-        reasons: why a picture is wrong, by side, seed and prompt; None where it is right.
-        distances: FID on the bundled features, (2, seeds); empty where none was measured.
+        prompts: N prompts with their requirements.
+        seeds: images per prompt and side, from the same noise on both sides.
+        right: whether each image matches its prompt, (2, seeds, N): base, masked.
+        reasons: why an image does not match, by side, seed and prompt; None if it does.
+        distances: FID on the bundled features, (2, seeds); (2, 0) if it was not measured.
     """
 
     prompts: Sequence[Prompt]
@@ -41,23 +42,35 @@ class Comparison:
     distances: Tensor
 
     def accuracy(self, side: str, task: str | None = None) -> Estimate:
-        """Return the share of right pictures of a side, of one task or as the mean over tasks (GenEval's overall).
+        """Return the share of right images of a side, of one task or as the mean over tasks (GenEval's overall).
 
-        The interval is a bootstrap over prompts; the pictures of a prompt stay together.
+        The interval is a bootstrap over prompts; the images of a prompt stay together.
+
+        Args:
+            side: "base" or "masked".
+            task: name of the task; the mean over tasks if None.
         """
         return bootstrap(self.right[SIDES.index(side)].float().mean(0), self._groups(task))
 
     def gain(self, task: str | None = None) -> Estimate:
-        """Return masked minus base accuracy, paired by prompt and noise."""
+        """Return masked minus base accuracy, paired by prompt and noise.
+
+        Args:
+            task: name of the task; the mean over tasks if None.
+        """
         difference = self.right[1].float().mean(0) - self.right[0].float().mean(0)
         return bootstrap(difference, self._groups(task))
 
     def distance(self, side: str) -> Estimate:
-        """Return the FID of a side: mean over seeds, Student's interval."""
+        """Return the FID of a side: mean over seeds, Student's interval.
+
+        Args:
+            side: "base" or "masked".
+        """
         return student(self.distances[SIDES.index(side)])
 
     def distance_gain(self) -> Estimate:
-        """Return masked minus base FID, paired by seed; below zero is better."""
+        """Return masked minus base FID, paired by seed; lower is better."""
         return student(self.distances[1] - self.distances[0])
 
     def _groups(self, task: str | None) -> list[Tensor]:
@@ -89,28 +102,29 @@ def compare(
     features: Callable[[Tensor], Tensor] | None = None,
     reference: Tensor | None = None,
     progress: bool = True,
-    keep: Callable[[str, int, Tensor], None] | None = None,
+    on_images: Callable[[str, int, Tensor], None] | None = None,
 ) -> Comparison:
     """Generate from prompts of the shapes world without and with the attached masks, and judge both.
 
     Args:
         pipe: a pipeline with a masker attached.
-        prompts: what to ask for, with the requirement of each.
-        seeds: pictures a prompt on each side.
-        seed: the noise of a picture depends on this and on the picture's place.
+        prompts: prompts with their requirements.
+        seeds: images per prompt and side, >= 1.
+        seed: the noise of an image depends on this, on the number of its seed and on that of its prompt.
         num_inference_steps: denoising steps.
         guidance_scale: strength of classifier-free guidance.
-        batch_size: prompts a call.
-        features: picture features (N, 3, H, W) in [0, 1] to (N, D), for FID; none without.
-        reference: real pictures (M, 3, H, W) in [0, 1], for FID.
+        batch_size: prompts per call.
+        features: maps images (N, 3, H, W) in [0, 1] to features (N, D), for FID; FID is not measured if None.
+        reference: real images (M, 3, H, W) in [0, 1], for FID.
         progress: show progress bars.
-        keep: called with the side's name, the seed's number and the pictures.
+        on_images: called with the side's name, the number of the seed and the images.
 
     Raises:
-        DataError: no prompts, or a setting out of range.
+        SettingError: no masker is attached, or fewer than one seed.
+        DataError: there are no prompts.
     """
     if attachment_of(pipe) is None or seeds < 1:
-        raise DataError(
+        raise SettingError(
             f"expected a pipeline with a masker attached and at least one seed, got {seeds} seeds and "
             f"{'no masker; call maskunet.attach first' if attachment_of(pipe) is None else 'a masker'}"
         )
@@ -131,14 +145,14 @@ def compare(
             texts = [p.prompt for p in prompts]
             if name == "base":
                 with disabled(pipe):
-                    pictures = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
+                    images = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
             else:
-                pictures = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
-            verdicts = [check(d, p.metadata()) for d, p in zip(judge(pictures), prompts, strict=True)]
+                images = generate(pipe, texts, **options).tensor  # type: ignore[arg-type]
+            verdicts = [check(d, p.metadata()) for d, p in zip(judge(images), prompts, strict=True)]
             reasons[side].append(verdicts)
             right[side, run] = torch.tensor([v is None for v in verdicts])
             if features is not None and real is not None:
-                distances[side, run] = frechet_distance(features(pictures), real)
-            if keep is not None:
-                keep(name, run, pictures)
+                distances[side, run] = frechet_distance(features(images), real)
+            if on_images is not None:
+                on_images(name, run, images)
     return Comparison(prompts, seeds, right, reasons, distances)

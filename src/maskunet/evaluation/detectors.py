@@ -1,4 +1,4 @@
-"""The seam of GenEval: what finds the objects of a picture and names their colours."""
+"""The interface of GenEval's detectors, and the detector of the shapes world."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..shapes.vocabulary import COLOURS, SHAPES
 
 
 class Detector(Protocol):
-    """Finds objects."""
+    """Finds the objects of an image and names their colours."""
 
     @property
     def names(self) -> Collection[str]:
@@ -27,12 +27,21 @@ class Detector(Protocol):
         """The colours that it knows."""
         ...
 
-    def __call__(self, picture: Image.Image) -> list[Detection]:
-        """Return the objects of an RGB picture: class, box, confidence, and the mask (H, W) where there is one."""
+    def __call__(self, image: Image.Image) -> list[Detection]:
+        """Return the objects of an image: class, box, confidence, and the mask (H, W) if it finds one.
+
+        Args:
+            image: an RGB image.
+        """
         ...
 
-    def colours(self, picture: Image.Image, objects: Sequence[Detection]) -> list[str]:
-        """Return the colour of each of these objects of one class."""
+    def colours(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
+        """Return the colour of each of these objects of one class.
+
+        Args:
+            image: an RGB image.
+            objects: objects found in it.
+        """
         ...
 
 
@@ -42,11 +51,20 @@ class JudgeDetector:
     names: Collection[str] = SHAPES
     palette: Collection[str] = COLOURS
 
-    def __call__(self, picture: Image.Image) -> list[Detection]:
-        """Return the objects of a picture of the shapes world."""
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    def __call__(self, image: Image.Image) -> list[Detection]:
+        """Return the objects of an image of the shapes world.
+
+        Args:
+            image: an RGB image.
+        """
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         return judge(pixels[None].float() / 255)[0]
 
-    def colours(self, picture: Image.Image, objects: Sequence[Detection]) -> list[str]:
-        """Return the colours that the judge has seen already."""
-        return [str(found.colour) for found in objects]
+    def colours(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
+        """Return the colours that the judge detected with the objects.
+
+        Args:
+            image: an RGB image.
+            objects: objects found in it.
+        """
+        return [str(detection.colour) for detection in objects]

@@ -1,8 +1,9 @@
-"""Features of pictures, the space that distances between sets are measured in; each is a plug-in of one function.
+"""Feature spaces in which distances between sets of images are measured.
 
     clip:SOURCE       pooled features of a CLIP vision tower (CMMD, CLIP score)
     dinov2:SOURCE     the class token of a DINOv2 (FD-DINOv2)
     inception         Inception v3's 2048 features (FID as published), through torchmetrics and torch-fidelity
+    shapes            pooled features of the bundled CLIP
 
 SOURCE is a folder or a hub id of a model in transformers' format.
 """
@@ -20,14 +21,15 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from ..errors import CheckpointError, DataError, first_line
+from ..errors import CheckpointError, DataError, SettingError, first_line
+from ..pretrained import bundled_path
 
 
 class Features(ABC):
-    """Features of pictures.
+    """A feature space of images.
 
     Args:
-        source: where the model comes from.
+        source: folder or hub id of the model.
         device: where it runs.
     """
 
@@ -35,18 +37,24 @@ class Features(ABC):
         self.source, self.device = source, torch.device(device)
 
     @abstractmethod
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return features (N, D), float32 on the CPU, of pictures (N, 3, H, W) in [0, 1]."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return features (N, D), float32 on the CPU.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+        """
 
     def texts(self, captions: Sequence[str]) -> Tensor | None:
-        """Return features (N, D) of captions in the same space; None where the model knows no text."""
+        """Return features (N, D) of captions in the same space; None if the model has no text encoder.
+
+        Args:
+            captions: N captions.
+        """
         return None
 
 
-
-
 def _preprocessing(source: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Side in pixels, mean and deviation of a model's input, from its `preprocessor_config.json`."""
+    """Return side in pixels, mean and standard deviation of a model's input, from its `preprocessor_config.json`."""
     path = Path(source) / "preprocessor_config.json"
     if not path.is_file():
         path = Path(hf_hub_download(source, "preprocessor_config.json"))
@@ -71,9 +79,9 @@ class _Vision(Features):
     @abstractmethod
     def _load(self, source: str) -> Any: ...
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor) -> Tensor:
         """Resize the shorter side (bicubic, antialiased), crop the centre, normalise."""
-        x = pictures.to(self.device, torch.float32)
+        x = images.to(self.device, torch.float32)
         if min(x.shape[-2:]) != self.side or x.shape[-1] != x.shape[-2]:
             scale = self.side / min(x.shape[-2:])
             size = [max(self.side, round(d * scale)) for d in x.shape[-2:]]
@@ -84,7 +92,7 @@ class _Vision(Features):
 
 
 class ClipFeatures(_Vision):
-    """Projected features of CLIP, of unit length, for pictures and captions."""
+    """Projected features of CLIP, of unit length, for images and captions."""
 
     def _load(self, source: str) -> Any:
         from transformers import AutoTokenizer, CLIPModel
@@ -93,19 +101,27 @@ class ClipFeatures(_Vision):
         return CLIPModel.from_pretrained(source, dtype=torch.float32)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return projected features of pictures."""
-        found = self.model.get_image_features(pixel_values=self._prepare(pictures)).pooler_output
-        return F.normalize(found, dim=-1).cpu()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return projected features (N, D) of unit length.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+        """
+        features = self.model.get_image_features(pixel_values=self._prepare(images)).pooler_output
+        return F.normalize(features, dim=-1).cpu()
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Projected features of captions, of unit length."""
+        """Return projected features (N, D) of captions, of unit length.
+
+        Args:
+            captions: N captions.
+        """
         length = self.model.config.text_config.max_position_embeddings
         options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
         ids = self.tokenizer(list(captions), **options).to(self.device)
-        found = self.model.get_text_features(**ids).pooler_output
-        return F.normalize(found, dim=-1).cpu()
+        features = self.model.get_text_features(**ids).pooler_output
+        return F.normalize(features, dim=-1).cpu()
 
 
 class Dinov2Features(_Vision):
@@ -117,10 +133,14 @@ class Dinov2Features(_Vision):
         return AutoModel.from_pretrained(source, dtype=torch.float32)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return class tokens of pictures."""
-        found: Tensor = self.model(pixel_values=self._prepare(pictures)).pooler_output
-        return found.cpu()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return class tokens (N, D).
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+        """
+        features: Tensor = self.model(pixel_values=self._prepare(images)).pooler_output
+        return features.cpu()
 
 
 class InceptionFeatures(Features):
@@ -140,23 +160,27 @@ class InceptionFeatures(Features):
         except OSError as error:  # urllib's errors among them
             raise CheckpointError(
                 "expected Inception's weights, which torch-fidelity downloads at first use, could not get them: "
-                f"{first_line(error)}. Where there is no network, put weights-inception-2015-12-05-6726825d.pth of "
+                f"{first_line(error)}. Without a network, put weights-inception-2015-12-05-6726825d.pth of "
                 f"github.com/toshas/torch-fidelity (release v0.2.0) into {torch.hub.get_dir()}/checkpoints"
             ) from error
         except RuntimeError as error:  # a torchvision that was built for another torch, or a damaged file
             raise DataError(
-                "expected a torchvision from the same source as torch, and whole weights, for Inception features, got: "
+                "expected a torchvision from the same source as torch, and undamaged weights, for Inception features, got: "
                 f"{first_line(error)}"
             ) from error
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return pool features of pictures."""
-        found: Tensor = self.model((pictures.to(self.device) * 255).round().byte())
-        return found.cpu()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return pool features (N, 2048).
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+        """
+        features: Tensor = self.model((images.to(self.device) * 255).round().byte())
+        return features.cpu()
 
 
-#: Adding a feature space is one class and one line.
+#: Feature spaces by kind; a new one is a class and a line here.
 KINDS: dict[str, Callable[[str, torch.device | str], Features]] = {
     "clip": ClipFeatures,
     "dinov2": Dinov2Features,
@@ -165,13 +189,20 @@ KINDS: dict[str, Callable[[str, torch.device | str], Features]] = {
 
 
 def load_features(name: str, device: torch.device | str = "cpu") -> Features:
-    """Return features by name, `kind:source` or `inception`.
+    """Load a feature space by name.
+
+    Args:
+        name: "clip:SOURCE", "dinov2:SOURCE", "inception" or "shapes".
+        device: where the model runs.
 
     Raises:
-        DataError: an unknown kind, or a missing extra.
+        SettingError: an unknown name.
+        DataError: a missing extra.
         CheckpointError: the model cannot be read.
     """
+    if name == "shapes":
+        name = f"clip:{bundled_path('shapes-clip')}"
     kind, _, source = name.partition(":")
     if kind not in KINDS or (kind == "inception") == bool(source):
-        raise DataError(f"expected features clip:SOURCE, dinov2:SOURCE or inception, got {name!r}")
+        raise SettingError(f"expected features clip:SOURCE, dinov2:SOURCE, inception or shapes, got {name!r}")
     return KINDS[kind](source, device)

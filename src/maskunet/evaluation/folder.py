@@ -1,18 +1,18 @@
-"""Pictures in a folder: generated shard by shard and resumably, read in batches, measured against another folder.
+"""Folders of images: generated in parallel and resumed, read in batches, measured against a folder of real images.
 
-Picture i is `000000.png` with `000000.json` beside it: prompt, seed and settings.
+Image i is `000000.png`, with `000000.json` beside it: prompt, seed and settings.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,9 +20,23 @@ from ..errors import DataError
 from ..metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
 from ..sampling.generation import pipeline_side
 from .features import Features
-from .image_jobs import Shot, make_missing
+from .image_jobs import ImageJob, generate_missing, read_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+def folder_jobs(prompts: Sequence[str], folder: Path, seed: int) -> list[ImageJob]:
+    """Return the images of a folder, one per prompt.
+
+    Args:
+        prompts: N captions.
+        folder: the folder.
+        seed: image i starts from the noise of `seed + i`.
+    """
+    return [
+        ImageJob(folder / f"{i:06d}.png", folder / f"{i:06d}.json", prompt, seed + i)
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def generate_folder(
@@ -30,7 +44,7 @@ def generate_folder(
     prompts: Sequence[str],
     folder: Path,
     *,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     seed: int = 0,
     batch_size: int = 8,
     rank: int = 0,
@@ -38,34 +52,30 @@ def generate_folder(
     progress: bool = True,
     **options: Any,
 ) -> int:
-    """Generate one picture for each prompt into a folder; pictures that are there already are kept.
+    """Generate one image per prompt into a folder; images that exist already are kept.
 
     Args:
         pipe: a Stable Diffusion pipeline, with or without masks.
         prompts: N captions.
-        folder: where to.
-        settings: written beside each picture.
-        seed: picture i starts from the noise of `seed + i`.
-        batch_size: prompts a call.
-        rank, world: this process makes pictures i with i mod world = rank.
+        folder: receives the images.
+        settings: written beside each image.
+        seed: image i starts from the noise of `seed + i`.
+        batch_size: prompts per call.
+        rank: this process generates the images i with i mod world = rank.
+        world: number of processes.
         progress: show a progress bar.
-        options: passed to `generate`.
+        options: passed to `generate`, and written beside each image.
 
     Returns:
-        How many pictures this process made.
+        How many images this process generated.
 
     Raises:
-        DataError: the folder cannot be written, or holds pictures of other prompts or settings.
+        DataError: the folder cannot be written, or holds images of other prompts or settings.
     """
-    names = [folder / f"{i:06d}" for i in range(len(prompts))]
-    shots = [
-        Shot(name.with_suffix(".png"), name.with_suffix(".json"), prompt, seed + i)
-        for i, (name, prompt) in enumerate(zip(names, prompts, strict=True))
-    ]
-    return make_missing(
+    return generate_missing(
         pipeline_side(pipe, **options),
-        shots,
-        settings=settings | options,
+        folder_jobs(prompts, folder, seed),
+        settings=dict(settings) | options,
         batch_size=batch_size,
         rank=rank,
         world=world,
@@ -73,28 +83,40 @@ def generate_folder(
     )
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Return the pictures of a folder in the order of their names.
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files of a folder and its subfolders, sorted by name.
+
+    Args:
+        folder: the folder.
 
     Raises:
         DataError: there are none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
-    if not found:
-        raise DataError(f"expected a folder with pictures ({', '.join(sorted(_SUFFIXES))}), got {folder}")
-    return found
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    if not files:
+        raise DataError(f"expected a folder with images ({', '.join(sorted(_SUFFIXES))}), got {folder}")
+    return files
 
 
-def prompts_of(files: Sequence[Path]) -> list[str] | None:
-    """Return the prompts beside pictures; None where one is missing."""
-    beside = [f.with_suffix(".json") for f in files]
-    if not all(b.is_file() for b in beside):
+def prompts_beside(files: Sequence[Path]) -> list[str] | None:
+    """Return the prompts in the records beside images; None if a record is missing.
+
+    Args:
+        files: image files.
+    """
+    records = [f.with_suffix(".json") for f in files]
+    if not all(record.is_file() for record in records):
         return None
-    return [json.loads(b.read_text())["prompt"] for b in beside]
+    return [json.loads(record.read_text())["prompt"] for record in records]
 
 
-def read_pictures(files: Sequence[Path], resolution: int, batch_size: int = 64) -> Iterator[Tensor]:
+def read_images(files: Sequence[Path], resolution: int, batch_size: int = 64) -> Iterator[Tensor]:
     """Yield batches (B, 3, resolution, resolution) in [0, 1]: shorter side resized (Lanczos), centre cropped.
+
+    Args:
+        files: image files.
+        resolution: pixels per side.
+        batch_size: images per batch.
 
     Raises:
         DataError: a file cannot be read.
@@ -102,11 +124,7 @@ def read_pictures(files: Sequence[Path], resolution: int, batch_size: int = 64) 
     for start in range(0, len(files), batch_size):
         batch = []
         for file in files[start : start + batch_size]:
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert("RGB")
-            except (OSError, UnidentifiedImageError, SyntaxError) as error:
-                raise DataError(f"expected a picture, could not read {file}: {error}") from error
+            image = read_image(file)
             if image.size != (resolution, resolution):
                 scale = resolution / min(image.size)
                 width, height = (max(resolution, round(d * scale)) for d in image.size)
@@ -117,9 +135,9 @@ def read_pictures(files: Sequence[Path], resolution: int, batch_size: int = 64) 
         yield torch.stack(batch).float() / 255
 
 
-def measure(
-    generated: Path,
-    reference: Path | None,
+def measure_folder(
+    generated: str | Path,
+    reference: str | Path | None,
     features: Features,
     *,
     resolution: int,
@@ -127,52 +145,52 @@ def measure(
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Measure a folder of pictures in one feature space.
+    """Measure a folder of images in one feature space.
 
     Args:
-        generated: folder of generated pictures.
-        reference: folder of real ones; without it only the CLIP score is measured.
+        generated: folder of generated images.
+        reference: folder of real images; without it only the CLIP score is measured.
         features: the feature space.
-        resolution: both sides are brought to this many pixels first.
-        prompts: captions of the generated pictures, for the CLIP score; those beside the pictures if None.
-        batch_size: pictures a call.
+        resolution: both sets are resized to this many pixels per side first.
+        prompts: prompts of the generated images, for the CLIP score; those beside the images if None.
+        batch_size: images per call.
         progress: show progress bars.
 
     Returns:
-        `fid`, `kid` and `kid_std`, `precision`, `recall`, `cmmd`; `clip_score` (mean cosine) where the space knows
-        text; `n` and `n_reference`.
+        `fid`, `kid` and `kid_std`, `precision`, `recall`, `cmmd`; `clip_score` (mean cosine) if the space has text
+        features; `n` and `n_reference`.
 
     Raises:
-        DataError: nothing to measure, or a picture that cannot be read.
+        DataError: there is nothing to measure, or an image cannot be read.
     """
 
-    def of(files: Sequence[Path]) -> Tensor:
-        batches = read_pictures(files, resolution, batch_size)
+    def compute(files: Sequence[Path]) -> Tensor:
+        batches = read_images(files, resolution, batch_size)
         total = -(-len(files) // batch_size)
         return torch.cat([features(b) for b in tqdm(batches, "features", total, disable=not progress, leave=False)])
 
-    files = picture_files(generated)
-    mine = of(files)
-    result: dict[str, float] = {"n": len(files)}
-    captions = list(prompts) if prompts is not None else prompts_of(files)
-    if captions is not None and (texts := features.texts(captions[:1])) is not None:
+    files = image_files(Path(generated))
+    real_files = None if reference is None else image_files(Path(reference))
+    images = compute(files)
+    metrics: dict[str, float] = {"n": len(files)}
+    captions = list(prompts) if prompts is not None else prompts_beside(files)
+    if captions is not None and features.texts(captions[:1]) is not None:
         if len(captions) != len(files):
-            raise DataError(f"expected a prompt for each of {len(files)} pictures, got {len(captions)}")
+            raise DataError(f"expected one prompt for each of {len(files)} images, got {len(captions)}")
         chunks = [features.texts(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
         texts = torch.cat([c for c in chunks if c is not None])
-        result["clip_score"] = float((mine * texts).sum(-1).mean())
-    if reference is not None:
-        theirs_files = picture_files(reference)
-        theirs = of(theirs_files)
-        kid, spread = kernel_distance(mine, theirs)
-        precision, recall = precision_recall(mine, theirs)
-        result |= {
-            "n_reference": len(theirs_files),
-            "fid": frechet_distance(mine, theirs),
+        metrics["clip_score"] = float((images * texts).sum(-1).mean())
+    if real_files is not None:
+        real = compute(real_files)
+        kid, kid_std = kernel_distance(images, real)
+        precision, recall = precision_recall(images, real)
+        metrics |= {
+            "n_reference": len(real_files),
+            "fid": frechet_distance(images, real),
             "kid": kid,
-            "kid_std": spread,
-            "cmmd": gaussian_distance(mine, theirs),
+            "kid_std": kid_std,
+            "cmmd": gaussian_distance(images, real),
             "precision": precision,
             "recall": recall,
         }
-    return result
+    return metrics

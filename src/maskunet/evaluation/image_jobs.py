@@ -1,35 +1,36 @@
-"""Pictures made once: shard by shard over processes, and resumed where a run was stopped.
+"""Images that are generated once: divided over processes, and resumed after an interruption.
 
-Every picture has a record (JSON) of its prompt, seed and settings. Both are written under another name and renamed, the
-record last, so a picture with its record is whole.
+Every image has a record (JSON) of its prompt, seed and settings. Both are written under another name and renamed, the
+record last, so an image with its record is complete.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, SettingError, first_line
+from ..files import make_folder, save_text
+from ..images import save_png, to_pil
 from ..sampling.generation import Side
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A picture to make.
+class ImageJob:
+    """An image to generate.
 
     Args:
-        file: where to, a PNG.
-        record: where its prompt, seed and settings are kept.
-        prompt: what to ask for.
-        seed: of its noise.
+        file: path of the image, a PNG.
+        record: path of its prompt, seed and settings, a JSON file.
+        prompt: its prompt.
+        seed: seed of its noise.
     """
 
     file: Path
@@ -38,14 +39,33 @@ class Shot:
     seed: int
 
     @property
-    def done(self) -> bool:
-        """Whether the picture and its record are there."""
+    def is_done(self) -> bool:
+        """Whether the image and its record exist."""
         return self.record.is_file() and self.file.is_file()
 
 
-def make_missing(
-    make: Side,
-    shots: Sequence[Shot],
+@dataclass(frozen=True)
+class BenchmarkImage:
+    """An image of a benchmark to score.
+
+    Args:
+        file: path of the image.
+        prompt: number of its prompt in the benchmark.
+        task: task or category of the prompt.
+        text: the prompt.
+        metadata: what the image must show, for benchmarks that state it.
+    """
+
+    file: Path
+    prompt: int
+    task: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def generate_missing(
+    side: Side,
+    jobs: Sequence[ImageJob],
     *,
     settings: Mapping[str, Any],
     batch_size: int = 8,
@@ -53,89 +73,106 @@ def make_missing(
     world: int = 1,
     progress: bool = True,
 ) -> int:
-    """Side the pictures that are not there yet.
+    """Generate the images that do not exist yet.
 
     Args:
-        make: makes pictures from prompts and seeds.
-        shots: all pictures, of all processes.
-        settings: what made them, written into each record.
-        batch_size: pictures a call of `make`, >= 1.
-        rank, world: this process makes pictures i with i mod world = rank.
+        side: generates images from prompts and seeds.
+        jobs: all images, of all processes.
+        settings: settings of the side, written into each record.
+        batch_size: images per call of `side`, >= 1.
+        rank: this process generates the images i with i mod world = rank.
+        world: number of processes.
         progress: show a progress bar.
 
     Returns:
-        How many pictures this process made.
+        How many images this process generated.
 
     Raises:
-        DataError: a file cannot be written, or a picture of other prompts or settings is there.
+        DataError: a file cannot be written, or an image of other prompts or settings exists.
+        SettingError: the batch size is out of range.
     """
     if batch_size < 1:
-        raise DataError(f"expected a batch size of at least 1, got {batch_size}")
+        raise SettingError(f"expected batch_size to be an integer >= 1, got {batch_size}")
     missing = []
-    for shot in shots[rank::world]:
-        wanted = {"prompt": shot.prompt, "seed": shot.seed} | dict(settings)
-        if shot.record.is_file():
-            _require_same(shot, wanted)
-        if not shot.done:
-            missing.append((shot, wanted))
-    for folder in {path.parent for shot, _ in missing for path in (shot.file, shot.record)}:
+    for job in jobs[rank::world]:
+        record = {"prompt": job.prompt, "seed": job.seed} | dict(settings)
+        if job.record.is_file():
+            _require_same(job, record)
+        if not job.is_done:
+            missing.append((job, record))
+    for folder in {path.parent for job, _ in missing for path in (job.file, job.record)}:
         make_folder(folder)
     for start in tqdm(range(0, len(missing), batch_size), desc="generate", disable=not progress or rank > 0):
-        chunk = missing[start : start + batch_size]
-        pictures = make([shot.prompt for shot, _ in chunk], [shot.seed for shot, _ in chunk])
-        for (shot, wanted), picture in zip(chunk, pictures, strict=True):
-            pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            # Written beside the record: benchmarks' own scorers take whatever lies in the picture's folder for a picture.
-            part = shot.record.with_name(shot.record.name + ".part")
-            Image.fromarray(pixels).save(part, "PNG")
-            part.replace(shot.file)
-            part.write_text(json.dumps(wanted))
-            part.replace(shot.record)
+        batch = missing[start : start + batch_size]
+        images = to_pil(side([job.prompt for job, _ in batch], [job.seed for job, _ in batch]))
+        for (job, record), image in zip(batch, images, strict=True):
+            save_png(image, job.file)
+            save_text(json.dumps(record), job.record)
     return len(missing)
 
 
-def _require_same(shot: Shot, wanted: Mapping[str, Any]) -> None:
+def _require_same(job: ImageJob, record: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(shot.record.read_text())
+        saved = json.loads(job.record.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"expected a picture's record in {shot.record}, could not read it: {error}") from error
-    wanted = json.loads(json.dumps(wanted))  # a tuple is kept as a list
-    if found != wanted:
-        changed = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise DataError(
-            f"expected {shot.file.parent} to be empty or to hold pictures of these prompts and settings, "
-            f"{', '.join(changed)} differ in {shot.record.name}; choose another folder"
+            f"expected an image's record in {job.record}, could not read it: {first_line(error)}"
+        ) from error
+    expected = json.loads(json.dumps(record))  # JSON turns tuples into lists
+    if saved != expected:
+        names = sorted(k for k in expected.keys() | saved.keys() if expected.get(k) != saved.get(k))
+        raise DataError(
+            f"expected {job.file.parent} to be empty or to hold images of these prompts and settings, "
+            f"{', '.join(names)} differ in {job.record.name}; choose another folder"
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Side a folder.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"expected a folder that can be written, got {folder}: {error}") from error
-
-
-def wait_for(shots: Sequence[Shot], patience_s: float = 600.0) -> None:
-    """Wait until all pictures are there; other processes make them.
+def wait_for_images(jobs: Sequence[ImageJob], patience_s: float = 600.0) -> None:
+    """Wait until all images exist, while other processes generate them.
 
     Args:
-        shots: the pictures.
-        patience_s: longest time without a new one.
+        jobs: the images.
+        patience_s: longest time without a new image, in seconds.
 
     Raises:
-        DataError: no picture came for that long.
+        DataError: no image was added for that long.
     """
-    left, since = len(shots) + 1, time.monotonic()
-    while missing := sum(not shot.done for shot in shots):
-        if missing != left:
-            left, since = missing, time.monotonic()
+    last_count, since = len(jobs) + 1, time.monotonic()
+    while missing := sum(not job.is_done for job in jobs):
+        if missing != last_count:
+            last_count, since = missing, time.monotonic()
         elif time.monotonic() - since > patience_s:
             raise DataError(
-                f"expected {len(shots)} pictures, {len(shots) - missing} came and no more; run the command again"
+                f"expected {len(jobs)} images, {len(jobs) - missing} came and no more; run the command again"
             )
         time.sleep(0.2)
+
+
+def images_of_jobs(images: Iterable[BenchmarkImage], jobs: Sequence[ImageJob] | None) -> list[BenchmarkImage]:
+    """Return the images that belong to some jobs.
+
+    Args:
+        images: images of a folder.
+        jobs: the jobs; all images are returned if None.
+    """
+    if jobs is None:
+        return list(images)
+    files = {job.file for job in jobs}
+    return [image for image in images if image.file in files]
+
+
+def read_image(file: Path, *, apply_orientation: bool = False) -> Image.Image:
+    """Return an image as RGB.
+
+    Args:
+        file: path of the image.
+        apply_orientation: rotate it as its EXIF tag says.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            return (ImageOps.exif_transpose(image) if apply_orientation else image).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise DataError(f"expected an image, could not read {file}: {first_line(error)}") from error

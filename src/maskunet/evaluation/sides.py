@@ -1,35 +1,37 @@
-"""A search as a side of a benchmark: pictures under masks that are found by reward for each of them."""
+"""The sides of a benchmark: base model, masker, SynGen, and a search that finds masks for every image by reward."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..attaching.attachment import disabled
 from ..rewards.base import Reward
-from ..sampling.generation import Side
+from ..sampling.generation import Side, pipeline_side
 from ..searching import SearchConfig, search
+from ..syngen import shapes_phrases, syngen_side
+from ..syngen.guide import SCALE
+from .bundled import is_bundled, model_name
 
-#: Settings of a search that leave its pictures as they are: seeds are given with the prompts, the base has its own side.
-_OF_A_CALL = ("seed", "compare_base")
+#: Settings of a search that do not change its images: seeds come with the prompts, the base has a side of its own.
+_UNUSED = ("seed", "compare_base")
 
 
 def search_side(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool = False) -> Side:
-    """Return a function that searches masks for prompts and seeds and gives the pictures under them.
+    """Return the side that searches masks for prompts and seeds and generates the images under them.
 
-    A picture starts from the noise that `generation.pipeline_side` draws for its seed, or has it for its first candidate where the
-    settings ask for drafts.
+    An image starts from the noise that `pipeline_side` draws for its seed; with drafts that noise is the first candidate.
 
     Args:
         pipe: a Stable Diffusion pipeline.
-        reward: what to climb.
-        config: settings of the search; its seed and `compare_base` are not used.
-        masks: search on top of the masks that are attached, if any; without them if false.
+        reward: the reward to optimise.
+        config: settings of the search; its `seed` and `compare_base` are not used.
+        masks: search on top of the attached masks, if any; without them if false.
     """
     config = replace(config, compare_base=False)
 
@@ -41,6 +43,90 @@ def search_side(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool 
 
 
 def search_settings(config: SearchConfig) -> dict[str, Any]:
-    """Return the settings that a search's pictures depend on, as JSON values."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return {name: value for name, value in found.items() if name not in _OF_A_CALL}
+    """Return the settings that a search's images depend on, as JSON values.
+
+    Args:
+        config: settings of the search.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return {name: value for name, value in values.items() if name not in _UNUSED}
+
+
+@dataclass(frozen=True)
+class BenchmarkSides:
+    """Sides of a benchmark with what their images depend on.
+
+    Args:
+        sides: sides by name.
+        settings: settings of each side, as JSON values.
+        batch_sizes: images per call of each side.
+    """
+
+    sides: Mapping[str, Side]
+    settings: Mapping[str, Mapping[str, Any]]
+    batch_sizes: Mapping[str, int]
+
+
+def build_sides(
+    pipe: Any,
+    names: Sequence[str],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    masker: str | None,
+    reward: Reward | None,
+    reward_sources: Sequence[str] | None,
+    search_config: SearchConfig,
+    batch_size: int,
+    search_batch_size: int,
+    settings: Mapping[str, Any],
+) -> BenchmarkSides:
+    """Build the sides of a benchmark by name.
+
+    Args:
+        pipe: a Stable Diffusion pipeline, with the masker attached if a side needs it.
+        names: names of `BENCHMARK_SIDES`.
+        num_inference_steps: denoising steps of every side.
+        guidance_scale: strength of classifier-free guidance of every side.
+        masker: name of the masker in the records.
+        reward: the reward that searches optimise.
+        reward_sources: descriptions that the reward was loaded from, for the records.
+        search_config: settings of searches.
+        batch_size: prompts per call.
+        search_batch_size: prompts per search.
+        settings: further values of every record.
+
+    Raises:
+        DataError: SynGen needs spaCy or its model, or the attention processors are not plain.
+    """
+    generation: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    config = replace(search_config, **generation)
+    shared = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | generation | dict(settings)
+
+    def plain(masks: bool) -> tuple[Side, dict[str, Any], int]:
+        return pipeline_side(pipe, masks=masks, **generation), {}, batch_size
+
+    def searched(masks: bool) -> tuple[Side, dict[str, Any], int]:
+        assert reward is not None
+        record = {"search": search_settings(config), "dtype": str(pipe.unet.dtype), "rewards": reward.name}
+        record |= {} if reward_sources is None else {"reward_sources": list(reward_sources)}
+        return search_side(pipe, reward, config, masks=masks), record, search_batch_size
+
+    def by_syngen(masks: bool) -> tuple[Side, dict[str, Any], int]:
+        phrases = shapes_phrases if is_bundled(pipe) else None
+        record = {"syngen": {"scale": SCALE, "phrases": "spacy" if phrases is None else "shapes"}}
+        return syngen_side(pipe, masks=masks, phrases=phrases, **generation), record, batch_size
+
+    builders: dict[str, Callable[[bool], tuple[Side, dict[str, Any], int]]] = {
+        "base": plain,
+        "masker": plain,
+        "search": searched,
+        "syngen": by_syngen,
+    }
+    sides, records, batch_sizes = {}, {}, {}
+    for name in names:
+        masks = "masker" in name
+        side, record, size = builders[name.removesuffix("+masker")](masks)
+        sides[name], batch_sizes[name] = side, size
+        records[name] = shared | {"masker": masker if masks else None} | record
+    return BenchmarkSides(sides, records, batch_sizes)

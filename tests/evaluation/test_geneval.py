@@ -17,7 +17,7 @@ import maskunet as mu
 from maskunet.errors import DataError
 from maskunet.evaluation import GenEval, run_benchmark
 from maskunet.evaluation.detectors import JudgeDetector
-from maskunet.evaluation.geneval import find_samples, read_metadata
+from maskunet.evaluation.geneval import read_metadata
 from maskunet.metrics.geneval_rules import Detection
 from maskunet.sampling import pipeline_side
 from maskunet.shapes.drawing import draw
@@ -28,7 +28,7 @@ METADATA = [p.metadata() for p in PROMPTS]
 
 
 def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """What the prompts ask for, drawn; and so right."""
+    """What the prompts require, drawn; and so right."""
     scenes = {scene.caption: scene for scene in held_out_scenes(12)}
     return draw([scenes[p] for p in prompts])
 
@@ -38,15 +38,15 @@ def blank(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
 
 
 def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
-    benchmark = GenEval(METADATA, JudgeDetector(), samples=2)
+    benchmark = GenEval(METADATA, JudgeDetector(), images_per_prompt=2)
     said: list[str] = []
     sides = {"base": blank, "masker": drawn}
-    found = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, say=said.append)
+    found = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, on_generated=lambda folder, count: said.append(f"{count} {folder}"))
     assert found is not None
     assert found.estimate("base").value == 0
     assert found.estimate("masker").value == 1
     assert found.gain("masker", "base").value == 1
-    assert said[0] == f"24 pictures made, {tmp_path / 'base'}"
+    assert said[0] == f"24 {tmp_path / 'base'}"
     place = tmp_path / "masker" / "00003"
     assert json.loads((place / "metadata.jsonl").read_text()) == METADATA[3]
     assert sorted(f.name for f in (place / "samples").iterdir()) == ["0000.png", "0001.png"]
@@ -60,8 +60,8 @@ def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
     assert right["correct"] is True
     ((box,),) = json.loads(right["details"]).values()
     assert len(box) == 5
-    again = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, say=said.append)
-    assert said[-1].startswith("0 pictures made")
+    again = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, on_generated=lambda folder, count: said.append(f"{count} {folder}"))
+    assert said[-1].startswith("0 ")
     assert again is not None
     assert again.to_dict() == found.to_dict()
 
@@ -72,14 +72,14 @@ def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None
     options: dict[str, Any] = {"num_inference_steps": 2}
     sides = {"base": pipeline_side(pipe, masks=False, **options), "masker": pipeline_side(pipe, **options)}
     letters = [m | {"prompt": "a b"} for m in METADATA[:3]]
-    benchmark = GenEval(letters, JudgeDetector(), samples=2, seed=3)
+    benchmark = GenEval(letters, JudgeDetector(), images_per_prompt=2, seed=3)
     run = {"progress": False, "batch_size": 4}
-    assert run_benchmark(GenEval(letters, samples=2, seed=3), sides, tmp_path / "two", rank=1, world=2, **run) is None
+    assert run_benchmark(GenEval(letters, images_per_prompt=2, seed=3), sides, tmp_path / "two", rank=1, world=2, **run) is None
     assert run_benchmark(benchmark, sides, tmp_path / "two", rank=0, world=2, **run) is not None
     run_benchmark(benchmark, sides, tmp_path / "one", **run)
 
     def pictures(folder: Path) -> list[bytes]:
-        return [Image.open(s.file).tobytes() for s in find_samples(folder)]
+        return [Image.open(s.file).tobytes() for s in GenEval([]).find_images(folder)]
 
     assert pictures(tmp_path / "two" / "base") == pictures(tmp_path / "one" / "base")
     base, masked = (pictures(tmp_path / "one" / side) for side in sides)
@@ -116,12 +116,12 @@ def test_a_detector_of_ones_own(tmp_path: Path) -> None:
 
     include = [{"class": "dog", "count": 2, "color": "red"}]
     entries = [{"tag": t, "include": include, "prompt": "two red dogs"} for t in ("colors", "counting")]
-    found = run_benchmark(GenEval(entries, Two(), samples=1), {"base": blank}, tmp_path, progress=False)
+    found = run_benchmark(GenEval(entries, Two(), images_per_prompt=1), {"base": blank}, tmp_path, progress=False)
     assert found is not None
     assert (found.estimate("base", "colors").value, found.estimate("base", "counting").value) == (1, 0)
-    with pytest.raises(DataError, match=r"expected classes that Two knows \(dog\), the prompts ask for .*circle"):
+    with pytest.raises(DataError, match=r"expected classes that Two knows \(dog\), the prompts require .*circle"):
         GenEval(METADATA, Two())
-    with pytest.raises(DataError, match=r"expected colours .* the prompts ask for brown"):
+    with pytest.raises(DataError, match=r"expected colours .* the prompts require brown"):
         GenEval([{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "brown"}], "prompt": ""}], Two())
 
 
@@ -147,14 +147,14 @@ def test_bad_metadata(tmp_path: Path, text: str, message: str) -> None:
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="GenEval's folders"):
-        find_samples(tmp_path)
+        GenEval([]).find_images(tmp_path)
     with pytest.raises(DataError, match="expected a detector"):
         GenEval(METADATA).score(tmp_path, tmp_path)
     with pytest.raises(DataError, match="at least one side"):
         run_benchmark(GenEval(METADATA), {}, tmp_path)
-    GenEval(METADATA).shots(tmp_path)
+    GenEval(METADATA).jobs(tmp_path)
     with pytest.raises(DataError, match="or to hold these prompts"):
-        GenEval(METADATA[1:]).shots(tmp_path)
+        GenEval(METADATA[1:]).jobs(tmp_path)
     (tmp_path / "00000" / "samples" / "0000.png").write_text("no picture")
-    with pytest.raises(DataError, match="expected a picture"):
+    with pytest.raises(DataError, match="expected an image"):
         GenEval(METADATA, JudgeDetector()).score(tmp_path, tmp_path, progress=False)

@@ -1,0 +1,31 @@
+"""Whether a pipeline is the bundled model, whose images the judge of the shapes world can check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..pretrained import bundled_path
+
+
+def is_bundled(pipe: Any) -> bool:
+    """Return whether a pipeline was loaded from the bundled model's folder.
+
+    Args:
+        pipe: a pipeline.
+    """
+    name = getattr(pipe, "name_or_path", None)
+    return bool(name) and Path(str(name)).resolve() == bundled_path("shapes").resolve()
+
+
+def model_name(pipe: Any) -> str:
+    """Return a pipeline's name for records: "shapes", a hub id, or the last part of a folder.
+
+    Args:
+        pipe: a pipeline.
+    """
+    if is_bundled(pipe):
+        return "shapes"
+    name = str(getattr(pipe, "name_or_path", "") or "")
+    # The folders above are this machine's business.
+    return (Path(name).name if Path(name).is_dir() else name) or "a pipeline"
