@@ -22,7 +22,7 @@ from maskunet.evaluation import compare
 from maskunet.evaluation.comparison import Estimate
 from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
-from maskunet.shapes.judge import exact, judge
+from maskunet.shapes.judge import is_exact, judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.zoo.recipe.autoencoder import psnr
@@ -65,7 +65,7 @@ def main() -> None:
     found = judge(drawn)
     through = (pipe.vae.decode(pipe.vae.encode(drawn[:300] * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).detach()
     world = {
-        "judge_exact": sum(exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes))
+        "judge_exact": sum(is_exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes))
         / len(found),
         "judge_after_autoencoder": sum(check(d, p.metadata()) is None for d, p in zip(judge(through), prompts)) / 300,
         "psnr_db": round(psnr(pipe.vae, drawn), 2),

@@ -14,7 +14,7 @@ from maskunet.rewards import WeightedSum, load, names, parse_reward
 from maskunet.rewards.registry import BUILT_IN
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_scenes, training_scene
-from maskunet.zoo.recipe.clip import swapped
+from maskunet.zoo.recipe.clip import wrong_caption
 
 MODULE = """
 from maskunet.rewards import FunctionReward, Reward
@@ -138,7 +138,7 @@ def test_the_bundled_rewards_prefer_what_the_picture_shows(name: str) -> None:
     scenes = [training_scene(i, 99) for i in range(40)]
     pictures = draw(scenes, "plain").clamp(0, 1).requires_grad_()
     right = reward(pictures, [s.caption for s in scenes])
-    wrong = reward(pictures, [swapped(s.caption, random.Random(i)) for i, s in enumerate(scenes)])
+    wrong = reward(pictures, [wrong_caption(s.caption, random.Random(i)) for i, s in enumerate(scenes)])
     assert float((right > wrong).float().mean()) >= 0.8
     right.sum().backward()
     assert pictures.grad is not None

@@ -7,8 +7,9 @@ import torch
 
 from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import distance_table, draw
-from maskunet.shapes.judge import exact, judge
-from maskunet.shapes.scenes import Scene, Shape, held_out_prompts, held_out_scenes, training_scene
+from maskunet.shapes.judge import is_exact, judge
+from maskunet.shapes.layout import Shape
+from maskunet.shapes.scenes import Scene, held_out_prompts, held_out_scenes, training_scene
 from maskunet.shapes.vocabulary import COLOURS, HUES, SHAPES
 
 
@@ -62,7 +63,7 @@ def test_coverage_matches_area() -> None:
 def test_judge_is_exact_on_drawn_pictures() -> None:
     scenes = held_out_scenes(300) + [training_scene(i, seed=9) for i in range(300)]
     found = judge(draw(scenes))
-    right = [exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes, strict=True)]
+    right = [is_exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes, strict=True)]
     assert sum(right) / len(right) >= 0.99
     prompts = held_out_prompts(300)
     met = [check(d, p.metadata()) is None for d, p in zip(found, prompts, strict=False)]
@@ -73,14 +74,14 @@ def test_judge_names_every_shape_in_every_colour() -> None:
     objects = [Shape(s, c, 32, 32, 13) for s in SHAPES for c in COLOURS]
     found = judge(draw([scene(o) for o in objects]))
     for o, d in zip(objects, found, strict=True):
-        assert exact(d, [(o.shape, o.colour)])
+        assert is_exact(d, [(o.shape, o.colour)])
         assert d[0].confidence > 0.9
         assert abs((d[0].box[0] + d[0].box[2]) / 2 - 32) < 2
 
 
 def test_judge_separates_touching_objects_of_two_colours() -> None:
     picture = draw([scene(Shape("square", "blue", 22, 32, 12), Shape("circle", "red", 41, 32, 11))])
-    assert exact(judge(picture)[0], [("square", "blue"), ("circle", "red")])
+    assert is_exact(judge(picture)[0], [("square", "blue"), ("circle", "red")])
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -11,8 +11,9 @@ import pytest
 from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
+from maskunet.shapes.layout import Shape
 from maskunet.shapes.near_misses import near_misses, shows
-from maskunet.shapes.scenes import Scene, Shape, held_out_scenes, training_scene
+from maskunet.shapes.scenes import Scene, held_out_scenes, training_scene
 from maskunet.shapes.vocabulary import TASKS, colour_split, count_split, pair_split
 
 

@@ -17,7 +17,7 @@ from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
 from maskunet.zoo.recipe.autoencoder import psnr
-from maskunet.zoo.recipe.clip import swapped
+from maskunet.zoo.recipe.clip import wrong_caption
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_clip_prefers_the_caption_that_is_true() -> None:
     with torch.inference_mode():
         image = clip.get_image_features(pixel_values=draw(scenes) * 2 - 1).pooler_output
     true = (image * text([s.caption for s in scenes])).sum(1)
-    false = (image * text([swapped(s.caption, random.Random(i)) for i, s in enumerate(scenes)])).sum(1)
+    false = (image * text([wrong_caption(s.caption, random.Random(i)) for i, s in enumerate(scenes)])).sum(1)
     assert float((true > false).float().mean()) >= 0.8
 
 

@@ -16,7 +16,7 @@ import maskunet as mu
 from maskunet.errors import CheckpointError
 from maskunet.shapes.scenes import training_scene
 from maskunet.shapes.vocabulary import COLOURS, SHAPES
-from maskunet.zoo.recipe.clip import swapped
+from maskunet.zoo.recipe.clip import wrong_caption
 from maskunet.zoo.recipe.matching import Contents, shape_tokens
 from maskunet.zoo.recipe.pipeline import Recipe, train_shapes
 from maskunet.zoo.recipe.scene_groups import GROUP, Matches, grouped_scenes
@@ -42,7 +42,7 @@ def test_swapped_captions_say_something_else_in_known_words() -> None:
     words = set(world_words())
     for i in range(500):
         caption = training_scene(i).caption
-        wrong = swapped(caption, random.Random(i))
+        wrong = wrong_caption(caption, random.Random(i))
         assert wrong != caption
         assert set(wrong.split()) <= words
 

@@ -1,9 +1,12 @@
-"""Differentiable rewards of pictures: one number a picture, higher is better.
+"""Differentiable rewards of images: one value per image, higher is better.
 
 import maskunet as mu
 
 reward = mu.rewards.load("image-reward") + 5 * mu.rewards.load("hpsv2")
-reward(pictures, prompts)       # pictures (B, 3, H, W) in [0, 1]; (B,)
+values = reward(images, prompts)        # images (B, 3, H, W) in [0, 1]; values (B,)
+
+`names()` lists the rewards that `load` finds. Your own is a function `(images, prompts) -> (B,)`, or a subclass of
+`Reward`; `registry` says how a package publishes one.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from ..exports import exports
 
-#: Public names by the module that holds them; transformers is imported when a network's reward is first used.
+#: Public names by the module that holds them; transformers is imported with the first reward that needs it.
 _PUBLIC = {
     "Reward": "base",
     "FunctionReward": "base",
     "WeightedSum": "base",
+    "as_reward": "registry",
     "load": "registry",
     "names": "registry",
     "parse_reward": "registry",
@@ -45,5 +49,5 @@ if TYPE_CHECKING:
     from .hpsv2 import HPSv2
     from .image_reward import ImageReward
     from .preprocess import Preprocess, shared_crop
-    from .registry import load, names, parse_reward
+    from .registry import as_reward, load, names, parse_reward
     from .similarity import ClipScore, PickScore

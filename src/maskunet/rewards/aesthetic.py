@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor: linear layers on the unit-length picture features of CLIP ViT-L/14; about 1 to 10."""
+"""LAION's aesthetic predictor: linear layers on the unit-length image features of CLIP ViT-L/14; about 1 to 10."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pretrained import Source, locate, read_state_dict, unwrapped
+from ..pretrained import Source, locate, read_state_dict, unwrap_state_dict
 from .base import Reward
-from .clip import clip_of, load_clip
+from .clip import build_clip, load_clip
 from .head import linear_head
-from .preprocess import Preprocess, choose
+from .preprocess import Preprocess, resolve_preprocess
 
-#: Names under which the predictor's head is published.
+#: Published file names of the predictor's head.
 FILES = ("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.safetensors")
 _NAME = "aesthetic"
 
 
 class AestheticScore(Reward):
-    """How much people like a picture, whatever its prompt.
+    """How much people like an image; the prompt is ignored.
 
     Args:
-        model: the `CLIPModel` whose picture tower the head was trained on, frozen.
-        head: from its features to one number, float32.
-        preprocess: from pictures to the network's input.
+        model: the frozen `CLIPModel` whose image tower the head was trained on.
+        head: maps its features to one value, float32.
+        preprocess: maps images to the network's input.
 
     Reference: https://github.com/christophschuhmann/improved-aesthetic-predictor.
     """
@@ -51,17 +51,21 @@ class AestheticScore(Reward):
 
         Args:
             config: config.json of the `CLIPModel`, or see `open_clip.read_open_clip`.
-            state_dict: tensors of the CLIP, in transformers' or open_clip's layout.
-            head_state_dict: `layers.N.weight` and `layers.N.bias`.
-            preprocess: "original", "shared" (the authors' one crop) or one's own.
-            dtype: of the CLIP; the head stays in float32.
+            state_dict: the CLIP's tensors, in transformers' or open_clip's layout.
+            head_state_dict: the head's tensors, `layers.N.weight` and `layers.N.bias`.
+            preprocess: "original", "shared" (the authors' one crop) or your own `Preprocess`.
+            dtype: dtype of the CLIP; the head stays in float32.
 
         Raises:
             CheckpointError: tensors and config do not fit each other.
         """
-        model = clip_of(config, unwrapped(state_dict, _NAME), _NAME, dtype)
-        head = linear_head(unwrapped(head_state_dict, _NAME), model.config.projection_dim, _NAME)
-        return cls(_picture_tower(model), head, choose(preprocess, Preprocess(model.config.vision_config.image_size)))
+        model = build_clip(config, unwrap_state_dict(state_dict, _NAME), _NAME, dtype)
+        head = linear_head(unwrap_state_dict(head_state_dict, _NAME), model.config.projection_dim, _NAME)
+        return cls(
+            _image_tower(model),
+            head,
+            resolve_preprocess(preprocess, Preprocess(model.config.vision_config.image_size)),
+        )
 
     @classmethod
     def from_pretrained(
@@ -78,29 +82,41 @@ class AestheticScore(Reward):
         """Load head and CLIP from the hub, folders or files.
 
         Args:
-            source: of the head: hub id, folder with a file of `FILES`, or the file itself.
-            clip: hub id or folder of the CLIP it was trained on.
+            source: the head: hub id, folder with one of `FILES`, or the file itself.
+            clip: the CLIP it was trained on: hub id or folder.
             preprocess: see `from_original`.
-            dtype: of the CLIP; the head stays in float32.
-            device: where to put it.
+            dtype: dtype of the CLIP; the head stays in float32.
+            device: device of the reward.
             revision: branch, tag or commit of the head on the hub.
             token: access token for the hub.
 
         Raises:
-            CheckpointError: not there, unreadable, or made for another CLIP.
+            CheckpointError: missing, unreadable, or made for another CLIP.
         """
         tensors = read_state_dict(locate(source, FILES, revision=revision, token=token))
         model = load_clip(clip, _NAME, token=token)
         head = linear_head(tensors, model.config.projection_dim, _NAME)
         original = Preprocess(model.config.vision_config.image_size)
-        return cls(_picture_tower(model), head, choose(preprocess, original)).to(device, dtype)
+        return cls(_image_tower(model), head, resolve_preprocess(preprocess, original)).to(device, dtype)
 
-    def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the predicted ratings (B,), on the pictures' device; prompts are not looked at."""
-        return self.score_pixels(self.preprocess(pictures.to(self.model.device))).to(pictures.device)
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the predicted ratings.
+
+        Args:
+            images: (B, 3, H, W), floating, in [0, 1].
+            prompts: ignored.
+
+        Returns:
+            Ratings (B,), on the images' device.
+        """
+        return self.score_pixels(self.preprocess(images.to(self.model.device))).to(images.device)
 
     def score_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Return the predicted ratings (B,) of normalised pictures (B, 3, side, side)."""
+        """Return the predicted ratings (B,) of preprocessed images.
+
+        Args:
+            pixel_values: normalised images (B, 3, side, side).
+        """
         values = pixel_values.to(self.model.device, self.model.dtype)
         features = self.model.visual_projection(self.model.vision_model(pixel_values=values).pooler_output)
         with torch.autocast(features.device.type, enabled=False):
@@ -108,7 +124,7 @@ class AestheticScore(Reward):
         return rating.squeeze(-1)
 
 
-def _picture_tower(model: Any) -> Any:
-    # The text tower is a third of CLIP ViT-L/14, and nothing reads a text.
+def _image_tower(model: Any) -> Any:
+    # The text tower is a third of CLIP ViT-L/14, and no text is read.
     del model.text_model, model.text_projection
     return model

@@ -1,9 +1,9 @@
-"""Rewards on CLIP: how well a picture agrees with its prompt.
+"""Rewards on CLIP: how well an image agrees with its prompt.
 
-    r(x, c) = s · cos( f(x), g(c) ),    f, g: (B, D) projected features of picture and prompt.
+    r(x, c) = s · cos( f(x), g(c) ),    f, g: (B, D) projected features of image and prompt,
 
-with s = 1, but for PickScore, which publishes s = exp(logit_scale). Features of prompts do not depend on pictures, so they
-are computed once and kept.
+with s = 1, except for PickScore, which publishes s = exp(logit_scale). Features of prompts do not depend on images, so
+they are computed once and cached.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from ..errors import CheckpointError, first_line
-from ..pretrained import Source, beside, build, is_hub_id, locate, require_complete
+from ..pretrained import Source, build_frozen, is_hub_id, locate, require_complete, sibling_file
 from .base import Reward
 from .open_clip import is_open_clip, read_open_clip
 from .preprocess import CLIP_MEAN, CLIP_STD, Preprocess
@@ -28,21 +28,21 @@ from .prompt_tokenizer import PromptTokenizer
 
 _CACHED_PROMPTS = 4096
 _PREPROCESSOR = "preprocessor_config.json"
-#: Where the tokenizer of the ViT-H/14 that HPSv2 and PickScore were tuned from is.
+#: Hub id of the ViT-H/14 that HPSv2 and PickScore were tuned from, for its tokenizer.
 LAION_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class ClipReward(Reward):
-    """The scaled cosine of a CLIP's features of picture and prompt.
+    """The scaled cosine of a CLIP's features of image and prompt.
 
     Args:
-        name: of the reward.
-        model: its CLIP, frozen.
-        tokenizer: of the prompts; None if only `score_tokens` is used.
-        preprocess: from pictures to the network's input.
-        scale: of the cosine.
-        ends_at_largest_id: take a prompt's features at its largest token id, as open_clip does; else where transformers
-            does, by the config's eos_token_id.
+        name: name of the reward.
+        model: a frozen `CLIPModel`.
+        tokenizer: tokenizer of the prompts; None if only `score_tokens` is used.
+        preprocess: maps images to the network's input.
+        scale: factor of the cosine.
+        ends_at_largest_id: take a prompt's features at its largest token id, as open_clip does. If False, at the config's
+            eos_token_id, as transformers does.
     """
 
     def __init__(
@@ -64,31 +64,48 @@ class ClipReward(Reward):
         self.tokenize = PromptTokenizer(tokenizer, limit, name, clean)
         self._cache: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return s · cos (B,), on the pictures' device."""
-        images = self.image_features(self.preprocess(pictures.to(self.model.device)))
-        return (self.scale * (images * self._prompt_features(prompts)).sum(-1)).to(pictures.device)
-
-    def score_tokens(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return s · cos (B,) of what preprocessing and tokenizer give.
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return s · cos.
 
         Args:
-            pixel_values: normalised pictures (B, 3, side, side).
-            input_ids: token ids (B, L).
-            attention_mask: (B, L), 1 = token, 0 = padding; without it padding counts as text, which is after the end and
-                so changes nothing.
+            images: (B, 3, H, W), floating, in [0, 1].
+            prompts: B prompts, one per image.
+
+        Returns:
+            Values (B,), on the images' device.
         """
-        images = self.image_features(pixel_values)
-        return self.scale * (images * self.text_features(input_ids, attention_mask)).sum(-1)
+        features = self.image_features(self.preprocess(images.to(self.model.device)))
+        return (self.scale * (features * self._prompt_features(prompts)).sum(-1)).to(images.device)
+
+    def score_tokens(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return s · cos (B,) of preprocessed images and tokenized prompts.
+
+        Args:
+            pixel_values: normalised images (B, 3, side, side).
+            input_ids: token ids (B, L).
+            attention_mask: (B, L), 1 = token, 0 = padding; all ones if None, which changes nothing, since padding comes
+                after the end of the text.
+        """
+        features = self.image_features(pixel_values)
+        return self.scale * (features * self.text_features(input_ids, attention_mask)).sum(-1)
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Return features (B, D), unit length, float32, of normalised pictures (B, 3, side, side)."""
+        """Return features (B, D) of images, unit length, float32.
+
+        Args:
+            pixel_values: normalised images (B, 3, side, side).
+        """
         values = pixel_values.to(self.model.device, self.model.dtype)
         pooled = self.model.vision_model(pixel_values=values).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return features (B, D), unit length, float32, of token ids (B, L)."""
+        """Return features (B, D) of prompts, unit length, float32.
+
+        Args:
+            input_ids: token ids (B, L).
+            attention_mask: (B, L), 1 = token, 0 = padding; all ones if None.
+        """
         ids = input_ids.to(self.model.device)
         if self.ends_at_largest_id:
             states = self.model.text_model(input_ids=ids).last_hidden_state
@@ -99,45 +116,51 @@ class ClipReward(Reward):
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
     def _prompt_features(self, prompts: Sequence[str]) -> Tensor:
-        where = (self.model.device, self.model.dtype)
-        rows = {prompt: self._cache.get((prompt, *where)) for prompt in prompts}
+        placement = (self.model.device, self.model.dtype)
+        rows = {prompt: self._cache.get((prompt, *placement)) for prompt in prompts}
         missing = [prompt for prompt, row in rows.items() if row is None]
         if missing:
             # Tensors made in inference mode could not take part in a later backward.
-            kind = self.model.device.type
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+            device_type = self.model.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_type, enabled=False):
                 rows |= dict(zip(missing, self.text_features(*self.tokenize(missing)), strict=True))
             if len(self._cache) + len(missing) > _CACHED_PROMPTS:
                 self._cache.clear()
-            self._cache |= {(prompt, *where): row for prompt in missing if (row := rows[prompt]) is not None}
+            self._cache |= {(prompt, *placement): row for prompt in missing if (row := rows[prompt]) is not None}
         return torch.stack([row for prompt in prompts if (row := rows[prompt]) is not None])
 
 
-def clip_of(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Any:
+def build_clip(config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Any:
     """Build a frozen `CLIPModel` from a state dict in transformers' or open_clip's layout.
 
     Args:
-        config: transformers' config.json for its layout; see `read_open_clip` for open_clip's.
+        config: config.json of a state dict in transformers' layout; see `read_open_clip` for open_clip's.
         tensors: the state dict.
-        name: of the reward, for errors.
-        dtype: of the network.
+        name: name of the reward, for errors.
+        dtype: dtype of the network.
 
     Raises:
         CheckpointError: tensors and config do not fit each other.
     """
     if is_open_clip(tensors):
-        found, tensors = read_open_clip(config, tensors, name)
+        clip_config, tensors = read_open_clip(config, tensors, name)
     elif config is None:
         raise CheckpointError(f"expected a config with {name}'s checkpoint in transformers' layout, got none")
     else:
-        found = CLIPConfig.from_dict(dict(config))
+        clip_config = CLIPConfig.from_dict(dict(config))
         # Older files carry this buffer.
         tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
-    return build(CLIPModel, _without_dropout(found), tensors, name, dtype)
+    return build_frozen(CLIPModel, _without_dropout(clip_config), tensors, name, dtype)
 
 
 def load_clip(source: Source, name: str, *, revision: str | None = None, token: str | None = None) -> Any:
-    """Load a frozen `CLIPModel` in its checkpoint's own precision from a folder or the hub.
+    """Load a frozen `CLIPModel` from a folder or the hub, in its checkpoint's own precision.
+
+    Args:
+        source: folder or hub id, in transformers' format.
+        name: name of the reward, for errors.
+        revision: branch, tag or commit on the hub.
+        token: access token for the hub.
 
     Raises:
         CheckpointError: it cannot be read, or lacks weights.
@@ -159,22 +182,22 @@ def load_clip(source: Source, name: str, *, revision: str | None = None, token: 
 
 
 def _without_dropout(config: Any) -> Any:
-    # Gradient checkpointing needs training mode, where dropout would make a reward of the picture a random one.
+    # Gradient checkpointing needs training mode, where dropout would make the reward random.
     for tower in (config.text_config, config.vision_config):
         tower.attention_dropout = 0.0
     return config
 
 
 def read_preprocess(source: Source, side: int, *, revision: str | None = None, token: str | None = None) -> Preprocess:
-    """Return the preprocessing that a checkpoint in transformers' format asks for; CLIP's own where it says nothing.
+    """Return the preprocessing of a checkpoint in transformers' format; CLIP's own where its config has none.
 
     Args:
         source: folder or hub id.
-        side: of the network's input, in pixels.
+        side: height and width of the network's input, in pixels.
         revision: branch, tag or commit on the hub.
         token: access token for the hub.
     """
-    path = beside(source, _PREPROCESSOR)
+    path = sibling_file(source, _PREPROCESSOR)
     if path is None and is_hub_id(source):
         path = locate(source, [_PREPROCESSOR], revision=revision, token=token)
     config = json.loads(path.read_text()) if path is not None else {}

@@ -1,7 +1,7 @@
-"""The stack of linear layers that ImageReward and the aesthetic predictor end in.
+"""The stack of linear layers at the end of ImageReward and the aesthetic predictor.
 
-Both publish it without activations between the layers (they are commented out in the original code), so it is an affine
-map in steps; dropout, which counts as a layer in the keys, does nothing at inference.
+Both are published without activations between the layers (they are commented out in the original code), so the stack is
+an affine map. Dropout counts as a layer in the keys and does nothing at inference.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def linear_head(tensors: Mapping[str, Tensor], width: int, name: str) -> nn.Sequ
 
     Args:
         tensors: `layers.N.weight` (out, in) and `layers.N.bias` (out,), or one `weight` and `bias`.
-        width: features that go in.
-        name: of the reward, for errors.
+        width: number of input features.
+        name: name of the reward, for errors.
 
     Returns:
-        The layers in order, frozen, float32, from `width` features to one number.
+        The layers in order, frozen, float32, from `width` features to one value.
 
     Raises:
-        CheckpointError: the layers do not lead from `width` features to one number, or keys are unknown.
+        CheckpointError: the layers do not map `width` features to one value, or keys are unknown.
     """
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -51,5 +51,5 @@ def linear_head(tensors: Mapping[str, Tensor], width: int, name: str) -> nn.Sequ
         shapes.append(tuple(weight.shape))
     widths = [width, *(shape[0] for shape in shapes)]
     if not shapes or widths[-1] != 1 or [shape[1] for shape in shapes] != widths[:-1]:
-        raise CheckpointError(f"expected the head of {name} to lead from {width} features to 1, got layers {shapes}")
+        raise CheckpointError(f"expected the head of {name} to map {width} features to 1, got layers {shapes}")
     return head.float().eval().requires_grad_(False)

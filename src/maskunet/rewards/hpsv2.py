@@ -9,19 +9,19 @@ import torch
 from transformers import CLIPTokenizer
 
 from ..errors import CheckpointError
-from ..pretrained import Source, load_tokenizer, locate, read_state_dict, tokenizer_source, unwrapped
-from .clip import LAION_H14, ClipReward, clip_of
+from ..pretrained import Source, load_tokenizer, locate, read_state_dict, tokenizer_source, unwrap_state_dict
+from .clip import LAION_H14, ClipReward, build_clip
 from .open_clip import is_open_clip
-from .preprocess import Preprocess, choose
+from .preprocess import Preprocess, resolve_preprocess
 
-#: Files of the versions in the public repository.
+#: File of each version in the public repository.
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSv2(ClipReward):
     """Human Preference Score v2 and v2.1: the cosine of a fine-tuned ViT-H/14.
 
-    The original pads pictures to a square instead of cropping them, and resizes floats.
+    The original pads images to a square instead of cropping them, and resizes floats.
 
     Reference: Wu et al., arXiv 2306.09341; https://github.com/tgxs002/HPSv2.
     """
@@ -41,23 +41,23 @@ class HPSv2(ClipReward):
 
         Args:
             config: see `open_clip.read_open_clip`; None for the public ones.
-            state_dict: tensors by open_clip's keys, or what holds them under "state_dict".
+            state_dict: tensors by open_clip's keys, or a mapping with them under "state_dict".
             tokenizer: a CLIP tokenizer; None if only `score_tokens` is used.
-            preprocess: "original", "shared" (the authors' one crop) or one's own.
-            dtype: of the network.
-            name: of the reward.
+            preprocess: "original", "shared" (the authors' one crop) or your own `Preprocess`.
+            dtype: dtype of the network.
+            name: name of the reward.
 
         Raises:
             CheckpointError: the tensors are not open_clip's, or do not fit the config.
         """
-        tensors = unwrapped(state_dict, name)
+        tensors = unwrap_state_dict(state_dict, name)
         if not is_open_clip(tensors):
             raise CheckpointError(
                 f"expected {name}'s checkpoint in open_clip's layout, got keys like {next(iter(tensors))!r}"
             )
-        model = clip_of(config, tensors, name, dtype)
+        model = build_clip(config, tensors, name, dtype)
         original = Preprocess(model.config.vision_config.image_size, fit="pad", clamp=False)
-        return cls(name, model, tokenizer, choose(preprocess, original), ends_at_largest_id=True)
+        return cls(name, model, tokenizer, resolve_preprocess(preprocess, original), ends_at_largest_id=True)
 
     @classmethod
     def from_pretrained(
@@ -79,22 +79,23 @@ class HPSv2(ClipReward):
             source: hub id, folder with `HPS_v2_compressed.pt` (or .safetensors), or the file itself.
             version: "2.0" or "2.1".
             config: see `from_original`.
-            tokenizer: a tokenizer, or where it is; beside the checkpoint if it is there, else that of LAION's ViT-H/14.
+            tokenizer: a tokenizer, or its folder or hub id. If None: the one next to the checkpoint, else that of LAION's
+                ViT-H/14.
             preprocess: see `from_original`.
-            dtype: of the network.
-            device: where to put it.
+            dtype: dtype of the network.
+            device: device of the reward.
             revision: branch, tag or commit on the hub.
             token: access token for the hub.
 
         Raises:
-            CheckpointError: not there, unreadable, or not HPSv2.
+            CheckpointError: missing, unreadable, or not HPSv2.
         """
         if version not in FILES:
             raise CheckpointError(f"expected a version of HPSv2 among {', '.join(FILES)}, got {version!r}")
         file = FILES[version]
         names = (file, file.replace(".pt", ".safetensors"))
         tensors = read_state_dict(locate(source, names, revision=revision, token=token))
-        found = load_tokenizer(CLIPTokenizer, tokenizer_source(source, tokenizer, LAION_H14))
+        tokenizer = load_tokenizer(CLIPTokenizer, tokenizer_source(source, tokenizer, LAION_H14))
         name = "hpsv2" if version == "2.0" else f"hpsv{version}"
-        reward = cls.from_original(config, tensors, tokenizer=found, preprocess=preprocess, dtype=dtype, name=name)
+        reward = cls.from_original(config, tensors, tokenizer=tokenizer, preprocess=preprocess, dtype=dtype, name=name)
         return reward.to(device)

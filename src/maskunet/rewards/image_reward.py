@@ -1,6 +1,6 @@
-"""ImageReward: a BLIP reads the prompt while it looks at the picture, and linear layers turn that into one number.
+"""ImageReward: a BLIP reads the prompt with cross-attention to the image, and linear layers map its state to one value.
 
-    h = BERT(prompt; cross-attention to ViT(picture))[CLS]      (B, 768)
+    h = BERT(prompt; cross-attention to ViT(image))[CLS]        (B, 768)
     r = (MLP(h) - mean) / std
 
 in transformers' BLIP classes. The checkpoint's keys:
@@ -27,23 +27,23 @@ from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTex
 from ..errors import CheckpointError
 from ..pretrained import (
     Source,
-    beside,
-    build,
+    build_frozen,
     is_hub_id,
     load_tokenizer,
     locate,
     read_state_dict,
+    sibling_file,
     tokenizer_source,
-    unwrapped,
+    unwrap_state_dict,
 )
 from .base import Reward
 from .head import linear_head
-from .preprocess import Preprocess, choose
+from .preprocess import Preprocess, resolve_preprocess
 from .prompt_tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
-# Of the reward over the original's training set; constants of its code, not in the checkpoint.
+# Mean and standard deviation of the raw value over the original's training set; constants of its code.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LIMIT = 35
 _NAME = "image-reward"
@@ -62,7 +62,11 @@ _RENAMED = (
 
 
 class Blip(BlipPreTrainedModel):
-    """The two towers of BLIP without the heads that ImageReward does not have."""
+    """The two towers of BLIP, without its heads.
+
+    Args:
+        config: the config of both towers.
+    """
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
@@ -71,21 +75,27 @@ class Blip(BlipPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the state (B, D) of the prompt's first token, which has seen prompt and picture."""
-        picture = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        states = self.text_encoder(input_ids, attention_mask=attention_mask, encoder_hidden_states=picture)
-        found: Tensor = states.last_hidden_state[:, 0]
-        return found
+        """Return the state (B, D) of the prompt's first token, which attends to prompt and image.
+
+        Args:
+            pixel_values: normalised images (B, 3, side, side).
+            input_ids: token ids (B, L).
+            attention_mask: (B, L), 1 = token, 0 = padding; all tokens if None.
+        """
+        patches = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        states = self.text_encoder(input_ids, attention_mask=attention_mask, encoder_hidden_states=patches)
+        first: Tensor = states.last_hidden_state[:, 0]
+        return first
 
 
 class ImageReward(Reward):
-    """ImageReward v1.0; about -2 to 2, 0 the mean of its training set.
+    """ImageReward v1.0; about -2 to 2, with mean 0 over its training set.
 
     Args:
-        model: its BLIP, frozen.
-        head: from the prompt's first state to one number, float32.
-        tokenizer: BERT's; None if only `score_tokens` is used.
-        preprocess: from pictures to the network's input.
+        model: a frozen BLIP.
+        head: maps the state of the prompt's first token to one value, float32.
+        tokenizer: BERT's tokenizer; None if only `score_tokens` is used.
+        preprocess: maps images to the network's input.
 
     Reference: Xu et al., arXiv 2304.05977; https://github.com/THUDM/ImageReward.
     """
@@ -111,17 +121,18 @@ class ImageReward(Reward):
         """Build it from a checkpoint in ImageReward's layout.
 
         Args:
-            config: what the shapes do not say: {"vision": {...}, "text": {...}} with transformers' names, where "text"
-                may be a `med_config.json`; None for the public one (heads of 64 channels).
+            config: settings that the tensors' shapes do not determine: {"vision": {...}, "text": {...}} with
+                transformers' names, where "text" may be a `med_config.json`; None for the public checkpoint (heads of 64
+                channels).
             state_dict: tensors by the original's keys.
             tokenizer: BERT's tokenizer; None if only `score_tokens` is used.
-            preprocess: "original", "shared" (the authors' one crop) or one's own.
-            dtype: of the BLIP; the head stays in float32.
+            preprocess: "original", "shared" (the authors' one crop) or your own `Preprocess`.
+            dtype: dtype of the BLIP; the head stays in float32.
 
         Raises:
             CheckpointError: keys are missing, or tensors and config do not fit each other.
         """
-        tensors = unwrapped(state_dict, _NAME)
+        tensors = unwrap_state_dict(state_dict, _NAME)
         parts = {
             p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in (_VISUAL, _TEXT, _HEAD)
         }
@@ -129,10 +140,10 @@ class ImageReward(Reward):
         if unused:  # BLIP's projections for its contrastive loss
             logger.info("%s: %d tensors of the checkpoint are not used, such as %r", _NAME, len(unused), unused[0])
         blip_config = _config(dict(config or {}), parts[_VISUAL], parts[_TEXT])
-        model = build(Blip, blip_config, _state_dict(parts[_VISUAL], parts[_TEXT]), _NAME, dtype)
+        model = build_frozen(Blip, blip_config, _state_dict(parts[_VISUAL], parts[_TEXT]), _NAME, dtype)
         head = linear_head(parts[_HEAD], blip_config.text_config.hidden_size, _NAME)
         original = Preprocess(blip_config.vision_config.image_size)
-        return cls(model, head, tokenizer, choose(preprocess, original))
+        return cls(model, head, tokenizer, resolve_preprocess(preprocess, original))
 
     @classmethod
     def from_pretrained(
@@ -150,42 +161,51 @@ class ImageReward(Reward):
         """Load it from the hub, a folder or a file.
 
         Args:
-            source: hub id, folder with `ImageReward.pt` (or .safetensors) and, if there, `med_config.json`, or the file.
+            source: hub id, folder with `ImageReward.pt` (or .safetensors) and perhaps `med_config.json`, or the file.
             config: see `from_original`; "text" is the checkpoint's `med_config.json` if None.
-            tokenizer: a tokenizer, or where it is; beside the checkpoint if it is there, else bert-base-uncased.
+            tokenizer: a tokenizer, or its folder or hub id. If None: the one next to the checkpoint, else
+                bert-base-uncased.
             preprocess: see `from_original`.
-            dtype: of the BLIP; the head stays in float32.
-            device: where to put it.
+            dtype: dtype of the BLIP; the head stays in float32.
+            device: device of the reward.
             revision: branch, tag or commit on the hub.
             token: access token for the hub.
 
         Raises:
-            CheckpointError: not there, unreadable, or not ImageReward.
+            CheckpointError: missing, unreadable, or not ImageReward.
         """
         tensors = read_state_dict(locate(source, _FILES, revision=revision, token=token))
         if config is None:
-            path = beside(source, "med_config.json")
+            path = sibling_file(source, "med_config.json")
             if path is None and is_hub_id(source):
                 path = locate(source, ["med_config.json"], revision=revision, token=token)
             config = {"text": json.loads(path.read_text())} if path is not None else None
-        found = load_tokenizer(BertTokenizer, tokenizer_source(source, tokenizer, "google-bert/bert-base-uncased"))
+        tokenizer = load_tokenizer(BertTokenizer, tokenizer_source(source, tokenizer, "google-bert/bert-base-uncased"))
         vocabulary = tensors.get(f"{_TEXT}embeddings.word_embeddings.weight")
-        if vocabulary is not None and len(found) + 2 == len(vocabulary):
-            # BLIP's own two, after BERT's; only a prompt that spells them out meets them.
-            found.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
-        reward = cls.from_original(config, tensors, tokenizer=found, preprocess=preprocess, dtype=dtype)
+        if vocabulary is not None and len(tokenizer) + 2 == len(vocabulary):
+            # BLIP's own two tokens come after BERT's; only a prompt that spells them out has them.
+            tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
+        reward = cls.from_original(config, tensors, tokenizer=tokenizer, preprocess=preprocess, dtype=dtype)
         return reward.to(device)
 
-    def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the rewards (B,), on the pictures' device."""
-        values = self.preprocess(pictures.to(self.model.device))
-        return self.score_tokens(values, *self.tokenize(prompts)).to(pictures.device)
-
-    def score_tokens(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the rewards (B,) of what preprocessing and tokenizer give.
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the values of images.
 
         Args:
-            pixel_values: normalised pictures (B, 3, side, side).
+            images: (B, 3, H, W), floating, in [0, 1].
+            prompts: B prompts, one per image.
+
+        Returns:
+            Values (B,), on the images' device.
+        """
+        values = self.preprocess(images.to(self.model.device))
+        return self.score_tokens(values, *self.tokenize(prompts)).to(images.device)
+
+    def score_tokens(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the values (B,) of preprocessed images and tokenized prompts.
+
+        Args:
+            pixel_values: normalised images (B, 3, side, side).
             input_ids: token ids (B, L).
             attention_mask: (B, L), 1 = token, 0 = padding; all tokens if None.
         """
@@ -193,33 +213,35 @@ class ImageReward(Reward):
         mask = None if attention_mask is None else attention_mask.to(device)
         state = self.model(pixel_values.to(device, self.model.dtype), input_ids.to(device), mask)
         with torch.autocast(device.type, enabled=False):
-            rewards: Tensor = self.head(state.float())
-        return (rewards.squeeze(-1) - MEAN) / STD
+            values: Tensor = self.head(state.float())
+        return (values.squeeze(-1) - MEAN) / STD
 
 
 def _state_dict(visual: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     for key, value in visual.items():
         for pattern, replacement in _RENAMED:
             key = re.sub(pattern, replacement, key)
-        found[f"vision_model.{key}"] = value
-    # A buffer, and a pooler that the original does not build.
-    kept = {k: v for k, v in text.items() if not k.startswith(("embeddings.position_ids", "pooler."))}
-    return found | {f"text_encoder.{key}": value for key, value in kept.items()}
+        tensors[f"vision_model.{key}"] = value
+    for key, value in text.items():
+        # A buffer, and a pooler that the original does not build.
+        if not key.startswith(("embeddings.position_ids", "pooler.")):
+            tensors[f"text_encoder.{key}"] = value
+    return tensors
 
 
 def _config(config: dict[str, Any], visual: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> BlipConfig:
     try:
         width, _, patch, _ = visual["patch_embed.proj.weight"].shape
         vocabulary, text_width = text["embeddings.word_embeddings.weight"].shape
-        vision_read = {
+        vision_shapes = {
             "hidden_size": width,
             "intermediate_size": visual["blocks.0.mlp.fc1.weight"].shape[0],
             "num_hidden_layers": _layers(visual, "blocks"),
             "patch_size": patch,
             "image_size": patch * math.isqrt(visual["pos_embed"].shape[1] - 1),
         }
-        text_read = {
+        text_shapes = {
             "hidden_size": text_width,
             "encoder_hidden_size": width,
             "vocab_size": vocabulary,
@@ -229,26 +251,27 @@ def _config(config: dict[str, Any], visual: Mapping[str, Tensor], text: Mapping[
         }
     except KeyError as error:
         raise CheckpointError(f"expected {_NAME}'s keys in the checkpoint, {error} is missing") from error
-    vision_rest = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": max(1, width // 64)}
-    text_rest = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": max(1, text_width // 64)}
-    vision_config = _merged(vision_read, vision_rest, config.get("vision", {}))
-    text_config = _merged(text_read, text_rest, config.get("text", {}))
-    # Gradient checkpointing needs training mode, where dropout would make a reward of the picture a random one.
+    vision_defaults = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": max(1, width // 64)}
+    text_defaults = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "num_attention_heads": max(1, text_width // 64)}
+    vision_config = _merged(vision_shapes, vision_defaults, config.get("vision", {}))
+    text_config = _merged(text_shapes, text_defaults, config.get("text", {}))
+    # Gradient checkpointing needs training mode, where dropout would make the reward random.
     vision_config["attention_dropout"] = 0.0
     text_config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
-    text_config |= dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id"))  # of generation, which is not used
-    # is_decoder gives the layers their cross-attention; the text is read in both directions all the same.
+    text_config |= dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id"))  # for generating text only
+    # is_decoder gives the layers their cross-attention; self-attention stays bidirectional.
     return BlipConfig(vision_config=vision_config, text_config=text_config | {"is_decoder": True})
 
 
-def _merged(read: dict[str, Any], rest: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    wrong = [key for key in read.keys() & given.keys() if read[key] != given[key]]
+def _merged(shapes: dict[str, Any], defaults: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tower's settings: those of the tensors' shapes, the others from the config or else the defaults."""
+    wrong = [key for key in shapes.keys() & config.keys() if shapes[key] != config[key]]
     if wrong:
         raise CheckpointError(
-            f"expected a config of {_NAME} that agrees with the checkpoint's shapes, got {wrong[0]} {given[wrong[0]]} "
-            f"where the tensors say {read[wrong[0]]}"
+            f"expected a config of {_NAME} that agrees with the checkpoint's shapes, got {wrong[0]} {config[wrong[0]]} "
+            f"with tensors for {shapes[wrong[0]]}"
         )
-    return read | {key: given.get(key, value) for key, value in rest.items()}
+    return shapes | {key: config.get(key, value) for key, value in defaults.items()}
 
 
 def _layers(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -7,7 +7,7 @@
     visual.proj (width, D), text_projection (width, D)              visual_projection, text_projection, transposed
     token_embedding, positional_embedding, ln_final                 text_model.embeddings.*, final_layer_norm
 
-Everything but the number of heads, the activation and the norms' epsilon can be read from the shapes.
+The shapes determine everything but the number of heads, the activation and the norms' epsilon.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _OUTSIDE = {
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
 _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-# open_clip's configuration files and transformers' name the same things differently.
+# transformers' names of open_clip's settings.
 _NAMES = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
     "context_length": "max_position_embeddings",
 }
-_TAKEN = {
+_KNOWN = {
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
     *("image_size", "patch_size", "vocab_size", "max_position_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -63,21 +63,25 @@ _TAKEN = {
 
 
 def is_open_clip(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has open_clip's keys."""
+    """Return whether a state dict has open_clip's keys.
+
+    Args:
+        tensors: the state dict.
+    """
     return "visual.conv1.weight" in tensors
 
 
 def read_open_clip(
     config: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], name: str
 ) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """Return the config and the state dict of the `CLIPModel` that an open_clip checkpoint is.
+    """Translate an open_clip checkpoint into the config and the state dict of a `CLIPModel`.
 
     Args:
-        config: what the shapes do not say: {"vision": {...}, "text": {...}} with transformers' names, or open_clip's
-            own ("vision_cfg", "text_cfg"; `heads`, `head_width`, `quick_gelu`). Without it: heads of 64 channels, 80 in a
-            1280-wide picture tower (ViT-H/14), and exact GELU.
+        config: settings that the tensors' shapes do not determine: {"vision": {...}, "text": {...}} with transformers'
+            names, or open_clip's own ("vision_cfg", "text_cfg"; `heads`, `head_width`, `quick_gelu`). If None: heads of 64
+            channels, 80 in a 1280-wide image tower (ViT-H/14), and exact GELU.
         tensors: the state dict.
-        name: of the reward, for errors.
+        name: name of the reward, for errors.
 
     Raises:
         CheckpointError: keys are missing or unknown, or config and shapes disagree.
@@ -88,21 +92,21 @@ def read_open_clip(
 
 
 def _state_dict(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
         match = _BLOCK.fullmatch(key)
         if key in _OUTSIDE:
-            found[_OUTSIDE[key]] = value
+            renamed[_OUTSIDE[key]] = value
         elif key in _TRANSPOSED:
-            found[_TRANSPOSED[key]] = value.T.contiguous()
+            renamed[_TRANSPOSED[key]] = value.T.contiguous()
         elif match is not None:
             tower = "vision_model" if match[1] else "text_model"
-            found |= _in_block(f"{tower}.encoder.layers.{match[2]}.", match[3], value, name, key)
+            renamed |= _in_block(f"{tower}.encoder.layers.{match[2]}.", match[3], value, name, key)
         elif key.startswith("visual."):
             raise CheckpointError(f"expected open_clip's plain vision transformer in {name}, got the key {key!r}")
         else:
             logger.info("%s: the tensor %r of the checkpoint is not used", name, key)
-    return found
+    return renamed
 
 
 def _in_block(prefix: str, part: str, value: Tensor, name: str, key: str) -> dict[str, Tensor]:
@@ -135,23 +139,23 @@ def _config(config: dict[str, Any], tensors: Mapping[str, Tensor], name: str) ->
     text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
     shared = {"hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5}
     towers = []
-    for read, given in ((vision, _given(config, "vision")), (text, _given(config, "text"))):
-        wrong = [key for key in read.keys() & given.keys() & _SHAPES if read[key] != given[key]]
+    for shapes, settings in ((vision, _tower_settings(config, "vision")), (text, _tower_settings(config, "text"))):
+        wrong = [key for key in shapes.keys() & settings.keys() & _SHAPES if shapes[key] != settings[key]]
         if wrong:
             raise CheckpointError(
                 f"expected a config of {name} that agrees with the checkpoint's shapes, got {wrong[0]} "
-                f"{given[wrong[0]]} where the tensors say {read[wrong[0]]}"
+                f"{settings[wrong[0]]} with tensors for {shapes[wrong[0]]}"
             )
-        tower = shared | read | given
+        tower = shared | shapes | settings
         heads = tower.setdefault(
             "num_attention_heads", tower["hidden_size"] // (80 if tower["hidden_size"] == 1280 else 64)
         )
         if heads < 1 or tower["hidden_size"] % heads:
             raise CheckpointError(
                 f"expected a number of attention heads of {name} that divides its width {tower['hidden_size']}, got "
-                f"{heads}; say num_attention_heads in the config"
+                f"{heads}; set num_attention_heads in the config"
             )
-        # Dropout would make layers that gradient checkpointing runs again differ; at inference it does nothing.
+        # Gradient checkpointing needs training mode, where dropout would make the reward random.
         towers.append(tower | {"attention_dropout": 0.0, "projection_dim": width})
     return CLIPConfig(vision_config=towers[0], text_config=towers[1], projection_dim=width)
 
@@ -168,11 +172,11 @@ def _tower(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     return {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": len(layers)}
 
 
-def _given(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
-    found: Mapping[str, Any] = next(
+def _tower_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    section: Mapping[str, Any] = next(
         (config[key] for key in (tower, f"{tower}_config", f"{tower}_cfg") if key in config), {}
     )
-    given = {_NAMES.get(key, key): value for key, value in found.items()}
-    if "head_width" in given and "hidden_size" in given:
-        given.setdefault("num_attention_heads", given["hidden_size"] // given["head_width"])
-    return {key: value for key, value in given.items() if key in _TAKEN and value is not None}
+    settings = {_NAMES.get(key, key): value for key, value in section.items()}
+    if "head_width" in settings and "hidden_size" in settings:
+        settings.setdefault("num_attention_heads", settings["hidden_size"] // settings["head_width"])
+    return {key: value for key, value in settings.items() if key in _KNOWN and value is not None}

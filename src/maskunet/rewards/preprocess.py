@@ -1,8 +1,7 @@
-"""From pictures to a network's input, differentiable: resize, crop or pad to a square, normalise.
+"""From images to a network's input, differentiable: resize, crop or pad to a square, normalise.
 
-Bicubic with a = -1/2 and antialiasing, as PIL and torchvision resize. PIL rounds to bytes after each of its two passes;
-this does not, since rounding has no gradient, so the two differ by up to 1.1 levels of 255 and by 0.3 in the mean (measured
-in tests/rewards).
+Bicubic with a = -1/2 and antialiasing, as in PIL and torchvision. PIL rounds to bytes after each of its two passes. Rounding
+has no gradient, so it is left out here; the two differ by up to 1.1 levels of 255, and by 0.3 on average (tests/rewards).
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class Preprocess:
 
     Args:
         side: height and width of the result, in pixels.
-        mean: of each channel, subtracted.
-        std: of each channel, divided by.
+        mean: mean of each channel, subtracted.
+        std: standard deviation of each channel, the divisor.
         fit: "crop": the shorter edge becomes `side` and the centre is cropped; "pad": the longer edge becomes `side` and
             the rest is black.
-        clamp: clip to [0, 1] after resizing along rows and along columns, as PIL's byte pictures do by themselves.
-        odd: where the crop starts if the margin is odd: "even" rounds half to even (torchvision), "down" cuts
+        clamp: clip to [0, 1] after resizing along rows and along columns, as PIL's bytes do.
+        odd: start of the crop if the margin is odd: "even" rounds half to even (torchvision), "down" rounds down
             (transformers).
     """
 
@@ -42,11 +41,15 @@ class Preprocess:
     clamp: bool = True
     odd: Literal["even", "down"] = "even"
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return pixel values (B, 3, side, side), float32, of pictures (B, 3, H, W) in [0, 1]."""
-        x = pictures.float()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return pixel values (B, 3, side, side), float32.
+
+        Args:
+            images: (B, 3, H, W), floating, in [0, 1].
+        """
+        x = images.float()
         size = self._size(x.shape[-2], x.shape[-1])
-        # Bytes cannot overshoot between PIL's two passes, which is along rows, then along columns.
+        # Bytes cannot overshoot between PIL's two passes, which run along rows, then along columns.
         for target in ((x.shape[-2], size[1]), size) if self.clamp else (size,):
             if target != x.shape[-2:]:
                 x = F.interpolate(x, size=target, mode="bicubic", antialias=True)
@@ -64,26 +67,33 @@ class Preprocess:
         if self.fit == "pad":
             scale = self.side / max(height, width)
             return max(1, round(height * scale)), max(1, round(width * scale))
-        long = int(self.side * max(height, width) / min(height, width))
-        return (self.side, long) if height <= width else (long, self.side)
+        longer = int(self.side * max(height, width) / min(height, width))
+        return (self.side, longer) if height <= width else (longer, self.side)
 
     def _start(self, margin: int) -> int:
         return round(margin / 2) if self.odd == "even" else margin // 2
 
 
 def shared_crop(side: int = 224) -> Preprocess:
-    """Return the one crop that the authors' search gives to all its rewards.
+    """Return the one preprocessing that the authors' search uses for all its rewards.
 
     Shorter edge to `side`, bicubic, centre crop, CLIP's mean and deviation, on floats that are not clipped.
+
+    Args:
+        side: height and width of the result, in pixels.
     """
     return Preprocess(side, clamp=False)
 
 
-def choose(preprocess: Preprocess | str, original: Preprocess) -> Preprocess:
-    """Return the preprocessing that a user asked for: "original", "shared", or one of their own.
+def resolve_preprocess(preprocess: Preprocess | str, original: Preprocess) -> Preprocess:
+    """Return the preprocessing that an argument stands for.
+
+    Args:
+        preprocess: "original", "shared" (the authors' one crop) or a `Preprocess`.
+        original: the reward's own preprocessing.
 
     Raises:
-        RewardError: another name, or a side that the network does not take.
+        RewardError: another name, or a side that does not fit the network.
     """
     if isinstance(preprocess, Preprocess):
         if preprocess.side != original.side:

@@ -1,4 +1,4 @@
-"""PickScore, and the plain CLIP score: a CLIP in transformers' format that scores as it is."""
+"""PickScore and the plain CLIP score: a CLIP in transformers' format, used as it is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from transformers import CLIPTokenizer
 
-from ..pretrained import Source, load_tokenizer, tokenizer_source, unwrapped
-from .clip import LAION_H14, ClipReward, clip_of, load_clip, read_preprocess
+from ..pretrained import Source, load_tokenizer, tokenizer_source, unwrap_state_dict
+from .clip import LAION_H14, ClipReward, build_clip, load_clip, read_preprocess
 from .open_clip import is_open_clip
-from .preprocess import Preprocess, choose
+from .preprocess import Preprocess, resolve_preprocess
 
 
 class PickScore(ClipReward):
@@ -36,15 +36,15 @@ class PickScore(ClipReward):
             config: config.json of the `CLIPModel`.
             state_dict: its tensors.
             tokenizer: a CLIP tokenizer; None if only `score_tokens` is used.
-            preprocess: "original", "shared" (the authors' one crop) or one's own.
-            dtype: of the network.
+            preprocess: "original", "shared" (the authors' one crop) or your own `Preprocess`.
+            dtype: dtype of the network.
 
         Raises:
             CheckpointError: tensors and config do not fit each other.
         """
-        model = clip_of(config, unwrapped(state_dict, "pick-score"), "pick-score", torch.float32)
+        model = build_clip(config, unwrap_state_dict(state_dict, "pick-score"), "pick-score", torch.float32)
         original = Preprocess(model.config.vision_config.image_size, odd="down")
-        return cls._of(model, tokenizer, choose(preprocess, original), dtype)
+        return cls._from_model(model, tokenizer, resolve_preprocess(preprocess, original), dtype)
 
     @classmethod
     def from_pretrained(
@@ -62,25 +62,25 @@ class PickScore(ClipReward):
 
         Args:
             source: hub id, or folder in transformers' format.
-            tokenizer: a tokenizer, or where it is; the folder's own if it has one, else that of LAION's ViT-H/14, which
-                the original uses.
+            tokenizer: a tokenizer, or its folder or hub id. If None: the checkpoint's own, else that of LAION's ViT-H/14,
+                which the original uses.
             preprocess: see `from_original`.
-            dtype: of the network.
-            device: where to put it.
+            dtype: dtype of the network.
+            device: device of the reward.
             revision: branch, tag or commit on the hub.
             token: access token for the hub.
 
         Raises:
-            CheckpointError: not there, unreadable, or incomplete.
+            CheckpointError: missing, unreadable, or incomplete.
         """
         model = load_clip(source, "pick-score", revision=revision, token=token)
-        found = load_tokenizer(CLIPTokenizer, tokenizer_source(source, tokenizer, LAION_H14))
+        tokenizer = load_tokenizer(CLIPTokenizer, tokenizer_source(source, tokenizer, LAION_H14))
         original = Preprocess(model.config.vision_config.image_size, odd="down")
-        return cls._of(model, found, choose(preprocess, original), dtype).to(device)
+        return cls._from_model(model, tokenizer, resolve_preprocess(preprocess, original), dtype).to(device)
 
     @classmethod
-    def _of(cls, model: Any, tokenizer: Any, preprocess: Preprocess, dtype: torch.dtype) -> Self:
-        # Taken before the cast: in half precision exp(4.6) is off by a percent.
+    def _from_model(cls, model: Any, tokenizer: Any, preprocess: Preprocess, dtype: torch.dtype) -> Self:
+        # Computed before the cast: in half precision exp(4.6) is off by a percent.
         scale = float(model.logit_scale.float().exp())
         return cls("pick-score", model, tokenizer, preprocess, scale=scale).to(dtype=dtype)
 
@@ -88,7 +88,7 @@ class PickScore(ClipReward):
 class ClipScore(ClipReward):
     """CLIP score: the plain cosine, neither clipped at 0 nor times 100 as some report it.
 
-    Reference: Hessel et al., arXiv 2104.08718 (there 2.5 max(cos, 0), with "A photo depicts" before the prompt).
+    Reference: Hessel et al., arXiv 2104.08718, which has 2.5 max(cos, 0) and puts "A photo depicts" before the prompt.
     """
 
     @classmethod
@@ -107,16 +107,17 @@ class ClipScore(ClipReward):
             config: config.json of the `CLIPModel`, or see `open_clip.read_open_clip`.
             state_dict: its tensors.
             tokenizer: a CLIP tokenizer; None if only `score_tokens` is used.
-            preprocess: "original", "shared" (the authors' one crop) or one's own.
-            dtype: of the network.
+            preprocess: "original", "shared" (the authors' one crop) or your own `Preprocess`.
+            dtype: dtype of the network.
 
         Raises:
             CheckpointError: tensors and config do not fit each other.
         """
-        tensors = unwrapped(state_dict, "clip-score")
-        model = clip_of(config, tensors, "clip-score", dtype)
-        chosen = choose(preprocess, Preprocess(model.config.vision_config.image_size, odd="down"))
-        return cls("clip-score", model, tokenizer, chosen, ends_at_largest_id=is_open_clip(tensors))
+        tensors = unwrap_state_dict(state_dict, "clip-score")
+        model = build_clip(config, tensors, "clip-score", dtype)
+        original = Preprocess(model.config.vision_config.image_size, odd="down")
+        preprocess = resolve_preprocess(preprocess, original)
+        return cls("clip-score", model, tokenizer, preprocess, ends_at_largest_id=is_open_clip(tensors))
 
     @classmethod
     def from_pretrained(
@@ -134,18 +135,18 @@ class ClipScore(ClipReward):
 
         Args:
             source: hub id, or folder in transformers' format; its own preprocessing is used.
-            tokenizer: a tokenizer, or where it is; the checkpoint's own if None.
+            tokenizer: a tokenizer, or its folder or hub id; the checkpoint's own if None.
             preprocess: see `from_original`.
-            dtype: of the network.
-            device: where to put it.
+            dtype: dtype of the network.
+            device: device of the reward.
             revision: branch, tag or commit on the hub.
             token: access token for the hub.
 
         Raises:
-            CheckpointError: not there, unreadable, or incomplete.
+            CheckpointError: missing, unreadable, or incomplete.
         """
         model = load_clip(source, "clip-score", revision=revision, token=token)
         options = {"revision": revision or "main", "token": token} if tokenizer is None else {}
-        found = load_tokenizer(CLIPTokenizer, source if tokenizer is None else tokenizer, **options)
+        tokenizer = load_tokenizer(CLIPTokenizer, source if tokenizer is None else tokenizer, **options)
         original = read_preprocess(source, model.config.vision_config.image_size, revision=revision, token=token)
-        return cls("clip-score", model, found, choose(preprocess, original)).to(device, dtype)
+        return cls("clip-score", model, tokenizer, resolve_preprocess(preprocess, original)).to(device, dtype)

@@ -1,9 +1,9 @@
 """The words of the shapes world: eight shapes, eight colours, six tasks, and which combinations are held out.
 
-A combination that belongs to the validation or the test split is never drawn in a training picture:
+A combination of the validation or the test split is never drawn in a training image:
 
 - a (colour, shape) pair: 8 of 64 for test, 8 for validation;
-- an unordered pair of shapes in one picture: 8 of 28 for test, 4 for validation;
+- an unordered pair of shapes in one image: 8 of 28 for test, 4 for validation;
 - a (count, shape) pair: 4 of 24 for test, 4 for validation.
 """
 
@@ -32,24 +32,44 @@ RELATIONS = ("left of", "right of", "above", "below")
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
-def way_along(relation: str, dx: float, dy: float) -> float:
-    """Return how far a way leads in a relation's direction: (dx, dy) from the other to the one, y downwards."""
+def distance_along(relation: str, dx: float, dy: float) -> float:
+    """Return how far an offset extends in a relation's direction, in pixels; negative on the opposite side.
+
+    Args:
+        relation: one of `RELATIONS`.
+        dx: offset of the first object from the second, to the right, in pixels.
+        dy: the same, downwards.
+    """
     return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
 
 
 def plural(shape: str) -> str:
-    """Return the plural of a shape's name."""
+    """Return the plural of a shape's name.
+
+    Args:
+        shape: one of `SHAPES`, or a phrase that ends in one.
+    """
     return shape + ("es" if shape.endswith("s") else "s")
 
 
 def colour_split(colour: str, shape: str) -> Split:
-    """Return the split that a (colour, shape) pair belongs to."""
+    """Return the split of a (colour, shape) pair.
+
+    Args:
+        colour: one of `COLOURS`.
+        shape: one of `SHAPES`.
+    """
     offset = (SHAPES.index(shape) - 3 * COLOURS.index(colour)) % 8
     return {1: "test", 5: "val"}.get(offset, "train")  # type: ignore[return-value]
 
 
 def pair_split(first: str, second: str) -> Split:
-    """Return the split that two shapes in one picture belong to; their order does not matter."""
+    """Return the split of two different shapes in one image; their order does not matter.
+
+    Args:
+        first: one of `SHAPES`.
+        second: another one.
+    """
     offset = (SHAPES.index(first) - SHAPES.index(second)) % 8
     if offset in (1, 7):
         return "test"
@@ -57,7 +77,12 @@ def pair_split(first: str, second: str) -> Split:
 
 
 def count_split(count: int, shape: str) -> Split:
-    """Return the split that `count` objects of one shape belong to (2 to 4; one object is always training)."""
+    """Return the split of several objects of one shape.
+
+    Args:
+        count: number of objects, 2 to 4.
+        shape: one of `SHAPES`.
+    """
     index = SHAPES.index(shape)
     if count != 2 + index % 3:
         return "train"

@@ -1,49 +1,37 @@
-"""The models that come with the package: a small Stable Diffusion, a masker for it, a CLIP and three rewards.
+"""The zoo: models that come with the package, so that everything runs without a download.
 
-`path("shapes")` is a folder in the standard diffusers format, so `StableDiffusionPipeline.from_pretrained` reads it
-like any other checkpoint.
+    import maskunet as mu
+
+    pipe = mu.zoo.load("shapes")                        # a StableDiffusionPipeline of 64 by 64 pixels
+    image = pipe("a red circle and a blue star").images[0]
+
+They live in the **shapes world**: images of eight shapes in eight colours, with captions in GenEval's six tasks, whose exact
+judge (`maskunet.shapes.judge`) checks whether an image shows its caption. The pipeline is a small Stable Diffusion. With it
+come a masker ("shapes-masker"), three rewards ("shapes", "shapes-matching" and "shapes-referee", by `mu.rewards.load`) and a
+CLIP whose features measure distances between sets of images.
+
+`path("shapes")` is a folder in diffusers' format, so `StableDiffusionPipeline.from_pretrained` reads it like any other
+checkpoint. `zoo.dataset` draws the training data, `zoo.defaults` holds the model's default settings, and `zoo.recipe`
+trains everything again.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from ..exports import exports
 
-from ..errors import CheckpointError
-from ..pipelines import load_pipeline
-from ..pretrained import bundled_path
+#: Public names by the module that holds them: `zoo.defaults` can be read without importing torch.
+_PUBLIC = {"load": "loading", "load_clip": "loading", "path": "loading"}
+
+__all__ = [*_PUBLIC]
+
+__getattr__ = exports(__name__, _PUBLIC)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPModel
-
-path = bundled_path
-
-
-def load(
-    name: str = "shapes", *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> StableDiffusionPipeline:
-    """Load the bundled text-to-image pipeline.
-
-    Args:
-        name: "shapes".
-        dtype: dtype of its weights (the files hold half precision, but for the text encoder).
-        device: where to put it.
-
-    Raises:
-        CheckpointError: no pipeline has that name.
-    """
-    if name != "shapes":
-        raise CheckpointError(f"expected a bundled pipeline ('shapes'), got {name!r}")
-    pipe = load_pipeline(name, dtype=dtype, device=device)
-    pipe.set_progress_bar_config(leave=False)
-    return pipe  # type: ignore[no-any-return]
-
-
-def load_clip(*, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CLIPModel:
-    """Load the small CLIP of the shapes world, whose picture features measure distances between sets of pictures."""
-    from transformers import CLIPModel
-
-    model = CLIPModel.from_pretrained(path("shapes-clip"), dtype=dtype, local_files_only=True)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    from .loading import load, load_clip, path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 
 import torch
@@ -14,20 +13,24 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ...files import save_whole
 from ...shapes.drawing import draw
 from ...shapes.scenes import training_scene
-from .stage import StageConfig, run_stage
+from .stage import Figures, StageConfig, run_stage
 from .tokenizer import MAX_LENGTH
 
-logger = logging.getLogger(__name__)
-
-EMPTY_CAPTIONS = 0.1  # share of captions dropped, for classifier-free guidance
+EMPTY_CAPTIONS = 0.1  # share of captions that are dropped, for classifier-free guidance
 SNR_GAMMA = 5.0
 _LATENTS_SEED = 1
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, width: int = 128) -> CLIPTextModel:
-    """Return an untrained three-layer CLIP text encoder."""
+    """Return an untrained three-layer CLIP text encoder.
+
+    Args:
+        tokenizer: tokenizer of the captions.
+        width: channels of its states.
+    """
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -46,7 +49,12 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int = 128) -> CLIPTextMode
 
 
 def new_unet(latent_channels: int, width: int = 128) -> UNet2DConditionModel:
-    """Return an untrained U-Net of Stable Diffusion's kind, three levels deep."""
+    """Return an untrained U-Net in Stable Diffusion's architecture, with three levels.
+
+    Args:
+        latent_channels: channels of the latents.
+        width: channels of the text encoder's states.
+    """
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=latent_channels,
@@ -62,12 +70,22 @@ def new_unet(latent_channels: int, width: int = 128) -> UNet2DConditionModel:
 
 
 def new_scheduler(kind: type = DDPMScheduler, **changes: object) -> DDPMScheduler:
-    """Return the noise schedule of Stable Diffusion 1.5."""
+    """Return a scheduler with the noise schedule of Stable Diffusion 1.5.
+
+    Args:
+        kind: the scheduler's class.
+        changes: other settings of the class.
+    """
     return kind(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (N, 24) of captions, padded and cut as Stable Diffusion's pipelines do."""
+    """Return token ids (N, 24), padded and cut as in Stable Diffusion's pipelines.
+
+    Args:
+        tokenizer: the tokenizer.
+        captions: N captions.
+    """
     options = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH, "return_tensors": "pt"}
     return tokenizer(captions, **options).input_ids
 
@@ -75,7 +93,21 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def encode_pool(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, folder: Path, *, progress: bool = True
 ) -> dict[str, Tensor]:
-    """Draw and encode `count` training scenes once: latents' mean and std (N, C, 8, 8), token ids (N, 24)."""
+    """Draw and encode training scenes, once per folder and autoencoder.
+
+    Args:
+        vae: the autoencoder.
+        tokenizer: tokenizer of the captions.
+        count: number of scenes N.
+        folder: folder of the cache, `latents.safetensors`.
+        progress: show a progress bar.
+
+    Returns:
+        "mean" and "std" of the latents (N, C, 8, 8), float16, and token "ids" (N, 24), int16.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
     path = folder / "latents.safetensors"
     weights = b"".join(p.detach().float().numpy().tobytes() for p in vae.parameters())
     mark = {"count": str(count), "vae": hashlib.sha256(weights).hexdigest()}
@@ -92,9 +124,7 @@ def encode_pool(
             stds.append(posterior.std.half())
             ids.append(tokenize(tokenizer, [s.caption for s in scenes]).short())
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "ids": torch.cat(ids)}
-    part = path.with_suffix(".part")
-    save_file(pool, part, metadata=mark)
-    part.rename(path)
+    save_whole(path, lambda part: save_file(pool, part, metadata=mark))
     return pool
 
 
@@ -109,7 +139,15 @@ def train_denoiser(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train the U-Net and the text encoder on the noise-prediction loss with min-SNR weights.
 
-    The latents' scale is written to `vae.config.scaling_factor`.
+    Writes the latents' scale to `vae.config.scaling_factor`.
+
+    Args:
+        vae: the trained autoencoder.
+        tokenizer: tokenizer of the captions.
+        config: settings of the stage.
+        folder: folder of the run; a run in it is continued.
+        pool: number of scenes that are drawn.
+        progress: show progress bars.
     """
     torch.manual_seed(config.seed)
     unet, text_encoder = new_unet(vae.config.latent_channels), new_text_encoder(tokenizer)
@@ -120,20 +158,20 @@ def train_denoiser(
     alphas = new_scheduler().alphas_cumprod
     weights = (SNR_GAMMA / (alphas / (1 - alphas))).clamp(max=1.0)
 
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(generator: torch.Generator) -> tuple[Tensor, Figures]:
         size = config.batch_size
         index = torch.randint(len(data["ids"]), (size,), generator=generator)
         mean, std = data["mean"][index].float(), data["std"][index].float()
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * vae.config.scaling_factor
         ids = data["ids"][index].long()
-        dropped = torch.rand(size, generator=generator) < EMPTY_CAPTIONS
-        ids = torch.where(dropped[:, None], empty, ids)
+        is_dropped = torch.rand(size, generator=generator) < EMPTY_CAPTIONS
+        ids = torch.where(is_dropped[:, None], empty, ids)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(1000, (size,), generator=generator)
         alpha = alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
-        errors = (predicted - noise).square().mean((1, 2, 3))
+        noise_pred = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
+        errors = (noise_pred - noise).square().mean((1, 2, 3))
         return (errors * weights[timesteps]).mean(), {"mse": float(errors.detach().mean())}
 
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})

@@ -1,13 +1,12 @@
-"""The whole recipe of the bundled model, in one call: autoencoder, denoiser, CLIP, rewards, export.
+"""The whole recipe of the bundled model in one call: autoencoder, denoiser, CLIP, rewards, export.
 
-Each stage resumes where it was stopped. On two CPU cores, shared with other work, the stages took about 14, 85 and
-10 minutes.
+Each stage resumes if it was interrupted. On two CPU cores that did other work as well, the first three stages took about 14,
+85 and 10 minutes.
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
 from ...errors import CheckpointError
+from ...files import make_folder, save_folder
 from ..matcher import Matcher
 from .autoencoder import train_autoencoder
 from .clip import new_image_processor, train_clip
@@ -25,9 +25,6 @@ from .matching import train_matcher
 from .reward import train_reward
 from .stage import StageConfig
 from .tokenizer import build_tokenizer
-
-logger = logging.getLogger(__name__)
-
 
 _AUTOENCODER = StageConfig(4000, 16, 2e-3, warmup=100)
 _DENOISER = StageConfig(8000, 64, 1e-3, warmup=300, decay=0.35, ema_decay=0.9995)
@@ -45,15 +42,19 @@ _REWARDS = ("shapes-reward", "shapes-matching", "shapes-referee")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of every stage.
+    """Settings of all stages.
 
-    Args:
-        autoencoder, denoiser, clip, first_reward, reward, referee: how each stage trains.
-        first_matcher, second_matcher, matcher: how the matcher's rounds do: things and colours, words of relation, both.
+    Main:
+        autoencoder, denoiser, clip: training of the first three stages.
+        first_reward, reward: training of the reward: the contrastive round, then the harder one.
+        first_matcher, second_matcher, matcher: training of the matcher: objects and colours, then relations, then both.
+        referee: training of the referee.
+
+    Fine-tuning:
         latent_channels: channels of the latents.
-        autoencoder_pool, denoiser_pool, clip_pool: how many pictures each stage draws.
-        reward_groups, referee_groups: how many scenes the rewards draw, each with its near misses.
-        referee_width: of the referee's towers.
+        autoencoder_pool, denoiser_pool, clip_pool: number of images that each stage draws.
+        reward_groups, referee_groups: number of scenes that the rewards draw, each with its near misses.
+        referee_width: channels of the referee's towers.
     """
 
     autoencoder: StageConfig = _AUTOENCODER
@@ -74,37 +75,48 @@ class Recipe:
     referee_width: int = 64
 
     def shortened(self, share: float) -> Recipe:
-        """Return the recipe with a share of every stage's steps and pictures, to try it out."""
+        """Return the recipe with a share of every stage's steps and images, to try it out.
 
-        def cut(stage: StageConfig) -> StageConfig:
+        Args:
+            share: the share, in (0, 1].
+        """
+
+        def shorten(stage: StageConfig) -> StageConfig:
             return replace(stage, steps=max(1, round(stage.steps * share)), warmup=1)
 
-        def fewer(count: int) -> int:
+        def reduce(count: int) -> int:
             return max(128, round(count * share))
 
         return replace(
             self,
-            autoencoder=cut(self.autoencoder),
-            denoiser=cut(self.denoiser),
-            clip=cut(self.clip),
-            first_reward=cut(self.first_reward),
-            reward=cut(self.reward),
-            first_matcher=cut(self.first_matcher),
-            second_matcher=cut(self.second_matcher),
-            matcher=cut(self.matcher),
-            referee=cut(self.referee),
-            autoencoder_pool=fewer(self.autoencoder_pool),
-            denoiser_pool=fewer(self.denoiser_pool),
-            clip_pool=fewer(self.clip_pool),
-            reward_groups=fewer(self.reward_groups),
-            referee_groups=fewer(self.referee_groups),
+            autoencoder=shorten(self.autoencoder),
+            denoiser=shorten(self.denoiser),
+            clip=shorten(self.clip),
+            first_reward=shorten(self.first_reward),
+            reward=shorten(self.reward),
+            first_matcher=shorten(self.first_matcher),
+            second_matcher=shorten(self.second_matcher),
+            matcher=shorten(self.matcher),
+            referee=shorten(self.referee),
+            autoencoder_pool=reduce(self.autoencoder_pool),
+            denoiser_pool=reduce(self.denoiser_pool),
+            clip_pool=reduce(self.clip_pool),
+            reward_groups=reduce(self.reward_groups),
+            referee_groups=reduce(self.referee_groups),
         )
 
 
 def new_pipeline(
     vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: Any
 ) -> StableDiffusionPipeline:
-    """Put the parts together as a Stable Diffusion pipeline."""
+    """Return a Stable Diffusion pipeline of the trained parts.
+
+    Args:
+        vae: the autoencoder.
+        unet: the U-Net.
+        text_encoder: the text encoder.
+        tokenizer: tokenizer of the prompts.
+    """
     scheduler = new_scheduler(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return StableDiffusionPipeline(
         vae=vae,
@@ -118,33 +130,26 @@ def new_pipeline(
     )
 
 
-def _export(folder: Path, save: Any) -> None:
-    """Write a folder of weights under a temporary name, then put it in place; a model card there is kept."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save(part)
-    if (folder / "README.md").exists():
-        shutil.copy(folder / "README.md", part / "README.md")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+def _export(folder: Path, write: Callable[[Path], object]) -> None:
+    save_folder(folder, write, keep=("README.md",))  # the model card
 
 
 def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, progress: bool = True) -> Path:
     """Run the recipe.
 
     Args:
-        output: folder that receives `shapes/`, `shapes-clip/` and the rewards' `shapes-reward/`, `shapes-matching/` and
-            `shapes-referee/`, in half precision but for the text encoder.
-        work: folder of the runs under way; the same call again resumes them.
-        recipe: settings of the stages.
+        output: folder for `shapes/`, `shapes-clip/` and the rewards' `shapes-reward/`, `shapes-matching/` and
+            `shapes-referee/`; all in half precision, except for the text encoder.
+        work: folder of the stages' runs; the same call resumes them.
+        recipe: settings of the stages; those of the bundled model if None.
         progress: show progress bars with the time left.
 
     Returns:
         The pipeline's folder.
 
     Raises:
-        CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
+        CheckpointError: `work` has runs with other settings, or `output` has something else than an earlier model.
+        DataError: a folder cannot be written.
     """
     recipe = recipe or Recipe()
     _make_folders(output, work, ("shapes", "shapes-clip", *_REWARDS))
@@ -161,12 +166,12 @@ def train_shapes(output: Path, work: Path, recipe: Recipe | None = None, *, prog
     )
     clip = train_clip(vae, tokenizer, recipe.clip, work, pool=recipe.clip_pool, progress=progress)
     pipe = new_pipeline(vae, unet, text_encoder, tokenizer)
-    # The text encoder stays in single precision: diffusers loads in float32 what is not asked for otherwise, transformers
-    # in the file's own precision, and both must agree.
+    # The text encoder stays in single precision: by default diffusers loads weights in float32 and transformers in the
+    # file's own precision, and both must agree.
     _halve(pipe.unet, pipe.vae)
     _export(output / "shapes", lambda part: pipe.save_pretrained(part, safe_serialization=True))
     _export_scorer(output / "shapes-clip", clip, tokenizer)
-    # Rewards learn to read what the stored weights predict, so that they can be trained again without the rest.
+    # The rewards learn from predictions of the stored weights, so they can be trained again without the other stages.
     stored = StableDiffusionPipeline.from_pretrained(output / "shapes", local_files_only=True)
     train_rewards(stored, output, work, recipe, clip=clip, progress=progress)
     return output / "shapes"
@@ -185,18 +190,19 @@ def train_rewards(
 
     Args:
         pipe: the pipeline, in single precision.
-        output: folder that receives `shapes-reward/`, `shapes-matching/` and `shapes-referee/`, in half precision.
-        work: folder of the runs under way; the same call again resumes them.
-        recipe: settings of the stages.
-        clip: the world's CLIP, whose vision tower the reward starts from, and the matcher from the reward's; the referee
-            starts from nothing.
+        output: folder for `shapes-reward/`, `shapes-matching/` and `shapes-referee/`, in half precision.
+        work: folder of the stages' runs; the same call resumes them.
+        recipe: settings of the stages; those of the bundled model if None.
+        clip: the world's CLIP. The reward starts from its image tower, the matcher from the reward's; the referee starts
+            from random weights.
         progress: show progress bars with the time left.
 
     Returns:
         The reward's folder.
 
     Raises:
-        CheckpointError: `work` holds runs with other settings, or a folder cannot be written.
+        CheckpointError: `work` has runs with other settings, or `output` has something else than an earlier model.
+        DataError: a folder cannot be written.
     """
     recipe = recipe or Recipe()
     _make_folders(output, work, _REWARDS)
@@ -208,7 +214,7 @@ def train_rewards(
     _export_scorer(output / "shapes-reward", reward, pipe.tokenizer)
     options["name"] = "first_matcher"
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.first_matcher, work, start=reward.float(), **options)
-    _halve(matcher)  # as the bundled weights were made, whose later rounds began from stored ones
+    _halve(matcher)  # the later rounds of the bundled weights began from stored ones
     options |= {"name": "second_matcher", "relations": True}
     matcher = train_matcher(pipe, pipe.tokenizer, recipe.second_matcher, work, start=matcher.float(), **options)
     _halve(matcher)
@@ -222,29 +228,26 @@ def train_rewards(
 
 
 def _make_folders(output: Path, work: Path, names: tuple[str, ...]) -> None:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"expected folders that can be written, got {output} and {work}: {error}") from error
+    make_folder(work)
+    make_folder(output)
     for name in names:
-        there, mark = output / name, "model_index.json" if name == "shapes" else "config.json"
-        if there.exists() and not (there / mark).is_file() and (there.is_file() or any(there.iterdir())):
+        folder, mark = output / name, "model_index.json" if name == "shapes" else "config.json"
+        if folder.exists() and not (folder / mark).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise CheckpointError(
-                f"expected {there} to be free or an earlier model's folder, it holds something else; choose another output"
+                f"expected {folder} to be free or an earlier model's folder, it has something else; choose another output"
             )
 
 
 def _export_scorer(folder: Path, model: CLIPModel | Matcher, tokenizer: Any) -> None:
-    """Write a network that scores pictures, halved in place, with what turns captions and pictures into its input."""
+    """Write a network that scores images, halved in place, with its tokenizer and its image processor."""
     _halve(model)
 
-    def save(part: Path) -> None:
+    def write(part: Path) -> None:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         new_image_processor().save_pretrained(part)
 
-    _export(folder, save)
+    _export(folder, write)
 
 
 def _halve(*modules: nn.Module) -> None:

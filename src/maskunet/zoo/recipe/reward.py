@@ -1,18 +1,18 @@
-r"""Last stage of the shapes recipe: the world's reward, and a second one as its referee.
+r"""Fourth stage of the shapes recipe: the reward of the shapes world, and a second one as its referee.
 
-Both are small CLIPs. A batch holds groups of a scene and its near misses, so that every picture and every caption meets
-the ones that are hardest to tell from it, in both directions:
+Both are small CLIPs. A batch has groups of a scene and its near misses, so every image and every caption meets those that
+are hardest to distinguish from it, in both directions:
 
 .. math:: L = \frac12 \left( -\log \frac{e^{s_{ii}}}{\sum_{j \in T_i} e^{s_{ij}}}
               - \log \frac{e^{s_{ii}}}{\sum_{j \in P_i} e^{s_{ji}}} \right), \qquad s_{ij} = \kappa \cos(f(x_i), g(c_j))
 
-where T_i leaves out captions that picture i shows as well, and P_i pictures that show caption i, and P_i also holds blends
-of a scene with its near miss, which show neither. Pictures are those of `groups`.
+T_i leaves out the other captions that image i shows, and P_i the other images that show caption i. P_i also has blends of a
+scene with its near miss, which show neither. The images are those of `scene_groups`.
 
-Contrast alone teaches a small CLIP slowly, and places not at all. So, through heads that are thrown away, patches say which
-shape and which colour they show, and (where `harder`) the joint features of pictures and captions say, shape by shape, on
-which side of the other it lies. Being linear in the shapes, that holds for pairs that were never seen together. With
-`harder`, P_i also holds malformed and off-hue pictures: what a generated picture gets wrong besides its content.
+Contrast alone teaches a small CLIP slowly, and no positions. So heads that are discarded after training predict the shape
+and the colour in each patch and, in the harder round, on which side of the other each shape lies, from the joint features of
+image and caption. That head is linear in the shapes, so it holds for pairs that never occur in training. In the harder round
+P_i also has distorted and off-hue images, for the flaws of generated images that are not in their content.
 """
 
 from __future__ import annotations
@@ -29,30 +29,33 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from ...shapes.scenes import Scene
 from ...shapes.vocabulary import SHAPES
-from .clip import new_clip
-from .scene_groups import GROUP, PATCH_CLASSES, GroupedPictures, augmented, blends
-from .stage import StageConfig, run_stage
+from .clip import augment, new_clip
+from .scene_groups import GROUP, PATCH_CLASSES, SceneGroups, blend_with_near_miss
+from .stage import Figures, StageConfig, run_stage
 
-_PLACES_WEIGHT = 10.0
-_SIDES = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
+_SIDES_WEIGHT = 10.0
+_DIRECTIONS = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 
 
-def _places(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """On which side of the other each shape lies, by picture and by caption: (N, 2, shapes, 2), and where that is known."""
-    sides, known = torch.zeros(len(scenes), 2, len(SHAPES), 2), torch.zeros(len(scenes), 2, dtype=torch.bool)
+def _relative_sides(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """Return on which side of the other each shape lies, by image and by caption.
+
+    Unit vectors (N, 2, shapes, 2), and (N, 2), True where the side is known.
+    """
+    sides, is_known = torch.zeros(len(scenes), 2, len(SHAPES), 2), torch.zeros(len(scenes), 2, dtype=torch.bool)
     for n, scene in enumerate(scenes):
         if len(scene.include) != 2:
             continue
-        other, one = (next(o for o in scene.objects if o.shape == need["class"]) for need in scene.include)
-        towards = torch.tensor([one.x - other.x, one.y - other.y])
-        vectors = [towards / towards.norm()]
+        reference, subject = (next(o for o in scene.objects if o.shape == r["class"]) for r in scene.include)
+        offset = torch.tensor([subject.x - reference.x, subject.y - reference.y])
+        vectors = [offset / offset.norm()]
         if "position" in scene.include[1]:
-            vectors.append(torch.tensor(_SIDES[scene.include[1]["position"][0]]))
+            vectors.append(torch.tensor(_DIRECTIONS[scene.include[1]["position"][0]]))
         for k, vector in enumerate(vectors):
-            known[n, k] = True
-            sides[n, k, SHAPES.index(one.shape)] = vector
-            sides[n, k, SHAPES.index(other.shape)] = -vector
-    return sides, known
+            is_known[n, k] = True
+            sides[n, k, SHAPES.index(subject.shape)] = vector
+            sides[n, k, SHAPES.index(reference.shape)] = -vector
+    return sides, is_known
 
 
 def train_reward(
@@ -70,17 +73,19 @@ def train_reward(
 ) -> CLIPModel:
     """Train a reward on groups of scenes.
 
-    Args:
-        pipe: the bundled pipeline, whose predictions it learns to read.
-        tokenizer: of the captions.
-        config: how to train; `batch_size` counts pictures and is rounded down to whole groups. Its seed also chooses the
-            scenes, so that two rewards of different seeds share none.
-        folder: where the run is kept; a run found there goes on.
-        groups: how many groups are drawn.
-        name: of the run.
-        width: of both towers.
-        start: what it starts from: all of it where `harder`, else its vision tower; from nothing if None.
-        harder: learn places as well, and against malformed and off-hue pictures.
+    Main:
+        pipe: the bundled pipeline, in single precision, whose predictions the reward learns to score.
+        tokenizer: tokenizer of the captions.
+        config: settings of the stage. `batch_size` counts images and is rounded down to whole groups. `seed` also draws the
+            scenes, so rewards of different seeds share none.
+        folder: folder of the run; a run in it is continued.
+        groups: number of groups that are drawn.
+
+    Fine-tuning:
+        name: name of the run.
+        width: channels of both towers.
+        start: initial weights: both towers if `harder`, else the image tower; random weights if None.
+        harder: also learn positions, and to reject distorted and off-hue images.
         progress: show progress bars.
     """
     torch.manual_seed(config.seed)
@@ -90,37 +95,38 @@ def train_reward(
     elif start is not None:
         clip.vision_model.load_state_dict(start.vision_model.state_dict())
     heads = nn.ModuleDict({"patches": nn.Linear(width, PATCH_CLASSES), "places": nn.Linear(width, 2 * len(SHAPES))})
-    data = GroupedPictures(pipe, tokenizer, groups, config.seed, folder, progress=progress)
-    sides, known = _places(data.scenes)
+    data = SceneGroups(pipe, tokenizer, groups, config.seed, folder, progress=progress)
+    sides, is_known = _relative_sides(data.scenes)
     count = config.batch_size // GROUP
 
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = data.draw(count, generator)
+    def loss(generator: torch.Generator) -> tuple[Tensor, Figures]:
+        batch = data.sample(count, generator)
         index, size = batch.index, len(batch.index)
-        wrong = [blends(batch.pictures.unflatten(0, (-1, GROUP)), generator)]
+        wrong = [blend_with_near_miss(batch.images.unflatten(0, (-1, GROUP)), generator)]
         if harder:
-            wrong.append(data.spoilt(batch, generator))
-        values = augmented(torch.cat([batch.pictures, *wrong]), generator)
-        seen = clip.vision_model(pixel_values=values)
-        image = F.normalize(clip.visual_projection(seen.pooler_output), dim=-1)
+            wrong.append(data.corrupt(batch, generator))
+        pixel_values = augment(torch.cat([batch.images, *wrong]), generator)
+        states = clip.vision_model(pixel_values=pixel_values)
+        image = F.normalize(clip.visual_projection(states.pooler_output), dim=-1)
         text = F.normalize(clip.get_text_features(input_ids=data.ids[index]).pooler_output, dim=-1)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T
-        too = data.matches(index)
         labels = torch.arange(size)
-        by_picture = scores[:size].masked_fill(too, -math.inf)
-        by_caption = torch.cat([by_picture, scores[size:]]).T
-        contrast = (F.cross_entropy(by_picture, labels) + F.cross_entropy(by_caption, labels)) / 2
-        named = data.patch_loss(heads["patches"](seen.last_hidden_state[:size, 1:]), batch)
-        right = {
-            f"{kind}_accuracy": float((s.argmax(1) == labels).float().mean())
-            for kind, s in (("caption", by_picture.detach()), ("picture", by_caption.detach()))
+        by_image = scores[:size].masked_fill(data.shared_captions(index), -math.inf)
+        by_caption = torch.cat([by_image, scores[size:]]).T
+        contrast = (F.cross_entropy(by_image, labels) + F.cross_entropy(by_caption, labels)) / 2
+        patches = data.patch_loss(heads["patches"](states.last_hidden_state[:size, 1:]), batch)
+        value = contrast + patches
+        figures = {
+            "caption_accuracy": float((by_image.detach().argmax(1) == labels).float().mean()),
+            "image_accuracy": float((by_caption.detach().argmax(1) == labels).float().mean()),
+            "patches": float(patches.detach()),
         }
-        value, figures = contrast + named, right | {"patches": float(named.detach())}
         if harder:
             joint = torch.stack([image[:size], text], 1) * width**0.5
-            said = heads["places"](joint).unflatten(-1, (len(SHAPES), 2))
-            off = (said - sides[index])[known[index]].square().mean()
-            value, figures = value + _PLACES_WEIGHT * off, figures | {"places": float(off.detach())}
+            predicted = heads["places"](joint).unflatten(-1, (len(SHAPES), 2))
+            error = (predicted - sides[index])[is_known[index]].square().mean()
+            value = value + _SIDES_WEIGHT * error
+            figures["sides"] = float(error.detach())
         return value, figures
 
     run_stage(name, nn.ModuleDict({"clip": clip, "heads": heads}), loss, config, folder, progress=progress)

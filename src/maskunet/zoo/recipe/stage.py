@@ -1,7 +1,7 @@
-"""One stage of a recipe: a seeded training loop that says how long it takes and resumes where it was stopped.
+"""One stage of the recipe: a seeded training loop that shows the time left and resumes after an interruption.
 
-The data of a step depends on the stage's seed and the step's number alone, so an interrupted run and an uninterrupted
-one see the same batches.
+The data of a step depends on the stage's seed and the step's number only, so interrupted and uninterrupted runs use the same
+batches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +19,33 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ...errors import CheckpointError
+from ...files import save_whole
 
 logger = logging.getLogger(__name__)
+
+#: Figures of a step by name, for the log.
+Figures = dict[str, float]
+#: The loss of one batch, drawn with the step's generator, and its figures.
+Loss = Callable[[torch.Generator], tuple[Tensor, Figures]]
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage trains.
+    """Settings of one stage.
 
-    Args:
+    Main:
         steps: optimiser steps.
-        batch_size: samples a step.
+        batch_size: samples per step.
         learning_rate: peak rate of AdamW.
-        warmup: steps of linear warm-up.
-        decay: share of the steps, at the end, over which the rate falls to 2 % on a cosine; it is constant before, so
-            that a run can be given another length until then.
-        ema_decay: decay of the exponential moving average of the weights; 0 keeps none.
-        max_grad_norm: gradients are clipped to this norm.
         seed: seed of the batches and of all noise.
+
+    Fine-tuning:
+        warmup: steps of linear warm-up.
+        decay: share of the steps, at the end, over which the rate falls to 2 % on a cosine. The rate is constant before, so
+            until then a run can be continued with another number of steps.
+        ema_decay: decay of the exponential moving average of the weights; 0 for no average.
+        max_grad_norm: largest norm of the gradients, which are clipped.
+        weight_decay: weight decay of AdamW.
         save_every_s: seconds between checkpoints.
     """
 
@@ -52,46 +61,36 @@ class StageConfig:
     save_every_s: float = 60.0
 
 
-def _rate(step: int, config: StageConfig) -> float:
+def _rate_factor(step: int, config: StageConfig) -> float:
+    """Return the learning rate of a step, as a share of the peak."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    flat = _flat(config)
-    done = max(0, step - flat) / max(1, config.steps - flat)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    start = _decay_start(config)
+    progress = max(0, step - start) / max(1, config.steps - start)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _flat(config: StageConfig) -> int:
-    """First step at which the rate falls."""
+def _decay_start(config: StageConfig) -> int:
+    """Return the first step at which the rate falls."""
     return max(config.warmup, round(config.steps * (1 - config.decay)))
 
 
-def _save(state: Mapping[str, object], path: Path) -> None:
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    part.replace(path)
-
-
 def run_stage(
-    name: str,
-    modules: nn.ModuleDict,
-    loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
-    config: StageConfig,
-    folder: Path,
-    *,
-    progress: bool = True,
+    name: str, modules: nn.ModuleDict, loss: Loss, config: StageConfig, folder: Path, *, progress: bool = True
 ) -> nn.ModuleDict:
-    """Train `modules` to the end of a stage and return them with their averaged weights.
+    """Train modules to the end of a stage and return them with their averaged weights.
 
     Args:
-        name: the stage's name; its files are `<name>.pt` (the run) and `<name>.jsonl` (the log).
-        modules: what trains.
-        loss: the loss of one batch, drawn with the generator it is given, and figures to log.
-        config: how to train.
-        folder: where the run is kept; a run found there goes on.
+        name: name of the stage; its files are `<name>.pt` (the run) and `<name>.jsonl` (the log).
+        modules: the trained modules.
+        loss: returns the loss of a batch drawn with a generator, and figures for the log.
+        config: settings of the stage.
+        folder: folder of the run; a run in it is continued.
         progress: show a progress bar with the time left.
 
     Raises:
-        CheckpointError: the run in `folder` was made with other settings.
+        CheckpointError: the run in `folder` is unreadable or has other settings.
+        DataError: the run cannot be written.
     """
     path = folder / f"{name}.pt"
     optimizer = torch.optim.AdamW(
@@ -103,17 +102,17 @@ def run_stage(
     if path.exists():
         try:
             state = torch.load(path, weights_only=True)
-            before = dict(state["settings"])
+            previous = dict(state["settings"])
         except Exception as error:  # a damaged file can raise anything from the unpickler
             raise CheckpointError(
                 f"expected the state of a run in {path}, could not read it ({type(error).__name__}); delete it"
             ) from error
-        if state["step"] <= min(_flat(config), _flat(StageConfig(**before))):
-            before["steps"] = config.steps
-        if before != settings:
+        if state["step"] <= min(_decay_start(config), _decay_start(StageConfig(**previous))):
+            previous["steps"] = config.steps
+        if previous != settings:
             raise CheckpointError(
-                f"{path} holds a run with other settings ({state['settings']}) than asked for ({settings}). "
-                "Choose another folder or delete that file."
+                f"expected {path} to hold a run with the settings {settings}, it has other settings "
+                f"({state['settings']}); choose another folder or delete that file"
             )
         modules.load_state_dict(state["modules"])
         average = state["average"]
@@ -122,26 +121,26 @@ def run_stage(
             optimizer.load_state_dict(state["optimizer"])
             logger.info("%s: resumed at step %d of %d", name, first, config.steps)
 
-    def checkpoint(step: int) -> None:
+    def save_checkpoint(step: int) -> None:
         state = {"modules": modules.state_dict(), "average": average, "step": step, "settings": settings}
         if step < config.steps:
             state["optimizer"] = optimizer.state_dict()
-        _save(state, path)
+        save_whole(path, lambda part: torch.save(state, part))
 
-    saved = time.monotonic()
+    saved_s = time.monotonic()
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, disable=not progress)
     modules.train()
     for step in bar:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, config)
+            group["lr"] = config.learning_rate * _rate_factor(step, config)
         value, figures = loss(generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), config.max_grad_norm)
         optimizer.step()
         if average:
-            # A short memory at first, so that the average is not held back by the random start.
+            # A short memory at first, so that the random start does not hold the average back.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 for key, tensor in modules.state_dict().items():
@@ -150,14 +149,14 @@ def run_stage(
                     else:
                         average[key].copy_(tensor)
         if step % 50 == 49 or step + 1 == config.steps:
-            shown = {"loss": float(value.detach()), **figures}
-            bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
+            row = {"loss": float(value.detach()), **figures}
+            bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
             with (folder / f"{name}.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step + 1, **shown}) + "\n")
-        if time.monotonic() - saved > config.save_every_s:
-            checkpoint(step + 1)
-            saved = time.monotonic()
-    checkpoint(config.steps)
+                log.write(json.dumps({"step": step + 1, **row}) + "\n")
+        if time.monotonic() - saved_s > config.save_every_s:
+            save_checkpoint(step + 1)
+            saved_s = time.monotonic()
+    save_checkpoint(config.steps)
     if average:
         modules.load_state_dict(average)
     return modules.eval()

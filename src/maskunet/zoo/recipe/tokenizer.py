@@ -1,4 +1,4 @@
-"""A CLIP tokenizer that knows the shapes world's words: one token a known word, characters for any other."""
+"""A CLIP tokenizer for the shapes world: one token per word of its captions, characters for any other word."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789,.'!?-()"
 
 
 def world_words() -> list[str]:
-    """Return every word that training captions use, sorted."""
+    """Return all words of the training captions, sorted."""
     return sorted({word for i in range(4000) for word in training_scene(i).caption.split()})
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Return a `CLIPTokenizer` whose merges spell the world's words; unknown words fall back to characters."""
+    """Return a `CLIPTokenizer` whose merges spell the words of the captions; other words become characters."""
     vocabulary = [*_ALPHABET, *(c + "</w>" for c in _ALPHABET)]
     merges: list[tuple[str, str]] = []
     for word in world_words():
@@ -31,7 +31,7 @@ def build_tokenizer() -> CLIPTokenizer:
                 merges.append(pair)
                 vocabulary.append("".join(pair))
             pieces[-2:] = ["".join(pair)]
-    # The end of text takes the highest id, as in the real CLIP: its pooling looks for the largest id.
+    # The end of text has the highest id, as in the real CLIP, which pools at the largest id.
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
