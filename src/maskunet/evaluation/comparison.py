@@ -18,6 +18,7 @@ from ..sampling.generation import generate
 from ..shapes.judge import judge
 from ..shapes.scenes import Prompt
 from ..shapes.vocabulary import TASKS
+from ..zoo import defaults
 
 #: The sides of a comparison with the attached masks.
 SIDES = ("base", "masked")
@@ -96,8 +97,8 @@ def compare(
     *,
     seeds: int = 1,
     seed: int = 0,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 4.0,
+    num_inference_steps: int = defaults.NUM_INFERENCE_STEPS,
+    guidance_scale: float = defaults.GUIDANCE_SCALE,
     batch_size: int = 64,
     features: Callable[[Tensor], Tensor] | None = None,
     reference: Tensor | None = None,
