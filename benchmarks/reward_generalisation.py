@@ -28,7 +28,7 @@ from maskunet.allocator import keep_freed_memory
 from maskunet.metrics.geneval_rules import check
 from maskunet.rewards.base import Reward
 from maskunet.sampling import StepwiseSampler
-from maskunet.sampling.rollout import rolled_out
+from maskunet.sampling.rollout import roll_out
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.near_misses import near_misses
@@ -121,12 +121,12 @@ def main() -> None:
         texts, seeds = [p.prompt for p in prompts], [1000 * seed + i for i in range(PROMPTS)]
         sampler = StepwiseSampler(pipe, texts, seeds=seeds, num_inference_steps=STEPS, guidance_scale=4.0)
         looks: dict[str, Tensor] = {}
-        while not sampler.finished:
+        while not sampler.is_finished:
             output = sampler.predict()
             if sampler.index + 1 in LOOKS:
                 for count in (0, ROLLOUT):
                     name = f"after {sampler.index + 1}" + (f", roll-out of {count}" if count else "")
-                    looks[name] = sampler.decode(rolled_out(sampler, output, count)).cpu()
+                    looks[name] = sampler.decode(roll_out(sampler, output, count)).cpu()
             sampler.advance(output)
         looks["final"] = sampler.decode(sampler.latents).cpu()
         right.append(

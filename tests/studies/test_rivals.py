@@ -15,7 +15,7 @@ from torch import Tensor
 import maskunet as mu
 from maskunet.attaching.attachment import attachment_of
 from maskunet.rewards import FunctionReward
-from maskunet.searching.drafts import candidates
+from maskunet.searching.drafts import candidate_seeds
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
 OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0}
@@ -52,7 +52,7 @@ def test_the_best_of_several_is_kept(pipe: Any, method: Callable[..., Tensor]) -
 def test_the_best_noises_give_the_best_pictures(pipe: Any) -> None:
     seeds, pictures, found = rivals.best_noises(pipe, PROMPTS, SEEDS, REWARD, count=4, **OPTIONS)
     assert seeds != SEEDS
-    assert set(seeds) <= {s for j in range(4) for s in candidates(SEEDS, j)}
+    assert set(seeds) <= {s for j in range(4) for s in candidate_seeds(SEEDS, j)}
     torch.testing.assert_close(rivals.plain(pipe, PROMPTS, seeds, **OPTIONS), pictures, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, rewards(pictures), atol=1e-6, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Masks as they are made, one layer of one call at a time, so that statistics and bits are kept and no dense masks."""
+"""Masks while they are computed, one layer of one call at a time, so that no dense masks have to be stored."""
 
 from __future__ import annotations
 
@@ -11,83 +11,83 @@ from torch import Tensor
 
 from ..attaching.attachment import attachment_of
 from ..attaching.trace import Trace
-from .context import Subject
+from .context import AnalysisContext
 
-#: Called with the number of the call, the layer's name and what it switches off, boolean (M, weights).
-See = Callable[[int, str, Tensor], None]
+#: Called with the number of the U-Net call, the layer's name, and the switched-off weights, boolean (M, weights).
+OnMask = Callable[[int, str, Tensor], None]
 
 
 class _Stream(Trace):
-    """A record that hands on what it is given and keeps nothing."""
+    """A trace that passes masks on and stores nothing."""
 
-    def __init__(self, see: See) -> None:
+    def __init__(self, on_mask: OnMask) -> None:
         super().__init__("density")
-        self._see, self._number = see, -1
+        self._on_mask, self._number = on_mask, -1
 
     def begin(self, timestep: Any) -> None:
         """Count a call."""
         self._number += 1
 
     def add(self, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
-        """Hand on what a layer's mask switches off."""
+        """Pass on what a layer's mask switches off."""
         mask = mask.detach()
         off = (mask if mask.ndim > ndim else mask[None]) == 0
-        self._see(self._number, layer, off.flatten(1).cpu())
+        self._on_mask(self._number, layer, off.flatten(1).cpu())
 
 
 @contextlib.contextmanager
-def watching(pipe: Any, see: See) -> Iterator[None]:
-    """Hand on the masks of each layer and call of the U-Net inside the context.
+def watch_masks(pipe: Any, on_mask: OnMask) -> Iterator[None]:
+    """Pass on the masks of each layer and call of the U-Net inside the context.
 
     Args:
         pipe: a pipeline with a masker attached.
-        see: called with the number of the call, from 0; the layer's name; and what is switched off, boolean
+        on_mask: called with the number of the call, from 0; the layer's name; and the switched-off weights, boolean
             (M, weights), on the CPU.
     """
     attachment = attachment_of(pipe)
     assert attachment is not None
-    before, attachment.trace = attachment.trace, _Stream(see)
+    previous, attachment.trace = attachment.trace, _Stream(on_mask)
     try:
         yield
     finally:
-        attachment.trace = before
+        attachment.trace = previous
 
 
-def sets_of_samples(off: Tensor, count: int) -> tuple[Tensor, list[int]]:
-    """Return the sets of masks of a batch's prompts and which one each prompt has.
+def masks_by_prompt(off: Tensor, count: int) -> tuple[Tensor, list[int]]:
+    """Return the sets of masks of a batch and the set of each prompt.
 
-    Of a guided batch, whose masks are its two halves', the conditional half counts.
+    A guided batch has masks for both halves; those of the conditional half count.
 
     Args:
-        off: what is switched off, (M, weights).
+        off: switched-off weights, (M, weights).
         count: B prompts in the batch.
 
     Returns:
-        Sets (min(M, B), weights) and B numbers of sets.
+        Sets (min(M, B), weights), and the number of the set of each of B prompts.
     """
     sets = off[-count:] if len(off) == 2 * count else off
     return sets, [i % len(sets) for i in range(count)]
 
 
 @torch.no_grad()
-def stream_masks(subject: Subject, see: Callable[[list[int], int, str, Tensor], None]) -> list[float]:
-    """Draw the subject's pictures as far as their latents and look at every mask on the way.
+def stream_masks(context: AnalysisContext, on_mask: Callable[[list[int], int, str, Tensor], None]) -> list[float]:
+    """Denoise the context's images, without decoding them, and pass on every mask.
 
     Args:
-        subject: what to draw.
-        see: called with the numbers of the pictures, the number of the call, the layer and (M, weights) as in `watching`.
+        context: the images.
+        on_mask: called with the numbers of the images, then the arguments of `watch_masks`.
 
     Returns:
         The timestep of each call.
     """
     timesteps: list[float] = []
-    for numbers, sampler in subject.samplers("denoising"):
+    for numbers, sampler in context.samplers("denoising"):
         timesteps = [float(t) for t in sampler.timesteps]
 
-        def mine(call: int, layer: str, off: Tensor, numbers: list[int] = numbers) -> None:
-            see(numbers, call, layer, off)
+        def of_batch(call: int, layer: str, off: Tensor, numbers: list[int] = numbers) -> None:
+            on_mask(numbers, call, layer, off)
 
-        with watching(subject.pipe, mine):
-            while not sampler.finished:
+        with watch_masks(context.pipe, of_batch):
+            while not sampler.is_finished:
                 sampler.advance(sampler.predict())
     return timesteps

@@ -1,4 +1,4 @@
-"""Sampling: plain generation, one step at a time, roll-outs, and the state of a pipeline while gradients flow."""
+"""Sampling: plain generation, one step at a time, roll-outs, and a pipeline's state while gradients flow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..exports import exports
 
 _PUBLIC = {
+    "GeneratedImages": "result",
     "Side": "generation",
     "StepwiseSampler": "stepwise",
     "generate": "generation",
@@ -19,4 +20,5 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
     from .generation import Side, generate, pipeline_side
+    from .result import GeneratedImages
     from .stepwise import StepwiseSampler

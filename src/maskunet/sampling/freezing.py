@@ -1,4 +1,4 @@
-"""A pipeline whose parameters need no gradient for a while, and which is then as it was."""
+"""A context in which a pipeline's parameters need no gradient."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 @contextlib.contextmanager
 def frozen(pipe: Any, *others: Any) -> Iterator[None]:
-    """Freeze every network of a pipeline, in evaluation mode; flags, modes and gradients are put back whatever happens.
+    """Freeze every network of a pipeline, in evaluation mode; afterwards restore flags, modes and gradients.
 
     Args:
-        pipe: a Stable Diffusion pipeline; parts that it lacks are passed over.
+        pipe: a Stable Diffusion pipeline; networks that it lacks are skipped.
         others: further modules to freeze.
     """
-    parts = [m for n in PARTS if (m := getattr(pipe, n, None)) is not None] + list(others)
-    modules = [module for m in parts for module in m.modules()]
-    # By name, since offload puts other parameters into a layer's place.
-    named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
-    flags = [(module, name, p.requires_grad, p.grad) for module, name, p in named]
+    networks = [n for name in _NETWORKS if (n := getattr(pipe, name, None)) is not None] + list(others)
+    modules = [module for network in networks for module in network.modules()]
+    # By name, since offload replaces a layer's parameters.
+    parameters = [(m, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
+    flags = [(module, name, p.requires_grad, p.grad) for module, name, p in parameters]
     modes = [(module, module.training) for module in modules]
-    for part in parts:
-        part.requires_grad_(False).eval()
+    for network in networks:
+        network.requires_grad_(False).eval()
     try:
         yield
     finally:
-        for module, name, before, grad in flags:
+        for module, name, requires_grad, grad in flags:
             if (p := module._parameters.get(name)) is not None:
-                p.requires_grad_(before)
+                p.requires_grad_(requires_grad)
                 p.grad = grad
         for module, mode in modes:
             module.training = mode

@@ -1,4 +1,4 @@
-"""Generate images from prompts, each from the noise of its own seed, so that an image repeats in any batch."""
+"""Generate images from prompts, each from the noise of its own seed, so that an image is the same in any batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attaching import disabled
-from ..errors import DataError
+from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
 
-#: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and a seed for each. The seam of all benchmarks.
+#: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The seam of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
 
 
@@ -36,24 +36,26 @@ def generate(
     Args:
         pipe: a Stable Diffusion pipeline, with or without masks.
         prompts: N captions.
-        seeds: a seed for each prompt, or the first of N consecutive ones.
-        num_inference_steps: denoising steps, >= 1.
+        seeds: one seed per prompt, or the first of N consecutive ones.
+        num_inference_steps: denoising steps, 1 to 1000.
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
         negative_prompt: what to steer away from.
         batch_size: prompts per call of the pipeline, >= 1.
         progress: show a progress bar.
-        on_step: called after every denoising step with the share of the work that is done, in (0, 1].
+        on_step: called after every denoising step with the finished share of the work, in (0, 1].
 
     Raises:
-        DataError: no prompts, or a setting out of range.
+        DataError: no prompts.
+        SettingError: another number of seeds, or an option out of range.
     """
-    if isinstance(prompts, str) or not prompts:
-        raise DataError(f"expected a list of at least one prompt, got {prompts!r}")
-    if num_inference_steps < 1 or batch_size < 1:
-        raise DataError(f"expected steps and batch size of at least 1, got {num_inference_steps} and {batch_size}")
-    seeds = list(range(seeds, seeds + len(prompts))) if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != len(prompts):
-        raise DataError(f"expected a seed for each of {len(prompts)} prompts, got {len(seeds)}")
+    prompts = checked_prompts(prompts)
+    seeds = checked_seeds(seeds, len(prompts))
+    SamplingOptions(
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+    )
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -65,7 +67,7 @@ def generate(
     images = []
     try:
         for start in tqdm(range(0, len(prompts), batch_size), desc="generate", disable=not progress, leave=False):
-            chunk = list(prompts[start : start + batch_size])
+            chunk = prompts[start : start + batch_size]
             # Noise is drawn on the CPU, so that a seed means the same image on every device.
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             output = pipe(
@@ -80,13 +82,13 @@ def generate(
             images.append(torch.from_numpy(np.asarray(output, np.float32)).permute(0, 3, 1, 2))
     finally:
         pipe.set_progress_bar_config(**{"disable": False} | bar_config)
-    return GeneratedImages(torch.cat(images), list(prompts), seeds, settings)
+    return GeneratedImages(torch.cat(images), prompts, seeds, settings)
 
 
 def _step_callback(
     on_step: Callable[[float], None] | None, start: int, count: int, total: int
 ) -> Callable[..., dict[str, Any]] | None:
-    """What a pipeline calls at the end of each step of a batch that begins at image `start`."""
+    """Return the callback of a pipeline for a batch of `count` of `total` images that begins at image `start`."""
     if on_step is None:
         return None
 
@@ -103,14 +105,12 @@ def pipeline_side(pipe: Any, *, masks: bool = True, **options: Any) -> Side:
 
     Args:
         pipe: a Stable Diffusion pipeline.
-        masks: generate with the masks that are attached, if any; without them if false.
-        options: passed to `generate`.
+        masks: generate with the attached masks, if any; without them if false.
+        options: passed to `generate`, except `seeds`, `batch_size` and `progress`.
     """
 
     def run(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         with contextlib.nullcontext() if masks else disabled(pipe):
-            return generate(
-                pipe, prompts, seeds=seeds, batch_size=len(prompts), progress=False, **options
-            ).tensor
+            return generate(pipe, prompts, seeds=seeds, batch_size=len(prompts), progress=False, **options).tensor
 
     return run

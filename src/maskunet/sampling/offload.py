@@ -1,10 +1,10 @@
-"""Networks that stay on their device while gradients go through them.
+"""Contexts that keep networks on their device, and in a precision that does not overflow, while gradients flow.
 
 Offload moves weights as modules are called: `enable_model_cpu_offload` sends the U-Net away when the decoder runs, by
 swapping the data of its parameters in place, and `enable_sequential_cpu_offload` replaces each layer's parameters after
-its call. A backward pass comes later and finds the swapped ones elsewhere. So accelerate's hooks are suspended meanwhile;
-they themselves stay where they are, since other wrappings look for them. diffusers' group offload, which swaps data as well
-and has no such hooks, is refused.
+its call. A backward pass comes later and finds the swapped ones. So accelerate's hooks are suspended for the time being;
+the hooks themselves stay in their chain, since other wrappers look for them. diffusers' group offload also swaps data but
+has no such hooks, so it is refused.
 """
 
 from __future__ import annotations
@@ -21,96 +21,116 @@ from torch import nn
 from ..errors import DataError
 
 
-class _Resident(ModelHook):  # type: ignore[misc]
-    """What stands in for an offloading hook: inputs still travel, and what ran before still makes room."""
+class _SuspendedHook(ModelHook):  # type: ignore[misc]
+    """Stand-in for an offloading hook: it moves inputs and sends the previous model away, but keeps the weights.
 
-    def __init__(self, hook: Any, parts: tuple[Any, ...]) -> None:
-        self.execution_device = hook.execution_device  # where a pipeline looks for its device
-        former = getattr(hook, "prev_module_hook", None)
-        self.former = None if former is None or any(former.model is part for part in parts) else former
+    Args:
+        hook: the offloading hook.
+        networks: networks that stay on the device.
+    """
+
+    def __init__(self, hook: Any, networks: tuple[Any, ...]) -> None:
+        self.execution_device = hook.execution_device  # pipelines read their device from it
+        previous = getattr(hook, "prev_module_hook", None)
+        stays = previous is not None and any(previous.model is network for network in networks)
+        self.previous = None if stays else previous
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Send the model before (a text encoder) back to the CPU, and the inputs to the device."""
-        if self.former is not None and next(self.former.model.parameters()).device.type != "cpu":
-            self.former.offload()
+        """Send the previous model (a text encoder) to the CPU, and the inputs to the device.
+
+        Args:
+            module: the module that is called.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
+        if self.previous is not None and next(self.previous.model.parameters()).device.type != "cpu":
+            self.previous.offload()
         return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
 
 
-def _single(hook: Any) -> list[Any]:
-    return [one for h in hook.hooks for one in _single(h)] if isinstance(hook, SequentialHook) else [hook]
+def _flatten(hook: Any) -> list[Any]:
+    return [single for h in hook.hooks for single in _flatten(h)] if isinstance(hook, SequentialHook) else [hook]
 
 
-def _offloads(hook: Any) -> bool:
+def _is_offloading(hook: Any) -> bool:
     return isinstance(hook, CpuOffload) or (isinstance(hook, AlignDevicesHook) and hook.offload)
 
 
-def _bring(module: nn.Module, hook: Any) -> None:
-    """Put the weights in place, as the hook itself would before a call."""
+def _load_weights(module: nn.Module, hook: Any) -> None:
+    """Load the weights onto the device, as the hook does before a call."""
     if not isinstance(hook, CpuOffload):
         hook.pre_forward(module)
         return
-    former, hook.prev_module_hook = hook.prev_module_hook, None  # it may be another one that is to stay
+    previous, hook.prev_module_hook = hook.prev_module_hook, None  # it may be a network that stays
     try:
         hook.pre_forward(module)
     finally:
-        hook.prev_module_hook = former
+        hook.prev_module_hook = previous
 
 
-def _send_back(module: nn.Module, hook: Any) -> None:
-    """Take the weights away, as they are between calls."""
+def _unload_weights(module: nn.Module, hook: Any) -> None:
+    """Unload the weights, as they are between calls."""
     if isinstance(hook, CpuOffload):
         hook.init_hook(module)
     else:
         hook.post_forward(module, None)
 
 
-def _in_groups(module: nn.Module) -> bool:
-    """Whether diffusers offloads it by groups of layers; told by the hook's name, as diffusers itself does."""
-    chain = getattr(module, "_diffusers_hook", None)
-    return chain is not None and chain.get_hook("group_offloading") is not None
+def _has_group_offload(module: nn.Module) -> bool:
+    """Whether diffusers offloads a module by groups of layers; diffusers itself looks for the hook's name."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
 
 
 @contextlib.contextmanager
-def without_offload(*parts: Any) -> Iterator[None]:
+def without_offload(*networks: Any) -> Iterator[None]:
     """Keep networks on their execution device; afterwards they are offloaded again, by the hooks they had.
 
     Args:
-        parts: networks, offloaded by accelerate or not; whatever is no module is passed over.
+        networks: networks, offloaded by accelerate or not; anything that is not a module is skipped.
 
     Raises:
         DataError: a network is offloaded by groups of layers.
     """
-    modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
-    grouped = {type(p).__name__ for p in parts if isinstance(p, nn.Module) and any(map(_in_groups, p.modules()))}
+    modules = [m for network in networks if isinstance(network, nn.Module) for m in network.modules()]
+    grouped = {
+        type(network).__name__
+        for network in networks
+        if isinstance(network, nn.Module) and any(map(_has_group_offload, network.modules()))
+    }
     if grouped:
         raise DataError(
-            f"expected {' and '.join(sorted(grouped))} without diffusers' group offload where gradients go through them, "
-            "since its weights leave before the gradient comes back; load the pipeline again and use "
+            f"expected {' and '.join(sorted(grouped))} without diffusers' group offload where gradients flow, since its "
+            "weights leave before the gradient comes back; load the pipeline again and use "
             "pipe.enable_model_cpu_offload() to save memory"
         )
-    with contextlib.ExitStack() as after:
+    with contextlib.ExitStack() as stack:
         for module in modules:
             hook = getattr(module, "_hf_hook", None)
-            offloading = [h for h in _single(hook) if _offloads(h)] if hook is not None else []
-            if not offloading:
+            hooks = [] if hook is None else _flatten(hook)
+            if not any(map(_is_offloading, hooks)):
                 continue
-            held = [_Resident(h, parts) if _offloads(h) else h for h in _single(hook)]
-            after.callback(setattr, module, "_hf_hook", hook)
-            module._hf_hook = held[0] if len(held) == 1 else SequentialHook(*held)
-            for one in offloading:
-                after.callback(_send_back, module, one)
-                _bring(module, one)
+            suspended = [_SuspendedHook(h, networks) if _is_offloading(h) else h for h in hooks]
+            stack.callback(setattr, module, "_hf_hook", hook)
+            module._hf_hook = suspended[0] if len(suspended) == 1 else SequentialHook(*suspended)
+            for offloading in filter(_is_offloading, hooks):
+                stack.callback(_unload_weights, module, offloading)
+                _load_weights(module, offloading)
         yield
 
 
 @contextlib.contextmanager
 def upcast_decoder(pipe: Any) -> Iterator[None]:
-    """Run an autoencoder that overflows in half precision, as SDXL's, in single precision inside the context."""
-    upcast = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
+    """Run an autoencoder that overflows in half precision, such as SDXL's, in single precision inside the context.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+    """
+    overflows = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
     try:
-        if upcast:
+        if overflows:
             pipe.vae.to(torch.float32)
         yield
     finally:
-        if upcast:
+        if overflows:
             pipe.vae.to(torch.float16)

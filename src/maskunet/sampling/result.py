@@ -1,4 +1,4 @@
-"""What everything that makes images returns: the images, and what they were made from."""
+"""Generated images with the prompts, seeds and settings that made them; every way to generate returns them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..errors import DataError, first_line
 from ..files import make_folder, save_text
 from ..images import save_png, to_pil
 from ..version import __version__
@@ -26,8 +27,8 @@ class GeneratedImages:
     Args:
         tensor: images (N, 3, H, W), float32 in [0, 1], on the CPU.
         prompts: N captions.
-        seeds: N seeds; image i started from the noise of seed i.
-        settings: how they were made, as JSON values.
+        seeds: N seeds; image i starts from the noise of seed i.
+        settings: how the images were made, as JSON values.
     """
 
     tensor: Tensor
@@ -37,7 +38,7 @@ class GeneratedImages:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The images as PIL images, as `.images` of a diffusers pipeline's output."""
+        """The images as PIL images, like `.images` of a diffusers pipeline's output."""
         return to_pil(self.tensor)
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class GeneratedImages:
         """Return the JSON values that `save` writes beside an image.
 
         Args:
-            index: number of the image.
+            index: index of the image.
         """
         return {
             "maskunet": __version__,
@@ -57,23 +58,35 @@ class GeneratedImages:
         }
 
     def save(self, folder: str | os.PathLike[str], *, first: int = 0) -> Path:
-        """Write each image as `00000.png` with its record `00000.json`; the record comes last.
+        """Write each image as `00000.png` with its record `00000.json`; records come last.
 
         Args:
-            folder: where to; made if missing.
+            folder: output folder; made if missing.
             first: number of the first image.
 
         Returns:
             The folder.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: a file cannot be written.
         """
-        path = Path(folder)
-        make_folder(path)
+        path = self._prepare(folder, first)
         for i, image in enumerate(self.images):
             name = f"{first + i:05d}"
-            (path / f"{name}.json").unlink(missing_ok=True)  # an old record must not describe a new image
             save_png(image, path / f"{name}.png")
             save_text(json.dumps(self.record(i), indent=1) + "\n", path / f"{name}.json")
+        return path
+
+    def _prepare(self, folder: str | os.PathLike[str], first: int) -> Path:
+        """Make the output folder and remove old records, which must not describe new images."""
+        path = Path(folder)
+        make_folder(path)
+        for i in range(len(self)):
+            record = path / f"{first + i:05d}.json"
+            try:
+                record.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(
+                    f"expected a record that can be replaced, got {record}: {first_line(error)}"
+                ) from error
         return path

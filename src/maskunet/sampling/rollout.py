@@ -1,63 +1,52 @@
-r"""A short roll-out: what an iterate's picture becomes, instead of what it is predicted to be.
+r"""Short roll-outs: where an iterate's image ends up, rather than where it is predicted to.
 
-From step t on, the predicted clean latents and noise are carried to a few of the later steps s, deterministically as DDIM
-does,
+From step t on, the predicted clean latents and noise are carried to a few of the later steps s, deterministically as in
+DDIM,
 
 .. math::
     \bar x_s = \alpha_s \hat x_0 + \sigma_s \hat\epsilon, \qquad
     \hat\epsilon = (\bar x_t - \alpha_t \hat x_0) / \sigma_t,
 
-whatever the scheduler, whose state is left alone. The last step's predicted clean latents are sharper than the first's.
+for any scheduler, whose state does not change. The last step's predicted clean latents are sharper than the first's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .stepwise import StepwiseSampler
 
 
-def stops(index: int, steps: int, count: int) -> list[int]:
-    """Return the steps that a roll-out from step `index` calls the U-Net at, ascending.
+def rollout_steps(index: int, total: int, count: int) -> list[int]:
+    """Return the steps at which a roll-out calls the U-Net, ascending.
 
     Args:
-        index: the step it starts from.
-        steps: steps of the whole sampling.
-        count: calls, spread evenly over the steps that are left; fewer where fewer are left.
+        index: step that the roll-out starts from.
+        total: number of denoising steps.
+        count: calls, spread evenly over the remaining steps; fewer where fewer steps remain.
     """
-    left = steps - index
-    return sorted({i for j in range(1, count + 1) if index < (i := index + round(j * left / (count + 1))) < steps})
+    remaining = total - index
+    steps = {index + round(j * remaining / (count + 1)) for j in range(1, count + 1)}
+    return sorted(step for step in steps if index < step < total)
 
 
-def rolled_out(
-    sampler: StepwiseSampler,
-    output: Tensor,
-    count: int,
-    *,
-    samples: Sequence[int] | None = None,
-    gradient: str = "full",
-) -> Tensor:
-    """Return the clean latents (M, C, h, w) that a roll-out arrives at.
+def roll_out(sampler: StepwiseSampler, output: Tensor, count: int, *, samples: Sequence[int] | None = None) -> Tensor:
+    """Return the clean latents (M, C, h, w) at the end of a roll-out; gradients flow.
 
     Args:
-        sampler: at the step that the roll-out starts from; it is left as it is.
-        output: guided output of the U-Net there.
-        count: calls of the U-Net, see `stops`; 0 gives the predicted clean latents.
-        samples: numbers of the M samples; all of them if None.
-        gradient: through the "full" roll-out, or "straight" past its calls, as if they did not change the latents.
+        sampler: sampler at the step that the roll-out starts from; it is not changed.
+        output: guided output of the U-Net there, (M, C, h, w).
+        count: calls of the U-Net, see `rollout_steps`; 0 returns the predicted clean latents.
+        samples: indices of the M samples, ascending; all if None.
     """
-    index, scaled = sampler.index, sampler.scaled(samples)
-    clean = first = sampler.clean_at(index, scaled, output)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "full"):
-        for stop in stops(index, len(sampler.timesteps), count):
-            alpha, sigma = sampler.scales(index)
-            noise = (scaled - alpha * clean) / sigma
-            alpha, sigma = sampler.scales(stop)
-            index, scaled = stop, alpha * clean + sigma * noise
-            clean = sampler.clean_at(index, scaled, sampler.predict_at(index, scaled, samples))
-    if gradient == "straight" and clean is not first:
-        return first + (clean - first).detach()
+    index, scaled = sampler.index, sampler.scaled_latents(samples)
+    clean = sampler.pred_x0_at(index, scaled, output)
+    for step in rollout_steps(index, len(sampler.timesteps), count):
+        alpha, sigma = sampler.scales(index)
+        noise = (scaled - alpha * clean) / sigma
+        alpha, sigma = sampler.scales(step)
+        index, scaled = step, alpha * clean + sigma * noise
+        clean = sampler.pred_x0_at(index, scaled, sampler.predict_at(index, scaled, samples))
     return clean

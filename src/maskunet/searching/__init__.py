@@ -1,4 +1,4 @@
-"""Training-free masks: for given prompts and seeds, found at generation time by the gradient of a reward."""
+"""Search at generation time: starting noises and masks for given prompts, by the gradient of a reward."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from ..exports import exports
 
-# Settings are read by the command line before anything heavy is imported.
+# The command line reads settings before it imports anything heavy.
 _PUBLIC = {
     "PRESETS": "config",
     "SearchConfig": "config",
     "search": "search_loop",
     "SearchResult": "result",
-    "SearchStep": "progress",
+    "SearchState": "progress",
+    "StepCallback": "progress",
 }
 
 __all__ = [*_PUBLIC]
@@ -23,6 +24,6 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
     from .config import PRESETS, SearchConfig
-    from .progress import SearchStep
+    from .progress import SearchState, StepCallback
     from .result import SearchResult
     from .search_loop import search

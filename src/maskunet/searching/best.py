@@ -1,4 +1,4 @@
-"""What a search keeps of a step: each sample's best iterate by reward, or the last."""
+"""The iterate that a search keeps of a denoising step: per sample, the best by reward or the last."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .config import SearchConfig
 
 
 class BestIterates:
-    """What a step keeps of each of B samples: the best iterate by reward, or the last.
+    """The kept iterate of each of B samples at one step.
 
     Args:
-        count: B.
+        count: number B of samples.
         config: settings of the search.
     """
 
@@ -22,42 +22,43 @@ class BestIterates:
         self.output: Tensor | None = None
         self.masks: dict[str, Tensor] = {}
         self._highest = [-float("inf")] * count
-        self._stale = [0] * count
+        self._stale = [0] * count  # iterations since the highest reward
 
-    def offer(
+    def update(
         self, rewards: Tensor, output: Tensor, masks: dict[str, Tensor], rows: Sequence[int], active: Sequence[int]
     ) -> None:
-        """Take an iterate for the samples in which it is the best so far, or for all where the last is kept.
+        """Keep an iterate for the samples in which it is the best so far, or for all if the last is kept.
 
         Args:
-            rewards: (len(rows),).
-            output: guided output of the U-Net, (len(rows), C, h, w).
-            masks: by layer, (len(rows), *weight.shape).
-            rows: the samples; all of them at the first call.
-            active: those of them still being searched.
+            rewards: rewards (M,).
+            output: guided output of the U-Net, (M, C, h, w).
+            masks: masks (M, *weight.shape) by layer.
+            rows: indices of the M samples; all samples at the first call.
+            active: those of them that are still optimised.
         """
-        taken = []
-        for i in active:
-            reward = float(rewards[list(rows).index(i)])
-            is_better = reward > self._highest[i]
-            self._stale[i] = 0 if is_better else self._stale[i] + 1
-            self._highest[i] = reward if is_better else self._highest[i]
+        row_of = {sample: row for row, sample in enumerate(rows)}
+        improved = []
+        for sample in active:
+            reward = float(rewards[row_of[sample]])
+            is_better = reward > self._highest[sample]
+            self._stale[sample] = 0 if is_better else self._stale[sample] + 1
+            self._highest[sample] = reward if is_better else self._highest[sample]
             if is_better or self.config.keep == "last":
-                taken.append(i)
+                improved.append(sample)
         if self.output is None:
             self.output, self.masks = output.clone(), {name: mask.clone() for name, mask in masks.items()}
-        elif taken:
-            places = [list(rows).index(i) for i in taken]
-            self.output[taken] = output[places]
+        elif improved:
+            source = [row_of[sample] for sample in improved]
+            self.output[improved] = output[source]
             for name, mask in masks.items():
-                self.masks[name][taken] = mask[places]
+                self.masks[name][improved] = mask[source]
 
     def is_finished(self, sample: int) -> bool:
         """Return whether a sample has reached the target, or has not improved for `patience` iterations.
 
         Args:
-            sample: its number.
+            sample: index of the sample.
         """
         target, patience = self.config.target_reward, self.config.patience
-        reached = target is not None and self._highest[sample] >= target
-        return reached or (patience is not None and self._stale[sample] >= patience)
+        has_reached = target is not None and self._highest[sample] >= target
+        return has_reached or (patience is not None and self._stale[sample] >= patience)

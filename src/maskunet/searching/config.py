@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import SettingError
@@ -12,39 +12,41 @@ from ..settings import Settings, Targets, choice, counts, flag, integer, layer_t
 
 @dataclass(frozen=True)
 class SearchConfig(Settings):
-    """Settings of `search`; a fresh one is the preset "default".
+    """Settings of `search`; `SearchConfig()` is the preset "default".
 
-    They were chosen on validation prompts of the bundled model at 15 steps (docs/results/search_variants.md).
+    The defaults were chosen on validation prompts of the bundled model at 15 steps (docs/results/search_variants.md).
 
-    Args:
-        num_inference_steps: denoising steps.
+    Main:
+        num_inference_steps: denoising steps, 1 to 1000.
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
         negative_prompt: what to steer away from.
-        height, width: size in pixels; the model's own if None.
-        seed: prompt i starts from the noise of seed + i, or has it as its first candidate.
-        candidates: starting noises drafted per prompt, that of its seed first; the search starts from the one whose draft
-            has the highest reward. 1 takes the seed's own noise and drafts nothing.
-        targets: which layers are masked.
-        halves: which half of a guided batch is masked: "both" (paper), or the "conditional" one, whose unconditional half
-            is computed once per step, so that an iteration costs half.
-        preview_size: the reward sees images decoded from latents averaged down to about this many pixels per side, never
-            below; None decodes them whole.
+        height: height of the images in pixels; the model's own if None.
+        width: width of the images in pixels; the model's own if None.
+        seed: prompt i starts from the noise of seed + i; with drafts, that is its first candidate.
+        candidates: starting noises drafted per prompt; the search starts from the one whose draft has the highest reward.
+            1 takes the seed's own noise without drafts.
+        targets: layers to mask.
         iterations: optimiser iterations per step: one number for all steps, or a sequence spread evenly over them;
-            (0, 4, 0) spends 4 on each step of the middle third. Where steps are fewer than numbers, a step takes the most
+            (0, 4, 0) spends 4 on each step of the middle third. With fewer steps than numbers, a step takes the largest
             of its share.
-        learning_rate: AdamW's rate on the mask logits.
+        learning_rate: AdamW's learning rate for the mask logits.
+        time_limit_s: stop drafting and optimising after N seconds and sample on; None for no limit.
+        target_reward: a sample leaves a step once it has reached this reward, and keeps its masks; None for never.
+
+    Fine-tuning:
+        halves: masked half of a guided batch: "both" (paper), or "conditional", whose unconditional half is computed once
+            per step, so that an iteration costs half.
+        preview_size: the reward sees images decoded from latents that are averaged down to about this many pixels per
+            side, never below; None decodes them as they are.
         initial_logit: every logit at the start of a step; 1 keeps a weight with probability 0.934 under noise.
-        gumbel: draw masks with Gumbel noise, or take them by threshold.
-        tau: temperature of the straight-through gradient.
-        keep: mask of a step: the "best" iterate by reward, or the "last".
-        weight_decay: AdamW's decoupled decay.
-        patience: a sample leaves a step after this many iterations without a higher reward; None for never.
-        target_reward: a sample leaves a step once it has reached this reward; None for never. It keeps its masks and drops
-            out of the batch; a step ends when all samples have left.
-        time_limit_s: stop drafting and optimising after this many seconds and sample on; None for no limit.
-        reuse: compute once per step what no mask touches; the masks are the same bit for bit.
+        gumbel: draw masks with Gumbel noise; by threshold if false.
+        tau: temperature of the straight-through gradient, > 0.
+        keep: masks of a step: the "best" iterate by reward, or the "last".
+        weight_decay: AdamW's decoupled weight decay.
+        patience: a sample leaves a step after N iterations without a higher reward; None for never.
+        reuse: cache the unmasked prefix of the U-Net per step; the masks stay the same bit for bit.
         gradient_checkpointing: trade time for memory in the U-Net and the decoder.
-        compare_base: also make the seed's own image, without drafts and masks.
+        compare_base: also generate the seed's own image, without drafts and masks.
 
     Raises:
         SettingError: a setting is out of range.
@@ -79,24 +81,32 @@ class SearchConfig(Settings):
         """Return a preset, with changes.
 
         Args:
-            name: "default", which drafts noises and then searches masks; "masks", masks alone from the seed's noise;
-                "fast", fewer iterations of that; "paper", the authors' settings.
-            changes: settings to replace.
+            name: "default", drafts and then masks; "masks", masks alone from the seed's noise; "fast", the same with
+                fewer iterations; "paper", the authors' settings.
+            changes: settings to replace, by name.
 
         Raises:
-            SettingError: no such preset, or a setting is out of range.
+            SettingError: an unknown preset or setting, or a setting out of range.
         """
-        if name not in PRESETS:
-            raise SettingError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise SettingError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
+        names = [field.name for field in fields(cls)]
+        if unknown := [change for change in changes if change not in names]:
+            raise SettingError(f"expected settings of SearchConfig ({', '.join(names)}), got {unknown[0]!r}")
         return cls(**(PRESETS[name] | changes))
 
     def iterations_at(self, index: int, steps: int) -> int:
-        """Return the iterations of step `index` of `steps`."""
+        """Return the iterations of a step.
+
+        Args:
+            index: index of the step.
+            steps: number of denoising steps.
+        """
         if isinstance(self.iterations, int):
             return self.iterations
         count = len(self.iterations)
         first = index * count // steps
-        # Of fewer steps than numbers each stands for several, and takes the most of theirs: none is passed over.
+        # With fewer steps than numbers a step stands for several numbers and takes the largest, so that none is skipped.
         end = max(first + 1, -(-(index + 1) * count // steps)) if steps < count else first + 1
         return max(self.iterations[first:end])
 
@@ -105,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "masks": {"candidates": 1, "iterations": (0, 4, 0)},
     "fast": {"candidates": 1, "iterations": (0, 0, 3, 0, 0)},
-    # AdamW at 1e-2; one iteration in the first seven of fifteen steps, ten after; drawn masks, last iterate, reset.
+    # Section 3.4: AdamW at 1e-2; one iteration in each of the first seven of fifteen steps, then ten; the last iterate.
     "paper": {
         "candidates": 1,
         "iterations": (1,) * 7 + (10,) * 8,

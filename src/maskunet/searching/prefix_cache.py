@@ -1,8 +1,8 @@
-"""Cache the unmasked prefix of a U-Net: what no mask touches is computed once per step.
+"""Cache of a U-Net's unmasked prefix, which is computed once per step.
 
-In a decoder-only search the encoder, the middle block and the decoder blocks before the first masked one return the same
-output for every mask. They return their output from the first call after `clear`; the U-Net's own forward does the rest,
-whatever the model's variant. The prefix is computed without gradients, which need not flow there.
+In a search of decoder masks, the encoder, the middle block and the decoder blocks before the first masked one return the
+same output for every mask. They return their output from the first call after `clear`; the U-Net's own forward does the
+rest, so every model variant works. The prefix is computed without gradients, since none need to flow there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def unmasked_prefix(unet: nn.Module, network: Network) -> list[str]:
 
     Args:
         unet: a diffusers U-Net.
-        network: the blocks that are masked.
+        network: the masked blocks.
     """
     order = ["time_embedding", "add_embedding", "conv_in"]
     order += [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]  # type: ignore[arg-type]
@@ -40,43 +40,45 @@ def _submodule(unet: nn.Module, name: str) -> nn.Module | None:
 
 
 class PrefixCache:
-    """Keep the outputs of the unmasked prefix, from one `clear` to the next.
+    """Cached outputs of the unmasked prefix, valid until the next `clear`.
 
     Args:
-        unet: the U-Net; `remove` leaves it as it was.
-        network: the blocks that are masked.
+        unet: a diffusers U-Net; `remove` restores it.
+        network: the masked blocks.
     """
 
     def __init__(self, unet: nn.Module, network: Network) -> None:
         self._outputs: dict[str, Any] = {}
-        self.computed = 0  # how many module calls were computed
+        self.computed = 0  # module calls that missed the cache
         names = unmasked_prefix(unet, network)
         self._last = names[-1] if names else ""
         self._replacements = [
-            Replacement(module, self._caching(name)) for name in names if (module := _submodule(unet, name)) is not None
+            Replacement(module, self._caching(name))
+            for name in names
+            if (module := _submodule(unet, name)) is not None
         ]
 
     def _caching(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if name not in self._outputs:
                     self.computed += 1
                     with torch.no_grad():
                         self._outputs[name] = original(*args, **kwargs)
                 output = self._outputs[name]
-                # FreeU scales in place what enters a decoder block.
+                # FreeU scales the input of a decoder block in place.
                 return output.clone() if name == self._last and isinstance(output, Tensor) else output
 
             return forward
 
-        return make
+        return wrap
 
     def clear(self) -> None:
-        """Forget everything: the next call has other inputs."""
+        """Empty the cache, since the next call has other inputs."""
         self._outputs.clear()
 
     def remove(self) -> None:
-        """Put every module's own forward back."""
+        """Restore every module's own forward."""
         for replacement in self._replacements:
             replacement.remove()
         self._outputs.clear()

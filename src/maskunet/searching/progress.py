@@ -1,4 +1,4 @@
-"""What a search shows of itself while it runs."""
+"""The state of a running search, for callbacks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SearchStep:
-    """A search under way, right after masks were tried or a step was taken without any.
+class SearchState:
+    """A running search, right after an iteration or after a step without iterations.
 
     Args:
-        step: number of the denoising step, from 0.
-        steps: how many there are.
-        history: entries so far, as in `SearchResult.history`, this one last; to be read, not changed.
-        samples: numbers of the M samples that are not yet done with the step, ascending.
-        preview: returns their predicted clean pictures, (M, 3, h, w) in [0, 1], on the CPU, decoded as the reward sees
-            them; to be called while the callback runs. Not calling it costs nothing.
+        step: index of the denoising step, from 0.
+        steps: number of denoising steps.
+        history: entries so far, as in `SearchResult.history`, the latest one last; read only.
+        samples: indices of the M samples that have not left the step, ascending.
+        preview: returns their predicted clean images, (M, 3, h, w) in [0, 1], on the CPU, decoded as the reward sees
+            them. Call it only inside the callback; it costs nothing unless called.
     """
 
     step: int
@@ -29,5 +29,5 @@ class SearchStep:
     preview: Callable[[], Tensor]
 
 
-#: Is told of every trial and every step; a true answer ends the optimising, and what was found so far is kept.
-OnStep = Callable[[SearchStep], bool | None]
+#: Called at every iteration and every step; true ends the optimisation, and the masks so far are kept.
+StepCallback = Callable[[SearchState], bool | None]

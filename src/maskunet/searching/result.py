@@ -1,4 +1,4 @@
-"""What a search returns, and its files."""
+"""The result of a search, and its files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(GeneratedImages):
-    """Images of a search, with the masks that made them.
+    """Images of a search with their masks, rewards and history.
 
     Args:
-        tensor: images (B, 3, H, W) in [0, 1], on the CPU.
+        tensor: images (B, 3, H, W), float32 in [0, 1], on the CPU.
         prompts: B captions.
-        seeds: B seeds that were asked for.
-        settings: further JSON values to keep beside each image.
-        start_seeds: seeds of the noises that the search started from; others than `seeds` where drafts chose.
-        base: images of the seeds' own noises without the search, or None.
-        rewards: of the images, (B,); NaN in the result of an `UnscoredError`, None in files.
-        base_rewards: of the base images, (B,), or None.
-        masks: the masks found, by timestep, one set per sample. Attach them, or one sample's (`masks.select(i)`), to other
-            seeds. Masks of a masker that lay under the search are not among them.
+        seeds: one seed per prompt, as passed to the search.
+        settings: further JSON values to write beside each image.
+        start_seeds: seeds of the noises that the search started from; drafts may choose others than `seeds`.
+        base: images of the seeds' own noises without the search, (B, 3, H, W), or None.
+        rewards: rewards of the images, (B,); NaN in the result of an `UnscoredError`, None in files.
+        base_rewards: rewards of the base images, (B,), or None.
+        masks: the searched masks by timestep, one set per sample. Attach them, or those of one sample
+            (`masks.select(i)`), to other seeds. Masks of an attached masker are not included.
         history: one entry per evaluation: step, timestep, iteration, reward (B), density (B), seconds since the start;
             reward and density are None for samples that had left the step.
-        config: the settings of the search.
+        config: settings of the search.
     """
 
     start_seeds: list[int]
@@ -56,14 +56,14 @@ class SearchResult(GeneratedImages):
 
     @cached_property
     def densities(self) -> Tensor:
-        """Kept fraction of the masks of each sample, (B,)."""
+        """Kept fraction of each sample's masks, (B,)."""
         return self.masks.density().mean(0)
 
     def record(self, index: int) -> dict[str, Any]:
         """Return one image's settings, rewards and history as JSON values.
 
         Args:
-            index: number of the image.
+            index: index of the image.
         """
         entries = [h | {"reward": h["reward"][index], "density": h["density"][index]} for h in self.history]
         return super().record(index) | {
@@ -76,24 +76,23 @@ class SearchResult(GeneratedImages):
         }
 
     def save(self, folder: str | os.PathLike[str], *, first: int = 0) -> Path:
-        """Write for each image `00000.png`, `base/00000.png`, `masks/00000/` and, last, `00000.json`.
+        """Write each image as `00000.png`, `base/00000.png`, `masks/00000/` and, last, its record `00000.json`.
 
         Args:
-            folder: where to; made if missing.
+            folder: output folder; made if missing.
             first: number of the first image.
 
         Returns:
             The folder.
 
         Raises:
-            DataError: it cannot be written.
-            CheckpointError: the masks cannot be written.
+            DataError: a file cannot be written.
+            CheckpointError: masks cannot be written.
         """
-        path = Path(folder)
-        for i in range(len(self)):  # an old record must not describe a new image
-            (path / f"{first + i:05d}.json").unlink(missing_ok=True)
-        for i, image in enumerate(self.base_images):
+        path = self._prepare(folder, first)
+        if self.base is not None:
             make_folder(path / "base")
+        for i, image in enumerate(self.base_images):
             save_png(image, path / "base" / f"{first + i:05d}.png")
         for i, schedule in enumerate(self.masks.split()):
             schedule.save_pretrained(path / "masks" / f"{first + i:05d}")

@@ -1,4 +1,4 @@
-"""The masker of a search: it hands the network the masks that the search has just drawn, with their gradient."""
+"""The masker of a search: it applies the masks that the search has just drawn, with their gradient."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from ..targets import LayerSpec, Network
 
 
 class SearchedMasks(Masker, savable=False):
-    """Masks that the search sets before each call; a layer without one computes as the base does.
+    """Masks that the search sets before each call; a layer without one computes as in the base model.
 
     Args:
-        network: the blocks and layers that are searched or masked by `underlying`.
-        underlying: what was attached before the search: a weight is kept where both keep it. Its masks are drawn as they
-            would be alone, and no gradient flows through what it is conditioned on.
+        network: blocks and layers that are searched or that `underlying` masks.
+        underlying: attachment from before the search; a weight is kept where both keep it. Its masks are drawn as they
+            would be without the search, and no gradient flows to the inputs that it is conditioned on.
     """
 
     def __init__(self, network: Network, underlying: Attachment | None = None) -> None:
         super().__init__(network)
-        self._underlying = (underlying,)  # in a tuple: not a part of this module
+        self._underlying = (underlying,)  # in a tuple, so that it is no submodule
         self.masks: dict[str, Tensor] = {}
         self._names = {block.name: [layer.name for layer in block.layers] for block in self.network.blocks}
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the masks of a block's layers."""
+        """Return the masks of a block's layers.
+
+        Args:
+            block: name of the block.
+            inputs: inputs of the block.
+        """
         (underlying,) = self._underlying
         lower: Mapping[str, LayerMask] = {}
         draw = None
@@ -48,10 +53,16 @@ class _SearchedMask(LayerMask):
         self.searched, self.lower, self.draw = searched, lower, draw
 
     def logits(self) -> None:
-        """Return None: a product has no logits."""
+        """Return None, since a product has no logits."""
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the mask; where one has fewer rows than the other, they repeat."""
+        """Return the product of the masks; the one with fewer rows is repeated.
+
+        Args:
+            layer: the layer.
+            draw: how the searched masker draws.
+            batch: rows of the layer's input.
+        """
         if self.lower is None:
             return torch.ones(()).expand(layer.shape) if self.searched is None else self.searched
         with torch.no_grad():
@@ -64,7 +75,14 @@ class _SearchedMask(LayerMask):
         return searched * lower.to(searched.dtype)
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        """Compute the layer as the base does where no mask is set."""
+        """Compute the layer, as in the base model if it has no mask.
+
+        Args:
+            layer: the layer.
+            module: its module.
+            x: its input.
+            mask: result of `mask`.
+        """
         if self.searched is not None or self.lower is not None:
             return super().apply(layer, module, x, mask)
         if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Guidance by attention maps at generation time: SynGen, which binds modifiers to their nouns."""
+"""SynGen: guidance by attention maps at generation time, which binds modifiers to their nouns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 from ..exports import exports
 
-# Parsers are named by the command line before anything heavy is imported.
+# The command line reads parsers before it imports anything heavy.
 _PUBLIC = {
     "Phrase": "phrases",
-    "Phrases": "phrases",
+    "PhraseParser": "phrases",
     "shapes_phrases": "phrases",
-    "syntax_phrases": "phrases",
-    "words": "phrases",
     "syngen": "guide",
     "syngen_side": "guide",
+    "syntax_phrases": "phrases",
 }
 
 __all__ = [*_PUBLIC]
@@ -25,4 +24,4 @@ __getattr__ = exports(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
     from .guide import syngen, syngen_side
-    from .phrases import Phrase, Phrases, shapes_phrases, syntax_phrases, words
+    from .phrases import Phrase, PhraseParser, shapes_phrases, syntax_phrases

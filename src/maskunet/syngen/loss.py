@@ -9,7 +9,7 @@ and the loss of a prompt, over phrases S with noun n and modifiers m, and the to
 .. math::
     L = \sum_S \sum_{m \in S} \Big[ d(m, n) - \frac{1}{|U|} \sum_{u \in U} \frac{d(m, u) + d(n, u)}{2} \Big].
 
-Of a word with several tokens the one farthest away counts. A noun without modifiers adds the negative part for itself alone.
+A word of several tokens counts by its most distant token. A noun without modifiers adds the negative part for itself.
 
 Reference: Rassin et al., "Linguistic Binding in Diffusion Models: Enhancing Attribute Correspondence through Attention Map
 Alignment", NeurIPS 2023, equations 1 to 3.
@@ -20,18 +20,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tokens import PromptTokens, Word
+from .tokens import PromptTokens, WordTokens
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """Return the distance d of every pair of maps, (R, K), differentiable.
 
     Args:
-        first: maps (R, N), not negative; each is brought to a sum of 1.
-        second: maps (K, N) likewise.
+        first: maps (R, N), not negative; each is scaled to a sum of 1.
+        second: maps (K, N), not negative; each is scaled to a sum of 1.
     """
     p, q = (maps / maps.sum(1, keepdim=True) for maps in (first, second))
-    # The original's logarithms are clamped so (torch.distributions.Categorical): a map may be zero in half precision.
+    # A map may be zero in half precision; the original clamps its logarithms alike (torch.distributions.Categorical).
     eps = torch.finfo(p.dtype).eps
     log_p, log_q = (x.clamp(eps, 1 - eps).log() for x in (p, q))
     return ((p[:, None] - q) * (log_p[:, None] - log_q)).sum(2) / 2
@@ -42,27 +42,27 @@ def binding_loss(maps: Tensor, prompt: PromptTokens) -> Tensor:
 
     Args:
         maps: attention to each of L tokens at N positions, (N, L), not negative.
-        prompt: which tokens belong together; without phrases the loss is 0.
+        prompt: tokens of the prompt and of its phrases; without phrases the loss is 0.
     """
-    used = sorted({t for b in prompt.bound for word in (b.noun, *b.modifiers) for t in word})
-    if not used:
+    phrase_tokens = sorted({t for phrase in prompt.phrases for word in phrase.words for t in word})
+    if not phrase_tokens:
         return maps.new_zeros(())
-    rows, columns = ({t: i for i, t in enumerate(tokens)} for tokens in (used, prompt.content))
-    distances = symmetric_kl(maps[:, used].T, maps[:, list(prompt.content)].T)
+    rows, columns = ({t: i for i, t in enumerate(tokens)} for tokens in (phrase_tokens, prompt.content))
+    distances = symmetric_kl(maps[:, phrase_tokens].T, maps[:, list(prompt.content)].T)
 
-    def between(a: Word, b: Word) -> Tensor:
+    def pairwise(a: WordTokens, b: WordTokens) -> Tensor:
         return distances[[rows[t] for t in a]][:, [columns[t] for t in b]]
 
     total = maps.new_zeros(())
-    for bound in prompt.bound:
-        inside = {t for word in (bound.noun, *bound.modifiers) for t in word}
+    for phrase in prompt.phrases:
+        inside = {t for word in phrase.words for t in word}
         outside = tuple(t for t in prompt.content if t not in inside)
-        apart = {
-            word: between(word, outside).amax(0).mean() if outside else maps.new_zeros(())
-            for word in (bound.noun, *bound.modifiers)
+        contrast = {
+            word: pairwise(word, outside).amax(0).mean() if outside else maps.new_zeros(()) for word in phrase.words
         }
-        for modifier in bound.modifiers:
-            total = total + between(modifier, bound.noun).max() - (apart[modifier] + apart[bound.noun]) / 2
-        if not bound.modifiers:
-            total = total - apart[bound.noun]
+        for modifier in phrase.modifiers:
+            agreement = pairwise(modifier, phrase.noun).max()
+            total = total + agreement - (contrast[modifier] + contrast[phrase.noun]) / 2
+        if not phrase.modifiers:
+            total = total - contrast[phrase.noun]
     return total

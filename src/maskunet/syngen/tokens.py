@@ -1,4 +1,4 @@
-"""From words of a prompt to the tokens whose attention maps stand for them."""
+"""The tokens of a prompt's phrases, as columns of the attention maps."""
 
 from __future__ import annotations
 
@@ -7,67 +7,77 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .phrases import Phrase, words
+from .phrases import Phrase, word_spans
 
-#: A word's tokens, as columns of the attention maps; several where the tokenizer splits the word.
-Word = tuple[int, ...]
+#: A word's tokens, as columns of the attention maps; several if the tokenizer splits the word.
+WordTokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class BoundWords:
-    """A noun and its modifiers as tokens."""
+class PhraseTokens:
+    """The tokens of a noun and its modifiers.
 
-    noun: Word
-    modifiers: tuple[Word, ...]
+    Args:
+        noun: tokens of the noun.
+        modifiers: tokens of each modifier.
+    """
+
+    noun: WordTokens
+    modifiers: tuple[WordTokens, ...]
+
+    @property
+    def words(self) -> tuple[WordTokens, ...]:
+        """The noun, then its modifiers."""
+        return (self.noun, *self.modifiers)
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What the loss needs to know of a prompt.
+    """The tokens of a prompt.
 
     Args:
-        bound: nouns with their modifiers.
-        content: all tokens of the prompt, without the start token, the end token and padding.
+        phrases: tokens of its phrases.
+        content: all tokens without start token, end token and padding.
     """
 
-    bound: tuple[BoundWords, ...]
-    content: Word
+    phrases: tuple[PhraseTokens, ...]
+    content: WordTokens
 
 
-def locate(tokenizer: Any, prompt: str, phrases: Sequence[Phrase]) -> PromptTokens:
-    """Find the tokens of phrases. Words are told by their place, so a word that occurs twice is never mistaken.
+def locate_tokens(tokenizer: Any, prompt: str, phrases: Sequence[Phrase]) -> PromptTokens:
+    """Return the tokens of a prompt's phrases. Words are matched by position, so repeated words are no problem.
 
     Args:
-        tokenizer: the text encoder's, a fast one.
+        tokenizer: the text encoder's tokenizer, a fast one.
         prompt: the prompt.
-        phrases: its nouns and modifiers; words that the text encoder's limit cuts off are left out.
+        phrases: its nouns and modifiers; words beyond the text encoder's limit are dropped.
 
     Raises:
-        DataError: a word that the prompt does not have, or phrases of which no token is left.
+        DataError: a slow tokenizer, an index without a word, or phrases that lie beyond the limit.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise DataError(f"expected a fast tokenizer, which tells where its tokens are, got {type(tokenizer).__name__}")
-    encoded = tokenizer(
-        prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True, verbose=False
-    )
-    spans = encoded["offset_mapping"]
-    content = tuple(i for i, (start, end) in enumerate(spans) if end > start)
-    places = words(prompt)
+        raise DataError(f"expected a fast tokenizer, which returns token offsets, got {type(tokenizer).__name__}")
+    limit = tokenizer.model_max_length
+    encoded = tokenizer(prompt, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    content = tuple(i for i, (start, end) in enumerate(offsets) if end > start)
+    spans = word_spans(prompt)
 
-    def tokens(number: int) -> Word:
-        if not 0 <= number < len(places):
-            raise DataError(f"expected numbers of words from 0 to {len(places) - 1}, got {number} for {prompt!r}")
-        start, end = places[number]
-        return tuple(i for i in content if spans[i][0] < end and spans[i][1] > start)
+    def tokens(word: int) -> WordTokens:
+        if not 0 <= word < len(spans):
+            raise DataError(f"expected word indices from 0 to {len(spans) - 1}, got {word} for {prompt!r}")
+        start, end = spans[word]
+        return tuple(i for i in content if offsets[i][0] < end and offsets[i][1] > start)
 
-    bound = []
+    located = []
     for noun, modifiers in phrases:
-        found = BoundWords(tokens(noun), tuple(t for m in dict.fromkeys(modifiers) if m != noun and (t := tokens(m))))
-        if found.noun and (found.modifiers or not modifiers):
-            bound.append(found)
-    if phrases and not bound:
+        words = [tokens(modifier) for modifier in dict.fromkeys(modifiers) if modifier != noun]
+        phrase = PhraseTokens(tokens(noun), tuple(word for word in words if word))
+        if phrase.noun and (phrase.modifiers or not modifiers):
+            located.append(phrase)
+    if phrases and not located:
         raise DataError(
-            f"expected a noun and a modifier among the {tokenizer.model_max_length} tokens that the text encoder takes, "
-            f"none is left of {prompt!r}; shorten the prompt"
+            f"expected a noun and a modifier among the first {limit} tokens, which the text encoder takes, got none for "
+            f"{prompt!r}; shorten the prompt"
         )
-    return PromptTokens(tuple(bound), content)
+    return PromptTokens(tuple(located), content)

@@ -66,7 +66,7 @@ class RewardObjective:
         """
         config = self.config
         sampler = self._sampler(captions, [derive_seed(s, "reward") % 2**31 for s in seeds])
-        self.method.begin(tuple(seeds) * (2 if sampler.guided else 1))
+        self.method.begin(tuple(seeds) * (2 if sampler.is_guided else 1))
         steps = len(sampler.timesteps)
         if config.draft_steps is not None:
             stop = max(0, steps - config.draft_steps)
@@ -79,7 +79,7 @@ class RewardObjective:
         if config.draft_steps is None:
             clean = sampler.pred_x0(sampler.predict())
         else:
-            while not sampler.finished:
+            while not sampler.is_finished:
                 sampler.advance(sampler.predict(), gradient=True)
             clean = sampler.latents
         return self.reward(sampler.decode(clean), captions).float()
@@ -91,7 +91,7 @@ class RewardObjective:
         for first in range(0, len(captions), size):
             chunk = list(captions[first : first + size])
             sampler = self._sampler(chunk, range(first, first + len(chunk)))
-            while not sampler.finished:
+            while not sampler.is_finished:
                 sampler.advance(sampler.predict())
             found.append(self.reward(sampler.decode(sampler.latents), chunk).float())
         return torch.cat(found)

@@ -22,7 +22,7 @@ from ..attaching import attach, attachment_of, detach, reattach
 from ..errors import DataError, SettingError
 from ..maskers import Masker
 from ..sampling import generate
-from ..searching import SearchConfig, SearchResult, SearchStep, search
+from ..searching import SearchConfig, SearchResult, SearchState, search
 from .offered_models import OfferedModels
 from .requests import (
     MAX_IMAGES,
@@ -176,7 +176,7 @@ class Backend:
             state = SearchProgress(0.0, base)
             show(state)
 
-            def on_step(step: SearchStep) -> bool:
+            def on_step(step: SearchState) -> bool:
                 nonlocal state
                 current = self._score(request, step.preview())[0]
                 rewards = (*state.rewards, current.reward or 0.0)
