@@ -1,15 +1,16 @@
-"""Pictures with captions, as latents and prompt embeddings that a training step can use."""
+"""Images with captions, as the latents and prompt embeddings that training uses."""
 
 from .encoding import encode_images
 from .images import ImageCaptions, open_images
-from .latents import CachedLatents, PromptEmbeds, encode_pictures, sample_at
+from .latents import CachedLatents, encode_posterior, sample_index
+from .prompt_embeds import PromptEmbeds
 
 __all__ = [
     "CachedLatents",
     "ImageCaptions",
     "PromptEmbeds",
     "encode_images",
-    "encode_pictures",
+    "encode_posterior",
     "open_images",
-    "sample_at",
+    "sample_index",
 ]
