@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskunet.operators import factored_linear, pack_bits, packed_linear, using
-from maskunet.operators import implementation as choice
+from maskunet.errors import SettingError
+from maskunet.operators import factored_linear, implementation, pack_bits, packed_linear, using
 from maskunet.operators.tiled import LEAST_ROWS
 from maskunet.relaxation import THRESHOLD, gumbel_noise
 
@@ -254,19 +254,31 @@ def test_a_base_that_trains_takes_the_reference() -> None:
 
 def test_large_batches_are_tiled_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.zeros(2, 3), torch.empty(1 << 11, 1 << 10, device="meta")
-    assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel()) == "reference"
-    assert choice.choose(x, weight, choice.BATCHED_WEIGHTS // weight.numel() + 1) == "tiled"
-    small = torch.empty(choice.LEARNED_WEIGHTS // 512, 512, device="meta")
-    assert choice.choose(x, small, 2) == choice.choose(x, small, 1, learns=True) == "reference"
-    assert choice.choose(x, small, 2, learns=True) == "tiled"
-    assert choice.choose(x, small[1:], 2, learns=True) == "reference"
-    monkeypatch.setenv(choice.VARIABLE, "tiled")
-    assert choice.choose(x, weight, 1) == "tiled"
+    assert (
+        implementation.choose_implementation(x, weight, implementation.BATCHED_WEIGHTS // weight.numel())
+        == "reference"
+    )
+    assert (
+        implementation.choose_implementation(x, weight, implementation.BATCHED_WEIGHTS // weight.numel() + 1)
+        == "tiled"
+    )
+    small = torch.empty(implementation.TRAINED_WEIGHTS // 512, 512, device="meta")
+    assert (
+        implementation.choose_implementation(x, small, 2)
+        == implementation.choose_implementation(x, small, 1, is_trained=True)
+        == "reference"
+    )
+    assert implementation.choose_implementation(x, small, 2, is_trained=True) == "tiled"
+    assert implementation.choose_implementation(x, small[1:], 2, is_trained=True) == "reference"
+    monkeypatch.setenv(implementation.VARIABLE, "tiled")
+    assert implementation.choose_implementation(x, weight, 1) == "tiled"
     with using("reference"):
-        assert choice.choose(x, weight, 1) == "reference"
-    monkeypatch.setenv(choice.VARIABLE, "fastest")
-    with pytest.raises(ValueError, match=r"expected MASKUNET_OPERATORS to be one of auto, .*, got 'fastest'"):
-        choice.choose(x, weight, 1)
+        assert implementation.choose_implementation(x, weight, 1) == "reference"
+    monkeypatch.setenv(implementation.VARIABLE, "fastest")
+    with pytest.raises(
+        SettingError, match=r"^expected MASKUNET_OPERATORS to be one of auto, reference, tiled, triton, got 'fastest'$"
+    ):
+        implementation.choose_implementation(x, weight, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -297,7 +309,13 @@ def test_bad_input_is_refused() -> None:
     for name in ("reference", "tiled"):
         with using(name), pytest.raises(ValueError, match="expected 8 bytes"):
             packed_linear(x, weight, None, torch.zeros(7, dtype=torch.uint8), 2)
-    with pytest.raises(ValueError, match="expected the implementation to be one of"), using("fast"):
+    with (
+        pytest.raises(
+            SettingError,
+            match=r"^expected the implementation to be one of auto, reference, tiled, triton, got 'fast'$",
+        ),
+        using("fast"),
+    ):
         pass
     with using("triton"), pytest.raises(ValueError, match="expected Triton and a GPU"):
         factored_linear(x, weight, None, left, right, row)

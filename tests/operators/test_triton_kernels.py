@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskunet.operators import triton_linear as fused_gpu
+from maskunet.operators import triton_launch
 
 CASES = Path(__file__).with_name("triton_cases.py")
 INTERPRETED = {"TRITON_INTERPRET": "1"}
@@ -31,14 +31,14 @@ def test_against_plain_torch() -> None:
 
 
 def test_the_kernels_are_imported_on_first_use() -> None:
-    code = "import sys, maskunet; from maskunet.operators.fused_gpu import available; available('cpu'); "
+    code = "import sys, maskunet; from maskunet.operators.triton_launch import available; available('cpu'); "
     done = run("-c", code + "print([m for m in sys.modules if m.endswith('triton_kernels')])")
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_available_only_on_a_gpu_or_in_the_interpreter() -> None:
-    assert not fused_gpu.available("meta")
-    code = "import sys; sys.modules['triton'] = None; from maskunet.operators.fused_gpu import available; "
+    assert not triton_launch.available("meta")
+    code = "import sys; sys.modules['triton'] = None; from maskunet.operators.triton_launch import available; "
     done = run("-c", code + "print(available('cuda'), available('cpu'))", **INTERPRETED)
     assert done.stdout.strip() == "False False", done.stderr
 
@@ -74,9 +74,9 @@ def test_compiles_for_a_gpu(
     options: dict[str, Any] = {"RANK": rank, "NOISE": False, "PACKED": False, "BIASED": True} | flags
     options |= {"LEFT": True, "RIGHT": True, "ROW": True}
     options |= (
-        fused_gpu._product_tiles(4096, rank, FLOATS[number], flags["TRANSPOSED"])
+        triton_launch.product_tiles(4096, rank, FLOATS[number], flags["TRANSPOSED"])
         if product
-        else fused_gpu._gradient_tiles(rank)
+        else triton_launch.gradient_tiles(rank)
     )
     types = dict.fromkeys(("a", "x", "grad", "weight", "bias", "out"), number)
     types |= dict.fromkeys(("left", "right", "row", "grad_left", "grad_right", "grad_row"), "*fp32")

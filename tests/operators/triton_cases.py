@@ -1,6 +1,6 @@
-"""What `test_triton_kernels` runs in a process of its own: the kernels against plain PyTorch.
+"""Cases that `test_triton_kernels` runs in a separate process: the kernels against plain PyTorch.
 
-On a GPU if there is one, else in triton's interpreter, which must be chosen before triton is imported.
+They run on a GPU if there is one, else in Triton's interpreter, which must be chosen before Triton is imported.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskunet.operators import masked_linear, pack_bits
-from maskunet.operators import triton_linear as fused_gpu
-from maskunet.operators.triton_linear import factored_linear, kernel_noise, packed_linear
+from maskunet.operators import masked_linear, pack_bits, triton_launch
+from maskunet.operators.triton_launch import triton_gumbel_noise
+from maskunet.operators.triton_linear import triton_factored_linear, triton_packed_linear
 from maskunet.relaxation import THRESHOLD, gumbel_sigmoid, keep_probability, threshold
 
 settings.register_profile("kernels", deadline=None, max_examples=8, derandomize=True)
@@ -93,7 +93,7 @@ def test_exact_numbers_give_exactly_the_reference(
     seed: int, count: int, outputs: int, inputs: int, rank: int, masks: int, biased: bool
 ) -> None:
     layer = Case(seed, dyadic=True).layer(4, count, outputs, inputs, rank=rank, masks=masks, biased=biased)
-    assert torch.equal(factored_linear(**layer), reference(layer))
+    assert torch.equal(triton_factored_linear(**layer), reference(layer))
 
 
 def test_the_masks_themselves_are_the_reference() -> None:
@@ -103,7 +103,7 @@ def test_the_masks_themselves_are_the_reference() -> None:
         "weight": torch.ones(20, 33, device=DEVICE),
         "bias": None,
     }
-    assert torch.equal(factored_linear(**layer).transpose(1, 2), threshold(logits(layer)))
+    assert torch.equal(triton_factored_linear(**layer).transpose(1, 2), threshold(logits(layer)))
 
 
 @given(seeds, tokens, wide, wide, ranks, sets, st.sampled_from([0.3, 1.0]), st.booleans())
@@ -118,7 +118,7 @@ def test_outputs_and_gradients(
     theirs = reference(layer, tau)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        ours = factored_linear(**layer, tau=tau)
+        ours = triton_factored_linear(**layer, tau=tau)
         close(ours, theirs, 1e-5)
         weights = case.numbers(*theirs.shape)
         for name, a, b in zip(GRADIENTS, *(gradients(y, layer, weights) for y in (ours, theirs)), strict=True):
@@ -134,7 +134,7 @@ def test_half_precision(dtype: torch.dtype, seed: int) -> None:
     case = Case(seed, dtype=dtype)
     layer = trained(case.layer(4, 5, 19, 33, rank=5, masks=2))
     assert (logits(layer) - THRESHOLD).abs().min() > 1e-5
-    ours, theirs = factored_linear(**layer), reference(layer)
+    ours, theirs = triton_factored_linear(**layer), reference(layer)
     assert ours.dtype == dtype
     close(ours, theirs, 2e-2)
     weights = case.numbers(*theirs.shape).to(dtype)
@@ -145,7 +145,7 @@ def test_half_precision(dtype: torch.dtype, seed: int) -> None:
 def test_autocast_works_in_its_dtype() -> None:
     layer = trained(Case(0).layer(2, 3, 5, 7, rank=2, masks=2))
     with torch.autocast(DEVICE, torch.bfloat16):
-        ours = factored_linear(**layer)
+        ours = triton_factored_linear(**layer)
     assert ours.dtype == torch.bfloat16
     close(ours, reference(layer), 2e-2)
     ours.float().sum().backward()
@@ -158,7 +158,7 @@ def test_packed(seed: int, count: int, outputs: int, bytes_: int, masks: int, bi
     layer = case.layer(4, count, outputs, 8 * bytes_, rank=1, masks=masks, biased=biased)
     x, weight, bias = layer["x"].requires_grad_(), layer["weight"], layer["bias"]
     mask = (torch.rand(masks, *weight.shape, generator=case.generator) < 0.6).to(DEVICE)
-    ours, theirs = packed_linear(x, weight, bias, pack_bits(mask), masks), masked_linear(x, weight, bias, mask)
+    ours, theirs = triton_packed_linear(x, weight, bias, pack_bits(mask), masks), masked_linear(x, weight, bias, mask)
     assert torch.equal(ours, theirs)
     weights = case.numbers(*theirs.shape)
     assert torch.equal(*(torch.autograd.grad(y, x, weights)[0] for y in (ours, theirs)))
@@ -169,9 +169,9 @@ def test_packed(seed: int, count: int, outputs: int, bytes_: int, masks: int, bi
 def test_leading_dimensions(shape: tuple[int, ...], masks: int) -> None:
     layer = Case(0, dyadic=True).layer(4, 1, 5, 16, rank=2, masks=masks)
     layer["x"] = Case(1, dyadic=True).numbers(*shape, 16)
-    assert torch.equal(factored_linear(**layer), reference(layer))
+    assert torch.equal(triton_factored_linear(**layer), reference(layer))
     mask = threshold(logits(layer))
-    packed = packed_linear(layer["x"], layer["weight"], layer["bias"], pack_bits(mask), masks)
+    packed = triton_packed_linear(layer["x"], layer["weight"], layer["bias"], pack_bits(mask), masks)
     assert torch.equal(packed, reference(layer))
 
 
@@ -185,7 +185,7 @@ def test_views_and_expanded_gradients(masks: int) -> None:
     for name in GRADIENTS:
         layer[name].requires_grad_()
         assert not layer[name].is_contiguous()
-    ours, theirs = factored_linear(**layer), reference(layer)
+    ours, theirs = triton_factored_linear(**layer), reference(layer)
     assert torch.equal(ours, theirs)
     ones = torch.ones((), device=DEVICE).expand(theirs.shape)  # what sum() hands back
     for a, b in zip(gradients(ours, layer, ones), gradients(theirs, layer, ones), strict=True):
@@ -196,7 +196,7 @@ def test_views_and_expanded_gradients(masks: int) -> None:
 def test_nothing_in_gives_nothing_out(shape: tuple[int, ...]) -> None:
     layer = Case(0).layer(2, 1, 3, 7, rank=2, masks=2)
     layer = trained(layer | {"x": torch.zeros(shape, device=DEVICE)})
-    ours = factored_linear(**layer)
+    ours = triton_factored_linear(**layer)
     assert ours.shape == (*shape[:-1], 3)
     assert not any(grad.any() for grad in gradients(ours, layer, ours))
 
@@ -205,7 +205,7 @@ def test_nothing_in_gives_nothing_out(shape: tuple[int, ...]) -> None:
 def test_gradients_only_where_they_are_needed(name: str) -> None:
     layer = Case(0).layer(2, 3, 5, 7, rank=2, masks=1)
     layer[name].requires_grad_()
-    ours = factored_linear(**layer)
+    ours = triton_factored_linear(**layer)
     held = [t.data_ptr() for t in saved(ours) if t is not None]
     assert (layer["x"].data_ptr() in held) == (name != "x")
     close(
@@ -227,22 +227,22 @@ def test_noise_is_drawn_again_for_the_gradient(masks: int, draws: int) -> None:
     case = Case(0)
     layer = trained(case.layer(4, 3, 17, 18, rank=4, masks=masks))
     seed = torch.arange(draws, device=DEVICE) + 2**40
-    noise = kernel_noise(seed, (17, 18))
+    noise = triton_gumbel_noise(seed, (17, 18))
     assert len({tuple(draw.flatten().tolist()) for draw in noise}) == draws
-    ours, theirs = factored_linear(**layer, tau=0.7, seed=seed), reference(layer, 0.7, noise)
+    ours, theirs = triton_factored_linear(**layer, tau=0.7, seed=seed), reference(layer, 0.7, noise)
     close(ours, theirs, 1e-5)
     weights = case.numbers(*theirs.shape)
     expected = gradients(theirs, layer, weights)
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
-        again = gradients(factored_linear(**layer, tau=0.7, seed=seed), layer, weights)
+        again = gradients(triton_factored_linear(**layer, tau=0.7, seed=seed), layer, weights)
         torch.use_deterministic_algorithms(False)
         for a, b in zip(again, expected, strict=True):
             close(a, b, 1e-4)
 
 
 def test_noise_has_the_gumbel_distribution() -> None:
-    noise = kernel_noise(torch.arange(8, device=DEVICE), (64, 64))
+    noise = triton_gumbel_noise(torch.arange(8, device=DEVICE), (64, 64))
     assert noise.isfinite().all()
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
     for logit in (-2.0, THRESHOLD, 1.0):
@@ -275,32 +275,32 @@ def test_clear_errors(name: str) -> None:
     change, words = WRONG[name]
     change = {k: v.to(DEVICE) if isinstance(v, Tensor) and v.device.type == "cpu" else v for k, v in change.items()}
     with pytest.raises(ValueError, match=words):
-        factored_linear(**(layer | change))
+        triton_factored_linear(**(layer | change))
 
 
 def test_clear_errors_of_packed_masks() -> None:
     x, weight = torch.zeros(4, 3, 16, device=DEVICE), torch.zeros(5, 16, device=DEVICE)
     packed = torch.zeros(20, dtype=torch.uint8, device=DEVICE)
     with pytest.raises(ValueError, match="a multiple of 8, got 15"):
-        packed_linear(x[..., :15], weight[:, :15], None, packed, 2)
+        triton_packed_linear(x[..., :15], weight[:, :15], None, packed, 2)
     for wrong in (packed[:-1], packed.int(), packed[None]):
         with pytest.raises(ValueError, match=r"expected 2 packed masks of shape \(5, 16\) as \(20,\)"):
-            packed_linear(x, weight, None, wrong, 2)
+            triton_packed_linear(x, weight, None, wrong, 2)
     for count in (0, 3):
         with pytest.raises(ValueError, match="expected a batch that is a multiple"):
-            packed_linear(x, weight, None, packed, count)
+            triton_packed_linear(x, weight, None, packed, count)
 
 
 def test_a_second_derivative_is_refused() -> None:
     layer = trained(Case(0).layer(2, 3, 5, 7, rank=2, masks=1))
-    (grad,) = torch.autograd.grad(factored_linear(**layer).square().sum(), layer["left"], create_graph=True)
+    (grad,) = torch.autograd.grad(triton_factored_linear(**layer).square().sum(), layer["left"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
 def test_the_kernels_are_available() -> None:
-    assert fused_gpu.available(DEVICE)
-    assert fused_gpu.available(torch.device(DEVICE))
+    assert triton_launch.available(DEVICE)
+    assert triton_launch.available(torch.device(DEVICE))
 
 
 @pytest.mark.parametrize("drawn", [None, 3, (3, 4)])

@@ -1,4 +1,4 @@
-"""Operators: what turns a layer's input, its frozen weight and a mask into the layer's output."""
+"""Masked layers: operators from a layer's input, its frozen weight and a mask to the layer's output."""
 
 from .dispatch import factored_linear, factored_logits, layer_noise, packed_linear
 from .implementation import IMPLEMENTATIONS, using

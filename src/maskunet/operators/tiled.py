@@ -1,7 +1,7 @@
 r"""Masked linear layers, sample by sample and tile by tile: no mask outlives its layer, and few leave the cache.
 
-For rows T of the weight and sample b the tile :math:`W_T \odot 1[L_{b,T} R^T + 1 r^T \ge \log\log 2]` is made in
-place in one buffer, from which the product is taken. Its masks are the reference's bit for bit: sums run in the same
+For rows T of the weight and sample b the tile :math:`W_T \odot 1[L_{b,T} R^T + 1 r^T \ge \log\log 2]` is computed in
+place in one buffer, which then multiplies the input. Its masks equal the reference's bit for bit: sums run in the same
 order.
 """
 
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..relaxation import THRESHOLD, keeps
+from ..relaxation import THRESHOLD, hard_mask
 from .packing import unpack_bits
 
-#: Bytes of a tile: 2 MiB measured better than 0.5 MiB, whose many small steps cost more than the cache saves.
+#: Bytes of a tile. 2 MiB measured faster than 0.5 MiB, whose many small steps cost more than the cache saves.
 TILE_BYTES = 1 << 21
 #: Products of fewer rows take other kernels, whose sums run in another order.
 LEAST_ROWS = 16
-#: Up to this rank logits are made again in the backward pass; above, training takes the reference, which keeps them.
+#: Up to this rank logits are recomputed in the backward pass; above it, training takes the reference, which keeps them.
 CHEAP_RANK = 64
 
 Noise = Callable[[int], Tensor]
@@ -37,12 +37,12 @@ def _tiles(outputs: int, inputs: int, device: torch.device) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def _scores(out: Tensor, left: Tensor, right: Tensor, row: Tensor) -> Tensor:
+def _write_logits(out: Tensor, left: Tensor, right: Tensor, row: Tensor) -> Tensor:
     return torch.mm(left, right.T, out=out).add_(row)
 
 
-def _of(right: Tensor, s: int) -> Tensor:
-    return right if right.ndim == 2 else right[s]
+def _right_of(right: Tensor, mask: int) -> Tensor:
+    return right if right.ndim == 2 else right[mask]
 
 
 class _FactoredLinear(torch.autograd.Function):
@@ -59,72 +59,72 @@ class _FactoredLinear(torch.autograd.Function):
         row: Tensor,
         tau: float,
         noise: Noise | None,
-        training: bool,
+        needs_grad: bool,
     ) -> Tensor:
-        sets, (outputs, inputs) = len(left), weight.shape
-        kept: list[Tensor] = []
-        drawn_once = training and noise is not None  # noise is dearer to draw again than to keep
+        count, (outputs, inputs) = len(left), weight.shape
+        saved_scores: list[Tensor] = []
+        saves_scores = needs_grad and noise is not None  # to draw noise again costs more than to keep it
         masked = torch.empty_like(weight, memory_format=torch.contiguous_format)
         out = x.new_empty(*x.shape[:-1], outputs)
-        order = range(len(x)) if noise is not None else [b for s in range(sets) for b in range(s, len(x), sets)]
-        ready = -1
+        order = range(len(x)) if noise is not None else [b for m in range(count) for b in range(m, len(x), count)]
+        current = -1
         for b in order:
-            if noise is not None or ready != b % sets:  # without noise rows of one set share their masks
-                drawn = None if noise is None else noise(b)
-                scores = row.new_empty(outputs, inputs) if drawn_once else None
+            if noise is not None or current != b % count:  # without noise, rows of one mask share it
+                sample_noise = None if noise is None else noise(b)
+                scores = row.new_empty(outputs, inputs) if saves_scores else None
                 for tile in _tiles(outputs, inputs, x.device):
-                    place = masked[tile]
+                    target = masked[tile]
                     if scores is not None:
                         buffer = scores[tile]
                     else:
-                        buffer = place if place.dtype == row.dtype else torch.empty_like(place, dtype=row.dtype)
-                    _scores(buffer, left[b % sets, tile], _of(right, b % sets), row)
-                    if drawn is not None:
-                        buffer += drawn[tile]
-                    keeps(buffer, drawn is not None, out=place).mul_(weight[tile])
+                        buffer = target if target.dtype == row.dtype else torch.empty_like(target, dtype=row.dtype)
+                    _write_logits(buffer, left[b % count, tile], _right_of(right, b % count), row)
+                    if sample_noise is not None:
+                        buffer += sample_noise[tile]
+                    hard_mask(buffer, sample_noise is not None, out=target).mul_(weight[tile])
                 if scores is not None:
-                    kept.append(scores)
-                ready = b % sets
+                    saved_scores.append(scores)
+                current = b % count
             out[b] = F.linear(x[b], masked, bias)
-        ctx.save_for_backward(x, weight, left, right, row, *kept)
-        ctx.tau, ctx.noisy = tau, noise is not None
+        ctx.save_for_backward(x, weight, left, right, row, *saved_scores)
+        ctx.tau, ctx.is_noisy = tau, noise is not None
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, left, right, row, *kept = ctx.saved_tensors
-        grad, sets, (outputs, inputs) = grads[0], len(left), weight.shape
-        wants_x, factors = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:6])
-        grad_x = torch.empty_like(x) if wants_x else None
-        grad_left, grad_right, grad_row = (torch.zeros_like(t) if factors else None for t in (left, right, row))
+        x, weight, left, right, row, *saved_scores = ctx.saved_tensors
+        grad, count, (outputs, inputs) = grads[0], len(left), weight.shape
+        needs_x, needs_factors = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:6])
+        grad_x = torch.empty_like(x) if needs_x else None
+        grad_left, grad_right, grad_row = (torch.zeros_like(t) if needs_factors else None for t in (left, right, row))
         scores = row.new_empty(outputs, inputs)
         for b in range(len(x)):
-            s = b % sets
-            if kept:
-                scores = kept[b]
+            m = b % count
+            if saved_scores:
+                scores = saved_scores[b]
             else:
-                _scores(scores, left[s], _of(right, s), row)
+                _write_logits(scores, left[m], _right_of(right, m), row)
             if grad_x is not None:
-                masked = keeps(scores, ctx.noisy, out=torch.empty_like(scores, dtype=weight.dtype)).mul_(weight)
-                torch.matmul(grad[b], masked, out=grad_x[b])
-            if factors:
-                slope = _slope(scores, ctx.noisy, ctx.tau)
+                out = torch.empty_like(scores, dtype=weight.dtype)
+                torch.matmul(grad[b], hard_mask(scores, ctx.is_noisy, out=out).mul_(weight), out=grad_x[b])
+            if needs_factors:
+                slope = _slope(scores, ctx.is_noisy, ctx.tau)
                 slope *= (grad[b].reshape(-1, outputs).T @ x[b].reshape(-1, inputs)).mul_(weight)
-                grad_left[s] += slope @ _of(right, s)  # type: ignore[index]
-                _of(grad_right, s).addmm_(slope.T, left[s])  # type: ignore[arg-type]
+                grad_left[m] += slope @ _right_of(right, m)  # type: ignore[index]
+                _right_of(grad_right, m).addmm_(slope.T, left[m])  # type: ignore[arg-type]
                 grad_row += slope.sum(0)  # type: ignore[operator]
         return grad_x, None, None, grad_left, grad_right, grad_row, None, None, None
 
 
-def _slope(scores: Tensor, noisy: bool, tau: float) -> Tensor:
+def _slope(scores: Tensor, is_noisy: bool, tau: float) -> Tensor:
     """Derivative of the soft mask in its logits."""
-    shifted = scores if noisy else scores - THRESHOLD
+    shifted = scores if is_noisy else scores - THRESHOLD
     soft = torch.sigmoid(shifted if tau == 1 else shifted / tau)
     return torch.ops.aten.sigmoid_backward(torch.full_like(soft, 1 / tau), soft)  # type: ignore[no-any-return]
 
 
-def factored_linear(
+def tiled_factored_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -134,23 +134,53 @@ def factored_linear(
     tau: float = 1.0,
     noise: Noise | None = None,
 ) -> Tensor:
-    """Apply a linear layer under masks from factors; see `operators.factored_linear`, which chooses this."""
-    tensors = (x, left, right, row)
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    """Apply a linear layer under masks from factors, tile by tile; see `operators.factored_linear`.
+
+    Args:
+        x: inputs (B, ..., I).
+        weight: (O, I), frozen.
+        bias: (O,), frozen, or None.
+        left: (M, O, r) where M divides B.
+        right: (I, r) or (M, I, r).
+        row: (I,).
+        tau: temperature of the straight-through gradient, > 0.
+        noise: function from the row b to its Gumbel noise (O, I), or None.
+
+    Returns:
+        Outputs (B, ..., O).
+    """
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, left, right, row))
     flat = x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[None, None]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         flat, weight, bias = flat.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = _FactoredLinear.apply(flat, weight, bias, left, right, row, tau, noise, training)
+        out: Tensor = _FactoredLinear.apply(flat, weight, bias, left, right, row, tau, noise, needs_grad)
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, sets: int) -> Tensor:
-    """Apply a linear layer under packed masks; see `operators.packed_linear`, which chooses this."""
-    size, outs = weight.numel() // 8, []
-    for s in range(sets):
-        masked = unpack_bits(packed[s * size : (s + 1) * size], tuple(weight.shape), weight.dtype).mul_(weight)
-        outs.append(F.linear(x[s::sets], masked, bias))
-    # Row r of the batch is row r // sets of set r mod sets.
-    return outs[0] if sets == 1 else torch.stack(outs, 1).flatten(0, 1)
+def tiled_packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, num_masks: int) -> Tensor:
+    """Apply a linear layer under packed masks, one mask at a time; see `operators.packed_linear`.
+
+    Args:
+        x: inputs (B, ..., I).
+        weight: (O, I), of a multiple of 8 weights.
+        bias: (O,) or None.
+        packed: masks (M, O, I), packed by `pack_bits`.
+        num_masks: M, a divisor of B.
+
+    Returns:
+        Outputs (B, ..., O).
+
+    Raises:
+        ValueError: `packed` holds another number of bytes.
+    """
+    size = weight.numel() // 8
+    if packed.dtype != torch.uint8 or packed.numel() != num_masks * size:
+        raise ValueError(f"expected {num_masks * size} bytes (uint8) of masks, got {packed.numel()} of {packed.dtype}")
+    outputs = []
+    for m in range(num_masks):
+        masked = unpack_bits(packed[m * size : (m + 1) * size], tuple(weight.shape), weight.dtype).mul_(weight)
+        outputs.append(F.linear(x[m::num_masks], masked, bias))
+    # Row b of the batch is row b // M of mask b mod M.
+    return outputs[0] if num_masks == 1 else torch.stack(outputs, 1).flatten(0, 1)

@@ -1,11 +1,11 @@
-"""Triton kernels of masked linear layers; imported on first use by `fused_gpu`, since it needs triton.
+"""Triton kernels of masked linear layers; `triton_launch` imports them on first use, since they need Triton.
 
-A tile of the mask is made where the product needs it, from the factors of its logits or from packed bits, and is never
-stored. Letters: O outputs, I inputs, N tokens of a sample, B samples, r the rank. Factors are contiguous float32.
+A tile of the mask is computed where the product needs it, from the factors of its logits or from packed bits, and is
+never stored. Letters: O outputs, I inputs, N tokens per sample, B samples, r the rank. Factors are contiguous float32.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, SIM108 - constants of a kernel are capitals, and choices by them are statements
+# ruff: noqa: N803, N806, SIM108 - compile-time constants are capitals, and branches on them are statements
 from __future__ import annotations
 
 import triton
@@ -18,7 +18,7 @@ _LIMIT = tl.constexpr(THRESHOLD)
 
 @triton.jit
 def _multiply(a, b, total, WIDE: tl.constexpr):
-    """Return total + a @ b in float32; WIDE for the interpreter, which multiplies the bits of bfloat16 numbers."""
+    """Return total + a @ b in float32; WIDE in the interpreter, which would multiply the bit patterns of bfloat16."""
     if WIDE:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -27,9 +27,9 @@ def _multiply(a, b, total, WIDE: tl.constexpr):
 
 @triton.jit
 def _gumbel(seed, o, i, inputs):
-    """Return Gumbel(0, 1) noise (O tile, I tile) that depends on the seed and the weight's index alone."""
+    """Return Gumbel(0, 1) noise (O tile, I tile) from the seed and the weight's index alone."""
     uniform = tl.rand(seed, o[:, None] * inputs + i[None, :])
-    # The least normal number: log 0 has no value.
+    # Clamped to the least normal number: log 0 is undefined.
     return -tl.log(-tl.log(tl.maximum(uniform, 1.1754943508222875e-38)))
 
 
@@ -40,7 +40,7 @@ def _scores(
     row,
     seeds,
     group,
-    sets,
+    masks,
     draws,
     o,
     i,
@@ -53,13 +53,13 @@ def _scores(
     BLOCK_R: tl.constexpr,
 ):
     """Return a tile of S - THRESHOLD, or of S + noise, in float32 whatever the product's dtype."""
-    left += (group % sets).to(tl.int64) * outputs * RANK
+    left += (group % masks).to(tl.int64) * outputs * RANK
     logits = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         a = tl.load(left + o[:, None] * RANK + r[None, :], (o[:, None] < outputs) & (r[None, :] < RANK), 0.0)
         b = tl.load(right + i[None, :] * RANK + r[:, None], (i[None, :] < inputs) & (r[:, None] < RANK), 0.0)
-        # Not in tf32: a mask flips where its logit is rounded across the threshold.
+        # Not in tf32: rounding a logit across the threshold would flip its mask.
         logits = tl.dot(a, b, logits, input_precision="ieee")
     logits += tl.load(row + i, i < inputs, 0.0)[None, :]
     if NOISE:
@@ -82,7 +82,7 @@ def product(
     tokens,
     outputs,
     inputs,
-    sets,
+    masks,
     draws,
     stride_ab,
     stride_an,
@@ -102,10 +102,10 @@ def product(
 ):
     """Out_b = a_b (W * m_b)^T + bias (N, O); TRANSPOSED: out_b = a_b (W * m_b) (N, I), for the gradient to x.
 
-    One program for each tile of tokens, tile of `out`'s columns and sample; it loops over the other side of W.
+    One program per tile of tokens, tile of `out`'s columns and sample; it loops over the other side of W.
     """
     sample = tl.program_id(2)
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # tokens of a shared mask can be many
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # a shared mask can have many tokens
     if TRANSPOSED:
         columns = inputs
         depth = outputs
@@ -128,8 +128,8 @@ def product(
             o = c
             i = k
         inside = (o[:, None] < outputs) & (i[None, :] < inputs)
-        if PACKED:  # eight weights of a row a byte, the first in the highest bit
-            rows = (sample % sets).to(tl.int64) * outputs + o
+        if PACKED:  # eight weights of a row per byte, the first in the highest bit
+            rows = (sample % masks).to(tl.int64) * outputs + o
             bits = tl.load(packed + rows[:, None] * (inputs // 8) + (i // 8)[None, :], inside, 0).to(tl.int32)
             keep = ((bits >> (7 - i % 8)[None, :]) & 1) != 0
         else:
@@ -139,7 +139,7 @@ def product(
                 row,
                 seeds,
                 sample,
-                sets,
+                masks,
                 draws,
                 o,
                 i,
@@ -155,9 +155,9 @@ def product(
                 keep = scores > 0
             else:
                 keep = scores >= 0
-        # Read whole, so that the load need not wait for the mask.
+        # The full tile is read, so that the load need not wait for the mask.
         w = tl.load(weight + o[:, None] * stride_wo + i[None, :] * stride_wi, inside, 0.0)
-        # A product, not tl.where: triton 3.9 fails to compile that for some strides (it moves `keep` by single bits).
+        # A product, not tl.where, which Triton 3.9 fails to compile for some strides (it moves `keep` by single bits).
         if WIDE:
             w = w.to(tl.float32)
         w *= keep.to(w.dtype)
@@ -202,7 +202,7 @@ def factor_gradients(
     tokens,
     outputs,
     inputs,
-    sets,
+    masks,
     draws,
     groups,
     tau,
@@ -228,9 +228,9 @@ def factor_gradients(
 ):
     """Straight-through gradients to the factors; G = (grad^T x) * W * sigmoid'(scores / tau) / tau is never stored.
 
-    One program for each tile of W and group of samples under one mask (sample b is of group b mod groups). It adds to
-    gradients (1, sets, O, r), (1, I, r) and (1, I) if ATOMIC, else it fills a slot of its own:
-    (I tiles * groups / sets, sets, O, r), (O tiles * groups, I, r) and (O tiles * groups, I).
+    One program per tile of W and group of samples under one mask (sample b is in group b mod groups). It adds to
+    gradients (1, M, O, r), (1, I, r) and (1, I) if ATOMIC, else it fills its own slot of
+    (I tiles * groups / M, M, O, r), (O tiles * groups, I, r) and (O tiles * groups, I).
     """
     group = tl.program_id(2)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -255,16 +255,16 @@ def factor_gradients(
     inside = (o[:, None] < outputs) & (i[None, :] < inputs)
     w = tl.load(weight + o[:, None] * stride_wo + i[None, :] * stride_wi, inside, 0.0).to(tl.float32)
     scores = _scores(
-        left, right, row, seeds, group, sets, draws, o, i, outputs, inputs, RANK, NOISE, BLOCK_O, BLOCK_I, BLOCK_R
+        left, right, row, seeds, group, masks, draws, o, i, outputs, inputs, RANK, NOISE, BLOCK_O, BLOCK_I, BLOCK_R
     )
     soft = tl.sigmoid(scores / tau)
     total *= w * soft * (1 - soft) / tau
 
-    of_set = (group % sets).to(tl.int64) * outputs * RANK
+    of_mask = (group % masks).to(tl.int64) * outputs * RANK
     slot = (tl.program_id(0) * groups + group).to(tl.int64)
     if not ATOMIC:
         if LEFT:
-            grad_left += (tl.program_id(1) * (groups // sets) + group // sets).to(tl.int64) * sets * outputs * RANK
+            grad_left += (tl.program_id(1) * (groups // masks) + group // masks).to(tl.int64) * masks * outputs * RANK
         if RIGHT:
             grad_right += slot * inputs * RANK
         if ROW:
@@ -279,16 +279,16 @@ def factor_gradients(
         right_inside = (i[:, None] < inputs) & (r[None, :] < RANK)
         if LEFT:
             b = tl.load(right + of_right, right_inside, 0.0)
-            _add(grad_left + of_set + of_left, tl.dot(total, b, input_precision="ieee"), left_inside, ATOMIC)
+            _add(grad_left + of_mask + of_left, tl.dot(total, b, input_precision="ieee"), left_inside, ATOMIC)
         if RIGHT:
-            a = tl.load(left + of_set + of_left, left_inside, 0.0)
+            a = tl.load(left + of_mask + of_left, left_inside, 0.0)
             change = tl.dot(tl.trans(total), a, input_precision="ieee")
             _add(grad_right + of_right, change, right_inside, ATOMIC)
 
 
 @triton.jit
 def gumbel(seeds, out, outputs, inputs, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Write the noise of each seed, (D, O, I)."""
+    """Write the noise of D seeds, (D, O, I)."""
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     draw = tl.program_id(2)
