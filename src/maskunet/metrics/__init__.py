@@ -1,1 +1,1 @@
-"""Metrics of sets of pictures, and the rules by which a single picture is right or wrong."""
+"""Metrics of sets of images, intervals of estimates, and GenEval's rules for a single image."""

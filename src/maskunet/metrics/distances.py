@@ -1,4 +1,4 @@
-r"""Distances between sets of pictures in a space of features.
+r"""Distances between sets of images in a feature space.
 
 .. math:: \mathrm{FID} = \|\mu_1 - \mu_2\|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})
 
@@ -14,14 +14,14 @@ from ..errors import DataError
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Return the Frechet distance of two sets of features (FID in that feature space); lower is closer.
+    """Return the Frechet distance of two sets of features, FID in their feature space; lower is closer.
 
     Args:
         first: (N, D) features of one set.
         second: (M, D) features of the other.
 
     Raises:
-        DataError: sets of different width, or of fewer than two pictures.
+        DataError: the sets have different widths, or fewer than two images.
     """
     a, b = _checked(first, second, 2)
     offset = (a.mean(0) - b.mean(0)).square().sum()
@@ -48,17 +48,20 @@ def _checked(first: Tensor, second: Tensor, least: int) -> tuple[Tensor, Tensor]
 def kernel_distance(
     first: Tensor, second: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return KID, the unbiased squared MMD with the kernel (x.y / D + 1)^3, as mean and deviation over subsets.
+    """Return KID, the unbiased squared MMD with the kernel (x.y / D + 1)^3; lower is closer.
 
     Args:
         first: (N, D) features of one set.
         second: (M, D) features of the other.
-        subsets: how many random subsets.
-        subset_size: pictures a subset, or as many as the smaller set has.
+        subsets: number of random subsets.
+        subset_size: images per subset, at most the smaller set's.
         seed: seed of the subsets.
 
+    Returns:
+        Mean and standard deviation over the subsets.
+
     Raises:
-        DataError: sets of different width, or of fewer than two pictures.
+        DataError: the sets have different widths, or fewer than two images.
 
     Reference: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
     """
@@ -70,14 +73,14 @@ def kernel_distance(
         x = a[torch.randperm(len(a), generator=generator)[:size]]
         y = b[torch.randperm(len(b), generator=generator)[:size]]
         xx, yy, xy = ((p @ q.T / width + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
-        own = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        values.append(own - 2 * xy.mean())
-    found = torch.stack(values)
-    return float(found.mean()), float(found.std()) if subsets > 1 else 0.0
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        values.append(within - 2 * xy.mean())
+    distances = torch.stack(values)
+    return float(distances.mean()), float(distances.std()) if subsets > 1 else 0.0
 
 
 def gaussian_distance(first: Tensor, second: Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
-    """Return CMMD: the squared MMD with a Gaussian kernel on features of unit length, times `scale`.
+    """Return CMMD: the squared MMD with a Gaussian kernel on features of unit length, times `scale`; lower is closer.
 
     Args:
         first: (N, D) features of one set.
@@ -86,7 +89,7 @@ def gaussian_distance(first: Tensor, second: Tensor, *, sigma: float = 10.0, sca
         scale: factor of the result.
 
     Raises:
-        DataError: sets of different width, or an empty one.
+        DataError: the sets have different widths, or one is empty.
 
     Reference: Jayasumana et al., "Rethinking FID: Towards a Better Evaluation Metric for Image Generation", CVPR 2024.
     """
@@ -100,23 +103,26 @@ def gaussian_distance(first: Tensor, second: Tensor, *, sigma: float = 10.0, sca
 
 
 def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
-    """Return improved precision and recall: shares of one set inside the other's neighbourhoods.
+    """Return improved precision and recall, shares of one set inside the other's neighbourhoods; higher is better.
 
     Args:
-        generated: (N, D) features of generated pictures.
-        real: (M, D) features of real ones.
-        neighbours: a neighbourhood reaches to a picture's k-th nearest neighbour in its own set.
+        generated: (N, D) features of generated images.
+        real: (M, D) features of real images.
+        neighbours: k; a neighbourhood reaches to an image's k-th nearest neighbour in its set.
+
+    Returns:
+        Precision and recall, in [0, 1].
 
     Raises:
-        DataError: sets of different width, or not larger than `neighbours`.
+        DataError: the sets have different widths, or no more images than `neighbours`.
 
     Reference: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019.
     """
     a, b = _checked(generated, real, neighbours + 1)
 
-    def covered(points: Tensor, support: Tensor) -> float:
+    def coverage(points: Tensor, support: Tensor) -> float:
         reach = torch.cat([torch.cdist(c, support).kthvalue(neighbours + 1).values for c in support.split(1024)])
         inside = [(torch.cdist(c, support) <= reach).any(1) for c in points.split(1024)]
         return float(torch.cat(inside).double().mean())
 
-    return covered(a, b), covered(b, a)
+    return coverage(a, b), coverage(b, a)

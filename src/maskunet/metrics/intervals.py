@@ -1,4 +1,4 @@
-"""Figures with 95 % intervals."""
+"""Estimates with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _Z = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the bounds of its 95 % interval."""
+    """An estimate and the bounds of its 95 % interval.
+
+    Args:
+        value: the estimate.
+        low: lower bound; NaN where there is none.
+        high: upper bound; NaN where there is none.
+    """
 
     value: float
     low: float
@@ -34,30 +40,39 @@ def bootstrap(values: Tensor, groups: Sequence[Tensor], weights: Tensor | None =
     """Return the mean over groups of the mean within each, with a percentile interval from resampling inside groups.
 
     Args:
-        values: a value for each of N prompts, (N,).
-        groups: indices of the prompts of each group.
-        weights: weight of each prompt inside its group, (N,); equal ones if None.
+        values: one value per prompt, (N,).
+        groups: indices of each group's prompts.
+        weights: weight of each prompt inside its group, (N,); equal if None.
     """
     w = torch.ones_like(values) if weights is None else weights.to(values)
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(_RESAMPLES)
     for index in groups:
-        picks = index[torch.randint(len(index), (_RESAMPLES, len(index)), generator=generator)]
-        total += (values[picks] * w[picks]).sum(1) / w[picks].sum(1)
+        sample = index[torch.randint(len(index), (_RESAMPLES, len(index)), generator=generator)]
+        total += (values[sample] * w[sample]).sum(1) / w[sample].sum(1)
     low, high = (total / len(groups)).quantile(torch.tensor([0.025, 0.975])).tolist()
     means = [float((values[i] * w[i]).sum() / w[i].sum()) for i in groups]
     return Estimate(sum(means) / len(means), low, high)
 
 
 def wilson(share: float, count: int) -> Estimate:
-    """Return a share of `count` independent trials with Wilson's interval."""
+    """Return a share with Wilson's interval.
+
+    Args:
+        share: share of successes, in [0, 1].
+        count: number of independent trials.
+    """
     centre, scale = share + _Z**2 / (2 * count), 1 + _Z**2 / count
     half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return Estimate(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
 def student(values: Tensor) -> Estimate:
-    """Return the mean over runs with Student's interval; without bounds for a single run."""
+    """Return the mean over runs with Student's interval.
+
+    Args:
+        values: one value per run, (N,); a single run has no bounds.
+    """
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
