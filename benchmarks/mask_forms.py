@@ -1,25 +1,24 @@
 r"""Other forms of logits than a product of low rank, trained as the ablations train.
 
-    python benchmarks/mask_forms.py      # an hour on one core; writes docs/results/mask_forms.json
+    python -m benchmarks.mask_forms      # an hour on one core; docs/results/mask_forms.{json,md}
 
-All of them read the same condition h_b, (B, 64), and are a low-rank masker whose entries are drawn from smaller tables:
+All take the same condition h_b (B, 64); each is a low-rank masker whose entries come from smaller tables:
 
 .. math:: S_{ij} = U_{p(i)} \operatorname{diag}(c) V_{q(j)}^T + \beta V_{q(j)}^T + U_{p(i)} \alpha + a_{p(i)} + b_{q(j)}
 
-- rows: p(i) = i and what depends on j is left out, so that outputs are kept or dropped whole;
-- rows and columns: without the product, so that a weight has a term of its row and one of its column;
-- heads: rows of one head of q, k, v share an entry, and so do the columns of out that read it; nothing else;
+- rows: p(i) = i without the terms in j, so that whole outputs are kept or dropped;
+- rows and columns: without the product, so that a weight has one term per row and one per column;
+- heads: the rows of one head of q, k, v share an entry, and so do the columns of out that read it;
 - blocks of 4 or 8: p(i) = i // n, q(j) = j // n;
-- shared: layers of one shape in a block have U and V in common; a, b and the modulation are a layer's own;
-- hashed: the layers of a block draw all entries from two tables of 64 rows, one for outputs, one for inputs, at random.
+- shared: layers of one shape in a block share U and V; a, b and the modulation belong to the layer;
+- hashed: the layers of a block take all entries from two tables of 64 rows, one for outputs, one for inputs, at random.
 
-Finished cells are kept in runs/mask_forms; rows of docs/results/ablations.json that had the same settings are taken over.
+Finished cells are saved in runs/mask_forms; rows of docs/results/ablations.json with the same settings are reused.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,24 +30,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.studies.ablations import REFERENCE, AblationConfig, Variant, cell_name, folder_of, reproduce_ablations
+from benchmarks.records import RESULTS, read_record, save_record
+from benchmarks.studies.ablations import REFERENCE, AblationConfig, Variant, cell_name, cells_folder, run_ablations
 from benchmarks.studies.report import ablations_markdown
-from machine import machine
 from maskunet.allocator import keep_freed_memory
+from maskunet.files import make_folder, save_json
+from maskunet.machine import machine
 from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankMaskerConfig
-from maskunet.maskers.conditional import key_of
+from maskunet.maskers.conditional import layer_key
 from maskunet.maskers.forms import FactoredLogits
 from maskunet.relaxation import derive_seed
 from maskunet.targets import BlockSpec, LayerSpec
 
 FORMS = ("rows", "rows-and-columns", "heads", "blocks-4", "blocks-8", "shared", "hashed")
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLE = 64  # rows of a hashed table
 
 
 @dataclass(frozen=True)
 class FormConfig:
-    """Settings of a form: those of `LowRankMaskerConfig`, and how many `heads` an attention layer has."""
+    """Settings of a form.
+
+    Args:
+        form: one of `FORMS`.
+        heads: number of heads of an attention layer.
+        targets, initial_logit, tau, rank, hidden, use_timestep, use_sample: as in `LowRankMaskerConfig`.
+    """
 
     form: str = "rows"
     heads: int = 4
@@ -71,18 +77,18 @@ class _Table(nn.Module):
 
 
 class _Form(nn.Module):
-    """One layer: which entries its rows and columns take, and which terms count."""
+    """The logits of one layer: the entries of its rows and columns, and the terms of its form."""
 
     def __init__(self, layer: LayerSpec, config: FormConfig, outputs: _Table, inputs: _Table, index: Any) -> None:
         super().__init__()
         self.shape, self.outputs, self.inputs = layer.shape, outputs, inputs
         self.register_buffer("rows", index[0], persistent=False)
         self.register_buffer("columns", index[1], persistent=False)
-        reads = layer.name.endswith("to_out.0")
+        is_output = layer.name.endswith("to_out.0")
         self.product = config.form not in ("rows", "rows-and-columns", "heads")
-        self.by_row = config.form != "heads" or not reads
-        self.by_column = config.form != "rows" and (config.form != "heads" or reads)
-        # Where one side has no say its half of the start goes to the other.
+        self.by_row = config.form != "heads" or not is_output
+        self.by_column = config.form != "rows" and (config.form != "heads" or is_output)
+        # Without one side's term, the other side starts at the whole initial logit.
         self.start = 0.0 if self.by_row and self.by_column else config.initial_logit / 2
 
     def forward(self, modulation: Tensor) -> FactoredLogits:
@@ -108,24 +114,27 @@ class _Block(nn.Module):
         self.sample_proj = nn.Linear(block.in_channels, config.hidden)
         self.modulation = nn.Linear(config.hidden, 3 * (config.rank - 1) * len(block.layers), bias=False)
         nn.init.zeros_(self.modulation.weight)
-        self.names, self.layers, held = [x.name for x in block.layers], nn.ModuleDict(), {}
+        self.names, self.layers = [x.name for x in block.layers], nn.ModuleDict()
+        hashed: dict[str, _Table] = {}
         shared: dict[Any, nn.Parameter] = {}
         spread = 1 / math.sqrt(config.rank)
         for layer in block.layers:
             index = _index(layer, config)
             tables = []
-            for side, own in zip(("rows", "columns"), index):
-                # The product starts at zero and its gradient does not; without one the rows' factors carry the condition.
-                flat = config.form not in ("rows", "rows-and-columns", "heads") and side == "rows"
-                make = partial(_Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if flat else spread)
+            for side, entries in zip(("rows", "columns"), index):
+                # The product starts at zero, its gradient does not; without it the rows' factors carry the condition.
+                is_zero = config.form not in ("rows", "rows-and-columns", "heads") and side == "rows"
+                make = partial(
+                    _Table, rank=config.rank, term=config.initial_logit / 2, spread=0.0 if is_zero else spread
+                )
                 if config.form == "hashed":
-                    tables.append(held.setdefault(side, make(TABLE)))
+                    tables.append(hashed.setdefault(side, make(TABLE)))
                     continue
-                table = make(int(own.max()) + 1)
+                table = make(int(entries.max()) + 1)
                 if config.form == "shared":
                     table.factors = shared.setdefault((side, layer.shape), table.factors)
                 tables.append(table)
-            self.layers[key_of(layer.name, block.name)] = _Form(layer, config, *tables, index)
+            self.layers[layer_key(layer.name, block.name)] = _Form(layer, config, *tables, index)
 
     def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
         parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
@@ -135,21 +144,21 @@ class _Block(nn.Module):
 
 
 def _index(layer: LayerSpec, config: FormConfig) -> tuple[Tensor, Tensor]:
-    """Which entry each row and each column takes."""
+    """Return the entry of each row and of each column."""
     sizes = layer.shape[0], layer.weights // layer.shape[0]
     if config.form.startswith("blocks-"):
         width = int(config.form.removeprefix("blocks-"))
         return tuple(torch.arange(n) // width for n in sizes)  # type: ignore[return-value]
     if config.form == "heads":
-        reads = layer.name.endswith("to_out.0")
+        is_output = layer.name.endswith("to_out.0")
         rows, columns = (torch.arange(n) * config.heads // n for n in sizes)
-        return (torch.zeros_like(rows), columns) if reads else (rows, torch.zeros_like(columns))
+        return (torch.zeros_like(rows), columns) if is_output else (rows, torch.zeros_like(columns))
     if config.form == "hashed":
-        found = []
+        entries = []
         for side, n in zip(("rows", "columns"), sizes):
             generator = torch.Generator().manual_seed(derive_seed("hashed", layer.name, side))
-            found.append(torch.randint(TABLE, (n,), generator=generator))
-        return found[0], found[1]
+            entries.append(torch.randint(TABLE, (n,), generator=generator))
+        return entries[0], entries[1]
     columns = torch.zeros(sizes[1], dtype=torch.long) if config.form == "rows" else torch.arange(sizes[1])
     return torch.arange(sizes[0]), columns
 
@@ -164,12 +173,12 @@ class FormMasker(ConditionalMasker):
         return _Block(block, self.config)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state dict with each shared tensor once, as safetensors has it."""
-        own = dict(self.named_parameters())  # without repetitions
-        return {name: tensor for name, tensor in self.state_dict().items() if name in own}
+        """Return the state dict with each shared tensor once, as safetensors requires."""
+        unique = dict(self.named_parameters())
+        return {name: tensor for name, tensor in self.state_dict().items() if name in unique}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`; names under which a shared tensor stands again may be missing."""
+        """Load what `tensors` returned; the other names of a shared tensor may be missing."""
         missing = self.load_state_dict(tensors, strict=False).missing_keys
         assert not set(missing) & set(dict(self.named_parameters())), missing
 
@@ -179,41 +188,43 @@ VARIANTS: dict[str, Variant] = {
     REFERENCE: Variant(),
     "low rank, r = 16": Variant(LowRankMaskerConfig()),
     "low rank, r = 16, at 0.5 of the rate": Variant(LowRankMaskerConfig(), 0.5),
-    # One seed each; the one that came closest to low rank in gain got three.
+    # One seed each; three for the form closest to low rank in gain.
     **{name: Variant(FormConfig(form=name), seeds=None if name == "shared" else 1) for name in FORMS},
 }
 
 
-def take_over(work: Path, config: AblationConfig) -> None:
-    """Put the cells of the ablations' record where the study looks for finished ones, if their settings are the same."""
-    record = json.loads((RESULTS / "ablations.json").read_text())
-    folder = folder_of(work, config)
-    if record["config"] != asdict(config) or folder.exists():
+def reuse_ablations(work: Path, config: AblationConfig) -> None:
+    """Copy the cells of the ablations' record into this study's folder, if their settings are the same."""
+    record = read_record(RESULTS / "ablations.json")
+    folder = cells_folder(work, config)
+    if record.get("config") != asdict(config) or folder.exists():
         return
     cells = {
         f"cells/{cell_name(n, s)}": c for n in ("base", *VARIANTS) for s, c in enumerate(record["cells"].get(n, []))
     }
-    for name, found in (cells | {f"snapshots/{c['step']:06d}": c for c in record["snapshots"]}).items():
+    for name, cell in (cells | {f"snapshots/{c['step']:06d}": c for c in record["snapshots"]}).items():
         path = folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
+        make_folder(path.parent)
+        save_json(cell, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/mask_forms"), help="folder of finished cells")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
-    parser.add_argument("--only", nargs="+", help="rows by name")
-    parser.add_argument("--no-write", action="store_true", help="leave docs/results alone")
+    parser.add_argument("--only", nargs="+", help="rows to run, by name")
+    parser.add_argument("--no-write", action="store_true", help="write nothing to docs/results")
     args = parser.parse_args()
     keep_freed_memory()
     MASKERS["FormMasker"] = FormMasker
     config = AblationConfig(seeds=args.seeds)
-    take_over(args.work, config)
-    result = reproduce_ablations(args.work, config, variants=args.only, known=VARIANTS, say=partial(print, flush=True))
-    print(ablations_markdown(result))
+    reuse_ablations(args.work, config)
+    log = partial(print, flush=True)
+    record = run_ablations(args.work, config, names=args.only, variants=VARIANTS, log=log) | {"machine": machine()}
+    table = ablations_markdown(record)
+    print(table)
     if not args.no_write:
-        (RESULTS / "mask_forms.json").write_text(json.dumps(result | {"machine": machine()}, indent=1) + "\n")
+        save_record(record, RESULTS / "mask_forms.json", "Other forms of logits", table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is analysed: a pipeline with its masks, the prompts to draw, and the noise of each picture."""
+"""What an analysis works on: a pipeline with its masks, the prompts, and the noise of each image."""
 
 from __future__ import annotations
 
@@ -13,179 +13,197 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import zoo
 from ..attaching.attachment import attachment_of
-from ..errors import DataError
+from ..errors import SettingError
+from ..evaluation.bundled import is_bundled, model_name
 from ..machine import machine
 from ..maskers import Masker
+from ..metrics.geneval_rules import check
 from ..sampling import pipeline_side
 from ..sampling.stepwise import StepwiseSampler
+from ..shapes.judge import judge
 from ..shapes.scenes import Prompt, held_out_prompts
 from ..version import __version__
 from .base import AnalysisSettings, Progress
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A pipeline and what it is asked to draw.
+class AnalysisContext:
+    """A pipeline and the images that an analysis generates with it.
 
     Args:
         pipe: the pipeline, with or without masks.
         settings: settings of the analysis.
-        texts: n prompts.
-        requirements: what each asks for, where the judge can say whether a picture is right; None elsewhere.
-        progress: told of progress.
+        prompts: n prompts.
+        requirements: what the judge checks for each prompt; None if the judge does not know the prompts.
+        progress: reports progress.
     """
 
     pipe: Any
     settings: AnalysisSettings
-    texts: list[str]
+    prompts: list[str]
     requirements: list[Prompt] | None
     progress: Progress
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each picture's noise."""
-        return [self.settings.seed + i for i in range(len(self.texts))]
-
-    @property
-    def guided(self) -> bool:
-        """Whether a batch of the U-Net has an unconditional half."""
-        return self.settings.guidance_scale > 1
+        """The seed of each image's noise."""
+        return [self.settings.seed + i for i in range(len(self.prompts))]
 
     @property
     def masker(self) -> Masker:
-        """The masker that is attached."""
+        """The attached masker."""
         attachment = attachment_of(self.pipe)
         assert attachment is not None
         return attachment.masker
 
     @property
-    def calls(self) -> int:
-        """How many calls of the U-Net a picture takes; some schedulers make more than one a step."""
+    def unet_calls(self) -> int:
+        """U-Net calls per image; some schedulers make more than one per step."""
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(self.settings.num_inference_steps)
         return len(scheduler.timesteps)
 
+    @property
+    def tasks(self) -> list[list[int]]:
+        """The numbers of the images of each task; all in one group without requirements."""
+        if self.requirements is None:
+            return [list(range(len(self.prompts)))]
+        names = dict.fromkeys(p.task for p in self.requirements)
+        return [[i for i, p in enumerate(self.requirements) if p.task == name] for name in names]
+
     def batches(self) -> list[list[int]]:
-        """Return the numbers of the pictures of each batch."""
-        attachment = attachment_of(self.pipe)
-        sets = 1 if attachment is None else math.lcm(1, *attachment.masker.sample_counts)
+        """Return the numbers of the images of each batch."""
+        sets = _mask_sets(self.pipe)
         size = -(-self.settings.batch_size // sets) * sets
-        return [list(range(i, min(i + size, len(self.texts)))) for i in range(0, len(self.texts), size)]
+        return [list(range(i, min(i + size, len(self.prompts)))) for i in range(0, len(self.prompts), size)]
 
     def samplers(
-        self, word: str, share: tuple[float, float] = (0.0, 1.0)
+        self, task: str, span: tuple[float, float] = (0.0, 1.0)
     ) -> Iterator[tuple[list[int], StepwiseSampler]]:
-        """Yield the numbers of each batch and its sampling loop, and tell how far they are.
+        """Yield the numbers of each batch's images and its sampling loop, and report progress.
 
         Args:
-            word: what is being done.
-            share: where the whole begins and ends, in [0, 1].
+            task: name of the current task.
+            span: progress at the start and at the end of the task, in [0, 1].
         """
-        s, batches = self.settings, self.batches()
-        for k, numbers in enumerate(batches):
-            self.progress(share[0] + (share[1] - share[0]) * k / len(batches), word)
+        s = self.settings
+        for numbers in self._reported_batches(task, span):
             yield (
                 numbers,
                 StepwiseSampler(
                     self.pipe,
-                    [self.texts[i] for i in numbers],
+                    [self.prompts[i] for i in numbers],
                     seeds=[self.seeds[i] for i in numbers],
                     num_inference_steps=s.num_inference_steps,
                     guidance_scale=s.guidance_scale,
                 ),
             )
 
-    def pictures(self, word: str, share: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-        """Return the pictures (n, 3, H, W) in [0, 1], on the CPU, and tell how far they are; see `samplers`."""
-        s, batches, made = self.settings, self.batches(), []
-        make = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
-        for k, numbers in enumerate(batches):
-            self.progress(share[0] + (share[1] - share[0]) * k / len(batches), word)
-            made.append(make([self.texts[i] for i in numbers], [self.seeds[i] for i in numbers]))
-        return torch.cat(made)
-
-    def record(self, *used: str, **more: Any) -> dict[str, Any]:
-        """Return what an analysis was made with, as JSON values.
+    def generate(self, task: str, span: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """Return the images (n, 3, H, W) in [0, 1], on the CPU, and report progress.
 
         Args:
-            used: names of settings that this analysis reads beside those that all do.
-            more: further values.
+            task: name of the current task.
+            span: progress at the start and at the end of the task, in [0, 1].
         """
-        s, pipe = self.settings, self.pipe
-        attachment = attachment_of(pipe)
-        own = {k: v.name if isinstance(v, Path) else v for k, v in asdict(s).items() if k in used}
+        s, images = self.settings, []
+        side = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
+        for numbers in self._reported_batches(task, span):
+            images.append(side([self.prompts[i] for i in numbers], [self.seeds[i] for i in numbers]))
+        return torch.cat(images)
+
+    def _reported_batches(self, task: str, span: tuple[float, float]) -> Iterator[list[int]]:
+        batches = self.batches()
+        for k, numbers in enumerate(batches):
+            self.progress(span[0] + (span[1] - span[0]) * k / len(batches), task)
+            yield numbers
+
+    def judge(self, images: Tensor, numbers: Sequence[int] | None = None) -> list[bool] | None:
+        """Return whether each image matches its prompt; None if the judge does not know the prompts.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            numbers: numbers of the images' prompts; all if None.
+        """
+        if self.requirements is None:
+            return None
+        prompts = self.requirements if numbers is None else [self.requirements[i] for i in numbers]
+        return [check(detections, p.metadata()) is None for p, detections in zip(prompts, judge(images), strict=True)]
+
+    def record(self, *names: str, **values: Any) -> dict[str, Any]:
+        """Return the settings of an analysis as JSON values.
+
+        Args:
+            names: names of settings that only this analysis uses.
+            values: further values.
+        """
+        s, attachment = self.settings, attachment_of(self.pipe)
+        extra = {k: v.name if isinstance(v, Path) else v for k, v in asdict(s).items() if k in names}
         return {
-            "n": len(self.texts),
+            "n": len(self.prompts),
             "seed": s.seed,
             "steps": s.num_inference_steps,
             "guidance_scale": s.guidance_scale,
             "batch_size": s.batch_size,
-            "scheduler": type(pipe.scheduler).__name__,
-            "model": "bundled model" if is_bundled(pipe) else _last_part(str(pipe.name_or_path or "")),
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "model": "bundled model" if is_bundled(self.pipe) else model_name(self.pipe),
             "masker": "no masker" if attachment is None else type(attachment.masker).__name__,
-            "prompts": list(dict.fromkeys(self.texts)) if s.prompts else "held-out prompts of the shapes world",
-            **own,
-            **more,
+            "prompts": list(dict.fromkeys(self.prompts)) if s.prompts else "held-out prompts of the shapes world",
+            **extra,
+            **values,
             "machine": machine(),
             "maskunet": __version__,
         }
 
+    def with_seed(self, seed: int) -> AnalysisContext:
+        """Return the same prompts with other noise.
 
-def _last_part(name: str) -> str:
-    # Of a folder its last part: the rest is this machine's business.
-    return (Path(name).name if Path(name).is_dir() else name) or "a pipeline"
-
-
-def is_bundled(pipe: Any) -> bool:
-    """Return whether a pipeline was loaded from the bundled model's folder."""
-    name = getattr(pipe, "name_or_path", None)
-    return bool(name) and Path(str(name)).resolve() == zoo.path("shapes").resolve()
+        Args:
+            seed: seed of the first image.
+        """
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, seed=seed))
 
 
-def choose_subject(pipe: Any, settings: AnalysisSettings, count: int, progress: Progress) -> Subject:
-    """Choose the prompts and say who judges.
+def _mask_sets(pipe: Any) -> int:
+    """Return how many sets of masks the batch size must be a multiple of."""
+    attachment = attachment_of(pipe)
+    return 1 if attachment is None else math.lcm(1, *attachment.masker.mask_counts)
+
+
+def build_context(pipe: Any, settings: AnalysisSettings, count: int, progress: Progress) -> AnalysisContext:
+    """Choose the prompts, and whether the judge checks the images.
 
     Args:
         pipe: the pipeline.
         settings: settings of the analysis.
-        count: pictures where the settings give neither count nor prompts.
-        progress: told of progress.
+        count: number of images if the settings have neither count nor prompts.
+        progress: reports progress.
 
     Raises:
-        DataError: no prompts, and the model has none of its own.
+        SettingError: there are no prompts, and the model is not the bundled one.
     """
-    attachment = attachment_of(pipe)
-    sets = 1 if attachment is None else math.lcm(1, *attachment.masker.sample_counts)
+    sets = _mask_sets(pipe)
     if settings.prompts is None:
         if not is_bundled(pipe):
-            raise DataError(
-                "expected prompts, got none; only the bundled model has its own. Give AnalysisSettings(prompts=...), or "
-                "--prompt and --prompts-file"
+            raise SettingError(
+                "expected prompts, got none; only the bundled model has its own. Pass AnalysisSettings(prompts=...), or "
+                "--prompt or --prompts-file"
             )
-        found = held_out_prompts(settings.count or -(-count // sets) * sets)
-        return Subject(pipe, settings, [p.prompt for p in found], found, progress)
+        requirements = held_out_prompts(settings.count or -(-count // sets) * sets)
+        return AnalysisContext(pipe, settings, [p.prompt for p in requirements], requirements, progress)
     total = settings.count or -(-len(settings.prompts) // sets) * sets
-    texts = [settings.prompts[i % len(settings.prompts)] for i in range(total)]
-    return Subject(pipe, settings, texts, None, progress)
+    prompts = [settings.prompts[i % len(settings.prompts)] for i in range(total)]
+    return AnalysisContext(pipe, settings, prompts, None, progress)
 
 
-def with_texts(subject: Subject, seed: int) -> Subject:
-    """Return the same prompts from other noise, that of `seed` and what follows."""
-    return dataclasses.replace(subject, settings=dataclasses.replace(subject.settings, seed=seed))
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return up to `count` evenly spaced numbers below `total`, the first and the last included.
 
-
-def chosen(total: int, count: int) -> list[int]:
-    """Return up to `count` numbers below `total`, evenly spaced, the first and the last among them."""
+    Args:
+        total: upper bound.
+        count: how many.
+    """
     if total <= count:
         return list(range(total))
     return sorted({round(k * (total - 1) / (count - 1)) for k in range(count)})
-
-
-def by_task(requirements: Sequence[Prompt] | None, count: int) -> list[list[int]]:
-    """Return the numbers of the pictures of each task; all of them together where there are no tasks."""
-    if requirements is None:
-        return [list(range(count))]
-    tasks = dict.fromkeys(p.task for p in requirements)
-    return [[i for i, p in enumerate(requirements) if p.task == task] for task in tasks]

@@ -1,4 +1,4 @@
-"""Maskers: what decides, at every step and for every sample, which weights of which layers are kept."""
+"""Maskers, which decide at every step and for every sample which weights are kept."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .random import RandomMasks
 from .schedule import MaskSchedule
 from .table import MaskTable
 
-#: Settings of a masker that is trained.
+#: Settings of a trainable masker.
 TrainableConfig = MaskGeneratorConfig | LowRankMaskerConfig
 
 
 def build_masker(model: Any, config: TrainableConfig, *, seed: int | None = None) -> ConditionalMasker:
-    """Build the fresh masker that a config describes.
+    """Build an untrained masker from a config.
 
     Args:
         model: the U-Net or its pipeline.
         config: a `LowRankMaskerConfig` or a `MaskGeneratorConfig`.
-        seed: seed of the random start; None draws from PyTorch's global generator.
+        seed: seed of the initial weights; None draws from PyTorch's global generator.
 
     Raises:
         TargetError: the targets match nothing, or something that cannot be masked.
-        SettingError: another kind of config.
+        SettingError: the config is of another class.
     """
     for masker_class in (LowRankMasker, MaskGenerator):
         if isinstance(config, masker_class.config_class):
@@ -43,10 +43,10 @@ __all__ = [
     "Draw",
     "FixedMasks",
     "LayerMask",
-    "LowRankMaskerConfig",
     "LowRankMasker",
-    "MaskGeneratorConfig",
+    "LowRankMaskerConfig",
     "MaskGenerator",
+    "MaskGeneratorConfig",
     "MaskSchedule",
     "MaskTable",
     "Masker",

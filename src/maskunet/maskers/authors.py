@@ -1,9 +1,8 @@
-"""The layout of the authors' checkpoints, read into ours.
+"""Convert the authors' checkpoints to the layout of `MaskGenerator`.
 
-Theirs are two state dicts: `mask_generators.N` holds W1, c1 (`conv_kernel_mask.0`), W2, c2 (`conv_kernel_mask.2`) and
-P (`proj_temb`) of up block N as 1 by 1 convolutions; `adapters.N` holds A, a (`conv_in`) and B, b (`conv_out`) of each
-layer, whose name has underscores for dots. The up block without attention has a generator that nothing uses; it is
-left out.
+They are two state dicts. `mask_generators.N` holds W1, c1 (`conv_kernel_mask.0`), W2, c2 (`conv_kernel_mask.2`) and
+P (`proj_temb`) of up block N as 1 by 1 convolutions. `adapters.N` holds A, a (`conv_in`) and B, b (`conv_out`) of each
+layer, with underscores for dots in its name. The generator of the up block without attention is unused and left out.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..targets import BlockSpec, Network, describe, maskable_layers, unet_of
+from .base import module_key
+from .conditional import layer_key
 
 _ADAPTER = re.compile(r"(\d+)\.(.+)\.(conv_in|conv_out)\.(weight|bias)")
 _PARTS = {
@@ -39,10 +40,15 @@ def _without_prefix(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tenso
 def from_authors_layout(
     model: nn.Module, mask_generators: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
 ) -> tuple[Network, dict[str, Tensor], int, int]:
-    """Read the authors' two state dicts.
+    """Convert the authors' two state dicts.
+
+    Args:
+        model: the U-Net or its pipeline.
+        mask_generators: their state dict of the mask generators.
+        adapters: their state dict of the adapters.
 
     Returns:
-        The network they mask, the tensors of a `MaskGenerator` for it, its hidden width and its reduction.
+        The masked network, and tensors, hidden width and reduction of a `MaskGenerator` for it.
 
     Raises:
         CheckpointError: keys are missing or unknown, or shapes do not fit the U-Net.
@@ -56,7 +62,7 @@ def from_authors_layout(
     }
     generators = _without_prefix(mask_generators, "mask_generators")
     tensors: dict[str, Tensor] = {}
-    named: list[str] = []
+    names: list[str] = []
     for key, value in _without_prefix(adapters, "adapters").items():
         match = _ADAPTER.fullmatch(key)
         name = by_key.get(f"{match[1]}.{match[2]}") if match else None
@@ -65,65 +71,64 @@ def from_authors_layout(
                 f"expected adapter keys like '1.attentions_0_transformer_blocks_0_attn1_to_q.conv_in.weight' whose layer "
                 f"this U-Net has, got {key!r}. Was the checkpoint made for another U-Net?"
             )
-        if name not in named:
-            named.append(name)
-        layer_key = name.removeprefix(f"up_blocks.{match[1]}.").replace(".", "__")
-        tensors[f"blocks.up_blocks__{match[1]}.layers.{layer_key}.{_PARTS[match[3], match[4]]}"] = (
+        if name not in names:
+            names.append(name)
+        key = layer_key(name, f"up_blocks.{match[1]}")
+        tensors[f"blocks.up_blocks__{match[1]}.layers.{key}.{_PARTS[match[3], match[4]]}"] = (
             value.flatten(1) if value.ndim > 1 else value
         )
-    if not named:
+    if not names:
         raise CheckpointError("expected adapters of at least one layer, got an empty state dict")
-    network = describe(unet, named)
+    network = describe(unet, names)
     for block in network.blocks:
         index = block.name.rsplit(".", 1)[1]
-        for theirs, ours in _GENERATOR.items():
-            key = f"{index}.{theirs}"
+        for authors_key, generator_key in _GENERATOR.items():
+            key = f"{index}.{authors_key}"
             if key not in generators:
                 raise CheckpointError(f"expected {key!r} among the mask generators; it is missing")
-            tensors[f"blocks.up_blocks__{index}.{ours}"] = (
+            tensors[f"blocks.up_blocks__{index}.{generator_key}"] = (
                 generators[key].flatten(1) if generators[key].ndim > 1 else generators[key]
             )
     return (network, tensors, *_sizes(network, tensors))
 
 
 def _sizes(network: Network, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Hidden width and reduction of the generator, checked against every shape."""
+    """Hidden width and reduction of the generator; every shape is checked against them."""
     first = network.blocks[0]
-    prefix = f"blocks.{first.name.replace('.', '__')}"
+    prefix = f"blocks.{module_key(first.name)}"
     hidden = tensors[f"{prefix}.hidden.weight"].shape[0]
-    some = first.layers[0].name.removeprefix(first.name + ".").replace(".", "__")
-    key = f"{prefix}.layers.{some}.out_weight"
+    key = f"{prefix}.layers.{layer_key(first.layers[0].name, first.name)}.out_weight"
     if key not in tensors or tensors[key].ndim != 2 or not tensors[key].shape[1]:
         raise CheckpointError(
             f"expected conv_in.weight (O, o, 1, 1) of {first.layers[0].name} among the adapters; it is missing or of "
             "another shape"
         )
     reduction = max(1, first.out_channels // tensors[key].shape[1])
-    wrong: list[str] = []
-
-    def expect(key: str, *shape: int) -> None:
-        found = tuple(tensors[key].shape) if key in tensors else None
-        if found != shape:
-            wrong.append(f"{key} expected {shape}, got {found}")
-
+    differences: list[str] = []
     for block in network.blocks:
-        _expect_block(block, hidden, reduction, expect)
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"the authors' checkpoint does not fit this U-Net: {'; '.join(wrong[:3])}{more}")
+        for name, shape in _expected_shapes(block, hidden, reduction).items():
+            actual = tuple(tensors[name].shape) if name in tensors else None
+            if actual != shape:
+                differences.append(f"{name} expected {shape}, got {actual}")
+    if differences:
+        omitted = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"the authors' checkpoint does not fit this U-Net: {'; '.join(differences[:3])}{omitted}"
+        )
     return hidden, reduction
 
 
-def _expect_block(block: BlockSpec, hidden: int, reduction: int, expect) -> None:  # type: ignore[no-untyped-def]
-    prefix = f"blocks.{block.name.replace('.', '__')}"
+def _expected_shapes(block: BlockSpec, hidden: int, reduction: int) -> dict[str, tuple[int, ...]]:
+    prefix = f"blocks.{module_key(block.name)}"
     rows, columns = max(1, block.out_channels // reduction), max(1, block.in_channels // reduction)
-    expect(f"{prefix}.temb_proj.weight", block.in_channels, block.temb_channels)
-    expect(f"{prefix}.hidden.weight", hidden, block.in_channels)
-    expect(f"{prefix}.reduced.weight", rows * columns, hidden)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}.temb_proj.weight": (block.in_channels, block.temb_channels),
+        f"{prefix}.hidden.weight": (hidden, block.in_channels),
+        f"{prefix}.reduced.weight": (rows * columns, hidden),
+    }
     for layer in block.layers:
-        key = f"{prefix}.layers.{layer.name.removeprefix(block.name + '.').replace('.', '__')}"
+        key = f"{prefix}.layers.{layer_key(layer.name, block.name)}"
         outputs, inputs = layer.shape[:2]
-        expect(f"{key}.out_weight", outputs, rows)
-        expect(f"{key}.out_bias", outputs)
-        expect(f"{key}.in_weight", inputs, columns)
-        expect(f"{key}.in_bias", inputs)
+        shapes |= {f"{key}.out_weight": (outputs, rows), f"{key}.out_bias": (outputs,)}
+        shapes |= {f"{key}.in_weight": (inputs, columns), f"{key}.in_bias": (inputs,)}
+    return shapes

@@ -1,8 +1,9 @@
-"""The one seam of the library: a masker answers, for one block at one step, the masks of each target layer.
+"""The seam of the library: a masker returns, for one block at one step, the masks of its layers.
 
-A masker returns a `LayerMask` for every masked layer of the block, in whatever form is cheapest: free logits, the
-factors of a low-rank product, or given masks. The hooks of `maskunet.attach` hand it to the operator, which asks for
-the mask when the layer runs. Trainer, search, analysis and generation differ only in which masker they attach.
+A masker returns one `LayerMask` per masked layer of the block, in the cheapest form: free logits, the factors of a
+low-rank product, or packed bits. The hooks of `maskunet.attach` hold it until the layer runs, and the form then calls
+the operator that computes the layer's output. Trainer, search, analysis and generation differ only in the masker that
+they attach.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ..targets import LayerSpec, Network
 
 @dataclass(frozen=True)
 class BlockInput:
-    """What a block is called with.
+    """The inputs of a block.
 
     Args:
         hidden_states: x_b (B, C_x, h, w).
-        skip: s_b (B, C_s, h, w), the skip that the block's first resnet consumes; None outside the decoder.
+        skip: s_b (B, C_s, h, w), the skip of the block's first resnet; None outside the decoder.
         temb: timestep embedding e (B, D).
         timestep: the U-Net's timestep, a number or a tensor.
     """
@@ -44,15 +45,20 @@ class Draw:
     """How logits become masks during one call of the U-Net.
 
     Args:
-        tau: temperature of the straight-through gradient.
-        seed: seed of the Gumbel noise of this call, shared by the batch, or one for each of its rows; None for the
-            deterministic threshold.
-        noise: given Gumbel noise by layer name, used instead of drawn noise.
+        tau: temperature of the straight-through gradient, > 0.
+        seed: seed of this call's Gumbel noise, shared by the batch, or one per row; None for the deterministic
+            threshold.
+        noise: Gumbel noise by layer name, which replaces drawn noise.
     """
 
     tau: float = 1.0
     seed: int | tuple[int, ...] | None = None
     noise: Mapping[str, Tensor] | None = None
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether masks are drawn with noise."""
+        return self.seed is not None or self.noise is not None
 
 
 class LayerMask(ABC):
@@ -60,18 +66,51 @@ class LayerMask(ABC):
 
     @abstractmethod
     def logits(self) -> Tensor | None:
-        """Return logits (*weight.shape) or (B, *weight.shape); None where the form has no logits."""
+        """Return logits (*weight.shape) or (B, *weight.shape); None for a form without logits."""
 
     @abstractmethod
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the mask, (*weight.shape) or (M, *weight.shape) where M divides `batch`."""
+        """Return the mask.
+
+        Args:
+            layer: the layer.
+            draw: how logits become masks.
+            batch: rows of the batch B.
+
+        Returns:
+            (*weight.shape), or (M, *weight.shape) where M divides B; 1 keeps a weight.
+        """
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Return the output of `module` for inputs x; forms that need not hold their mask whole override it."""
+        """Compute the masked layer; forms that need not expand their mask override it.
+
+        Args:
+            layer: the layer.
+            module: its module.
+            x: its inputs (B, ...).
+            draw: how logits become masks.
+            batch: rows of the batch B.
+
+        Returns:
+            Its outputs.
+        """
         return self.apply(layer, module, x, self.mask(layer, draw, batch))
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the output of `module` for inputs x under a mask."""
+        """Compute the layer under a mask.
+
+        Args:
+            layer: the layer.
+            module: its module.
+            x: its inputs (B, ...).
+            mask: what `mask` returned.
+
+        Returns:
+            Its outputs.
+
+        Raises:
+            TargetError: a convolution pads with something other than zeros.
+        """
         if isinstance(module, nn.Linear):
             return masked_linear(x, module.weight, module.bias, mask)
         assert isinstance(module, nn.Conv2d)
@@ -84,21 +123,22 @@ class LayerMask(ABC):
 class Masker(nn.Module, ABC):
     """Base of all maskers.
 
+    A masker starts in evaluation mode, where masks are deterministic unless `attach` has a seed. In training mode
+    (`masker.train()`) every call draws masks with new Gumbel noise for every sample.
+
     Args:
         network: the blocks and layers that it masks.
-        tau: temperature of the straight-through gradient.
+        tau: temperature of the straight-through gradient, > 0.
 
-    A masker starts in evaluation mode, in which masks are deterministic unless `attach` is given a seed. In training
-    mode (`masker.train()`) they are drawn with Gumbel noise, per sample and anew at every call.
+    Raises:
+        SettingError: `tau` is not positive.
     """
 
-    #: Constructor arguments beside the network that `save_pretrained` keeps.
+    #: Constructor arguments after the network, which `save_pretrained` writes.
     settings_names: ClassVar[tuple[str, ...]] = ("tau",)
-    #: Sets of masks that are held, where their number is fixed: row r of a batch takes set r mod M.
-    sample_counts: frozenset[int] = frozenset()
-    #: Whether its masks cannot be drawn with noise.
-    deterministic: ClassVar[bool] = False
-    #: "conditional" where only the second half of a guided batch is masked.
+    #: Numbers of masks M that layers hold, where they are fixed: row r of a batch takes mask r mod M.
+    mask_counts: frozenset[int] = frozenset()
+    #: "conditional" if only the second half of a guided batch is masked.
     guided_half: str | None = None
 
     def __init__(self, network: Network, tau: float = 1.0) -> None:
@@ -109,60 +149,72 @@ class Masker(nn.Module, ABC):
         self.tau = tau
         self.training = False
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor arguments beside the network, as JSON values."""
-        return {name: getattr(self, name) for name in self.settings_names}
-
-    @classmethod
-    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> Masker:
-        """Build a masker from what `settings` gave."""
-        return cls(network, **settings)
-
-    @abstractmethod
-    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the mask of every masked layer of a block.
-
-        Args:
-            block: name of the block, as "up_blocks.1".
-            inputs: what the block is called with.
-
-        Returns:
-            One `LayerMask` for each layer of the block, by layer name.
-        """
-
-    def check_prompts(self, count: int) -> None:
-        """Check that a number of prompts can be shared out among the sets of masks.
-
-        Raises:
-            TargetError: it is no multiple of theirs.
-        """
-        for sets in sorted(self.sample_counts):
-            if count % sets:
-                raise TargetError(
-                    f"expected a multiple of {sets} prompts for {sets} sets of masks, one for each, got {count}; pass as "
-                    "many, or attach a single set for all (of a MaskSchedule: select or merge)"
-                )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `save_pretrained` writes; the state dict unless a subclass has a smaller form."""
-        return self.state_dict()
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`."""
-        self.load_state_dict(tensors)
-
     def __init_subclass__(cls, *, savable: bool = True, **options: Any) -> None:
         super().__init_subclass__(**options)
         if savable:
             checkpoint.register(cls)
 
+    @abstractmethod
+    def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
+        """Return the masks of a block's layers.
+
+        Args:
+            block: name of the block, such as "up_blocks.1".
+            inputs: inputs of the block.
+
+        Returns:
+            One `LayerMask` per masked layer of the block, by layer name.
+        """
+
+    def check_prompt_count(self, count: int) -> None:
+        """Refuse prompts that cannot be divided among the masks.
+
+        Args:
+            count: number of prompts.
+
+        Raises:
+            TargetError: it is no multiple of the number of masks.
+        """
+        for masks in sorted(self.mask_counts):
+            if count % masks:
+                raise TargetError(
+                    f"expected a multiple of {masks} prompts for {masks} masks per layer, got {count}; pass that many "
+                    "prompts, or attach one mask for all (select or merge a MaskSchedule)"
+                )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments after the network, as JSON values."""
+        return {name: getattr(self, name) for name in self.settings_names}
+
+    @classmethod
+    def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> Masker:
+        """Build a masker from saved settings.
+
+        Args:
+            network: the blocks and layers that it masks.
+            settings: what `settings` returned.
+        """
+        return cls(network, **settings)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to save; the state dict unless a subclass has a smaller form."""
+        return self.state_dict()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read saved tensors.
+
+        Args:
+            tensors: what `tensors` returned.
+        """
+        self.load_state_dict(tensors)
+
     def save_pretrained(self, folder: str | os.PathLike[str], **card: Any) -> Path:
         """Write config.json, masker.safetensors and a model card; see `maskunet.checkpoint.save`.
 
         Args:
-            folder: where to; made if missing.
-            card: what the model card says: `base_model`, `dataset`, `recipe`.
+            folder: the folder; made if missing.
+            card: `base_model`, `dataset` and `recipe` of the model card.
 
         Returns:
             The folder.
@@ -174,16 +226,16 @@ class Masker(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], model: Any = None, **options: Any) -> Self:
-        """Read a masker of this class; see `maskunet.load`, which reads any.
+        """Read a masker of this class; `maskunet.load` reads any.
 
         Args:
             source: its folder, a hub id, or a bundled name.
-            model: the pipeline or U-Net that it is for; a masker made for another one is refused.
+            model: the pipeline or U-Net to attach it to; a masker for another one is refused.
             options: `revision`, `token` and `device` of `maskunet.load`.
 
         Raises:
-            CheckpointError: missing or unreadable files, or a masker of another class.
-            TargetError: made for another network; the differing layers are named.
+            CheckpointError: files are missing or unreadable, or hold a masker of another class.
+            TargetError: it was made for another network; the differing layers are named.
         """
         masker = checkpoint.load(source, model, **options)
         if not isinstance(masker, cls):
@@ -193,13 +245,22 @@ class Masker(nn.Module, ABC):
         return masker
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload to the hub what `save_pretrained` writes; see `maskunet.checkpoint.push`.
+        """Upload the files of `save_pretrained` to the hub; see `maskunet.checkpoint.push`.
 
         Args:
             repo_id: "user/name".
-            options: of `maskunet.checkpoint.push`.
+            options: options of `maskunet.checkpoint.push`.
 
         Returns:
             The commit's address.
         """
         return checkpoint.push(self, repo_id, **options)
+
+
+def module_key(name: str) -> str:
+    """Return the dotted name of a layer or block without dots, which names of modules and parameters cannot hold.
+
+    Args:
+        name: the dotted name.
+    """
+    return name.replace(".", "__")

@@ -1,4 +1,4 @@
-"""What generators of masks share: a config, a part for each block, and their construction from a seed."""
+"""Conditional maskers: one network per block, which reads the timestep and the sample, and a config."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import nn
 from ..errors import SettingError
 from ..settings import Settings, Targets, flag, layer_targets, number
 from ..targets import BlockSpec, Network, describe
-from .base import BlockInput, LayerMask, Masker
+from .base import BlockInput, LayerMask, Masker, module_key
 
 
 @dataclass(frozen=True)
 class ConditionalConfig(Settings):
-    """What the configs of all conditional maskers hold.
+    """Settings of every conditional masker.
 
     Args:
-        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
-        initial_logit: every logit before training.
+        targets: the masked layers; a preset, a regular expression or a list of suffixes.
+        initial_logit: value of every logit before training.
         tau: temperature of the straight-through gradient, > 0.
-        use_timestep: condition on the timestep embedding.
-        use_sample: condition on the features at the block's entry.
+        use_timestep: whether masks depend on the timestep embedding.
+        use_sample: whether masks depend on the features at the block's entry.
 
     Raises:
         SettingError: a setting is out of range, or both conditions are switched off.
@@ -38,7 +38,11 @@ class ConditionalConfig(Settings):
     use_sample: bool = flag(True)
 
     def check(self) -> None:
-        """Refuse a masker that depends on nothing."""
+        """Refuse a masker without a condition.
+
+        Raises:
+            SettingError: both conditions are off.
+        """
         if not (self.use_timestep or self.use_sample):
             raise SettingError(
                 "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
@@ -51,36 +55,51 @@ class ConditionalMasker(Masker):
 
     Args:
         network: the blocks and layers that it masks.
-        config: its settings; a fresh one of its `config_class` if None.
+        config: its settings; the defaults of its `config_class` if None.
+
+    Raises:
+        SettingError: the config is of another class.
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("config",)
-    #: Frozen dataclass of the settings: `targets`, `tau`, `use_timestep`, `use_sample` and the masker's own.
-    config_class: ClassVar[type[Any]]
+    #: Class of the settings.
+    config_class: ClassVar[type[ConditionalConfig]]
 
     def __init__(self, network: Network, config: Any = None) -> None:
-        config = config or self.config_class()
+        config = self._checked_config(config)
         super().__init__(network, config.tau)
         self.config = config
-        self.blocks = nn.ModuleDict({b.name.replace(".", "__"): self.build_block(b) for b in network.blocks})
+        self.blocks = nn.ModuleDict({module_key(b.name): self.build_block(b) for b in network.blocks})
 
     @abstractmethod
     def build_block(self, block: BlockSpec) -> nn.Module:
-        """Return the part for one block: a module from `BlockInput` to masks by layer name."""
+        """Return the network of one block, a module from `BlockInput` to masks by layer name.
+
+        Args:
+            block: the block.
+        """
+
+    @classmethod
+    def _checked_config(cls, config: Any) -> Any:
+        config = cls.config_class() if config is None else config
+        if not isinstance(config, cls.config_class):
+            raise SettingError(f"expected a {cls.config_class.__name__} for a {cls.__name__}, got {config!r:.80}")
+        return config
 
     @classmethod
     def for_unet(cls, unet: nn.Module, config: Any = None, *, seed: int | None = None) -> Self:
-        """Build a fresh one for a U-Net (or a pipeline).
+        """Build an untrained masker for a U-Net.
 
         Args:
             unet: the U-Net or its pipeline.
-            config: settings; its targets choose the layers.
-            seed: seed of the random start; None draws from PyTorch's global generator.
+            config: its settings, whose targets select the layers; the defaults if None.
+            seed: seed of the initial weights; None draws from PyTorch's global generator.
 
         Raises:
+            SettingError: the config is of another class.
             TargetError: the targets match nothing, or something that cannot be masked.
         """
-        config = config or cls.config_class()
+        config = cls._checked_config(config)
         network = describe(unet, config.targets)
         if seed is None:
             return cls(network, config)
@@ -90,24 +109,34 @@ class ConditionalMasker(Masker):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the config as JSON values."""
+        """The config as JSON values."""
         return asdict(self.config)
 
     @classmethod
     def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> Self:
-        """Build one from what `settings` gave."""
+        """Build a masker from saved settings.
+
+        Args:
+            network: the blocks and layers that it masks.
+            settings: what `settings` returned.
+        """
         config = cls.config_class(**settings)
         targets: Targets = config.targets
         return cls(network, config if isinstance(targets, str) else replace(config, targets=tuple(targets)))
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the factored logits of a block's layers, per sample."""
-        # The masker keeps its own precision inside an autocast region: a logit near the threshold decides a weight.
+        """Return the factored logits of a block's layers, per sample; see `Masker.block_masks`."""
+        # The masker keeps its precision under autocast: rounding a logit near the threshold would flip its mask.
         with torch.autocast(inputs.hidden_states.device.type, enabled=False):
-            masks: dict[str, LayerMask] = self.blocks[block.replace(".", "__")](inputs)
+            masks: dict[str, LayerMask] = self.blocks[module_key(block)](inputs)
         return masks
 
 
-def key_of(layer: str, block: str) -> str:
-    """Return a layer's name inside its block, as a module's name may be."""
-    return layer.removeprefix(block + ".").replace(".", "__")
+def layer_key(layer: str, block: str) -> str:
+    """Return a layer's name inside its block, without dots.
+
+    Args:
+        layer: dotted name of the layer.
+        block: dotted name of its block.
+    """
+    return module_key(layer.removeprefix(block + "."))

@@ -1,4 +1,4 @@
-"""Given binary masks, the same at every step, at one bit a weight."""
+"""Binary masks that are the same at every step, at one bit per weight."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from ..errors import CheckpointError, TargetError
 from ..operators import pack_bits, unpack_bits
 from ..targets import BlockSpec, LayerSpec, Network, block_of
-from .base import BlockInput, LayerMask, Masker
+from .base import BlockInput, LayerMask, Masker, module_key
 from .forms import PackedMask
 
 
 class FixedMasks(Masker):
-    """Masks given by layer name.
+    """Binary masks by layer name.
 
     Args:
-        masks: for each layer a mask of 0 and 1 (or booleans): (O, I) shared by the batch or (B, O, I) per sample for a
-            Linear, (O, I, kh, kw) or (B, O, I, kh, kw) for a Conv2d. Row r of a batch takes mask r mod B. Read one after
-            the other, so a mapping that makes them when asked holds one at a time.
+        masks: by layer name, masks of 0 and 1 (or booleans): for a Linear (O, I) or, one per sample, (M, O, I); for a
+            Conv2d (O, I, kh, kw) or (M, O, I, kh, kw). Row r of a batch takes mask r mod M. They are read one by one, so
+            a mapping may compute each on access.
 
     Raises:
-        TargetError: a name is not that of a layer in a block, or a mask is not binary or has no such shape.
+        TargetError: a name is not that of a layer in a block, or a mask is not binary or has another shape.
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("samples",)
@@ -38,7 +38,7 @@ class FixedMasks(Masker):
         for name, mask in masks.items():
             if mask.ndim not in (2, 3, 4, 5) or 0 in mask.shape:
                 raise TargetError(
-                    f"expected a mask (O, I), (B, O, I), (O, I, kh, kw) or (B, O, I, kh, kw) for {name}, "
+                    f"expected a mask (O, I), (M, O, I), (O, I, kh, kw) or (M, O, I, kh, kw) for {name}, "
                     f"got {tuple(mask.shape)}"
                 )
             if not bool(((mask == 0) | (mask == 1)).all()):
@@ -47,10 +47,10 @@ class FixedMasks(Masker):
             shape = mask.shape[1:] if mask.ndim in (3, 5) else mask.shape
             blocks.setdefault(block_of(name), []).append(LayerSpec(name, tuple(shape)))
             packed[name] = pack_bits(mask.detach())
-        # The widths of the blocks do not matter to masks that are given.
+        # The widths of the blocks do not matter to fixed masks.
         super().__init__(Network(tuple(BlockSpec(b, 0, 0, 0, tuple(layers)) for b, layers in blocks.items())))
         self.samples = samples
-        self.sample_counts = frozenset(count for count in samples.values() if count is not None)
+        self.mask_counts = frozenset(count for count in samples.values() if count is not None)
         for name, bits in packed.items():
             self.register_buffer(_key(name), bits, persistent=False)
         self._names = {block: tuple(layer.name for layer in layers) for block, layers in blocks.items()}
@@ -63,28 +63,40 @@ class FixedMasks(Masker):
         return unpack_bits(getattr(self, _key(name)), shape if count is None else (count, *shape))
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the given masks of a block's layers."""
+        """Return the masks of a block's layers; see `Masker.block_masks`."""
         return {n: PackedMask(getattr(self, _key(n)), self.samples[n]) for n in self._names[block]}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the masks at one bit a weight."""
+        """Return the packed masks by layer name."""
         return {layer.name: getattr(self, _key(layer.name)) for layer in self.network.layers}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Read masks that `tensors` gave."""
+        """Read packed masks.
+
+        Args:
+            tensors: what `tensors` returned.
+
+        Raises:
+            CheckpointError: a mask is missing or has another size.
+        """
         for layer in self.network.layers:
             if layer.name not in tensors:
                 raise CheckpointError(f"expected a mask for {layer.name}; it is missing")
-            found, mine = tensors[layer.name], getattr(self, _key(layer.name))
-            if found.dtype != torch.uint8 or found.shape != mine.shape:
+            packed, size = tensors[layer.name], getattr(self, _key(layer.name)).numel()
+            if packed.dtype != torch.uint8 or packed.shape != (size,):
                 raise CheckpointError(
-                    f"expected {mine.numel()} bytes (uint8) of masks for {layer.name}, got {found.numel()} of {found.dtype}"
+                    f"expected {size} bytes (uint8) of masks for {layer.name}, got {packed.numel()} of {packed.dtype}"
                 )
-            setattr(self, _key(layer.name), found)
+            setattr(self, _key(layer.name), packed)
 
     @classmethod
     def from_settings(cls, network: Network, settings: Mapping[str, Any]) -> FixedMasks:
-        """Build masks of ones in the shapes that `settings` describe; `load_tensors` fills them."""
+        """Build masks of ones, which `load_tensors` replaces.
+
+        Args:
+            network: the masked blocks and layers.
+            settings: what `settings` returned.
+        """
         samples = settings["samples"]
         ones = {
             layer.name: torch.ones(
@@ -96,4 +108,4 @@ class FixedMasks(Masker):
 
 
 def _key(name: str) -> str:
-    return "mask__" + name.replace(".", "__")
+    return "mask__" + module_key(name)

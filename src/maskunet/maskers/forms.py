@@ -1,4 +1,4 @@
-"""Forms of a mask: free logits, factors of a low-rank product, given bits. Each computes its layer the cheapest way."""
+"""Forms of a layer's mask: dense logits, factored logits, a binary mask, packed bits. Each computes its layer fastest."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from ..relaxation import derive_seed, gumbel_sigmoid, threshold
 from ..targets import LayerSpec
 from .base import Draw, LayerMask
 
+Factors = tuple[Tensor, Tensor]
 
-def _seeds(layer: LayerSpec, draw: Draw) -> tuple[int, ...]:
-    """Seeds of a layer's noise: one that the batch shares, or one a row."""
+
+def _layer_seeds(layer: LayerSpec, draw: Draw) -> tuple[int, ...]:
+    """Seeds of a layer's noise: one for the batch, or one per row."""
     seeds = draw.seed if isinstance(draw.seed, tuple) else (draw.seed,)
     return tuple(derive_seed(seed, layer.name) for seed in seeds)
 
 
 @torch.compiler.disable
-def _drawn(layer: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
-    """Gumbel noise, (*weight.shape) shared by the batch or (B, *weight.shape)."""
+def _gumbel_noise(layer: LayerSpec, draw: Draw, device: torch.device) -> Tensor:
+    """Gumbel noise of a layer, (*weight.shape) for the batch or (B, *weight.shape)."""
     if draw.noise is not None:
         if layer.name not in draw.noise:
             raise TargetError(f"expected Gumbel noise for every masked layer, {layer.name} is missing")
         return draw.noise[layer.name].to(device)
-    noise = [layer_noise(layer.shape, seed, device) for seed in _seeds(layer, draw)]
+    noise = [layer_noise(layer.shape, seed, device) for seed in _layer_seeds(layer, draw)]
     return torch.stack(noise) if isinstance(draw.seed, tuple) else noise[0]
 
 
-class Logits(LayerMask):
-    """Logits that are held as they are."""
+class DenseLogits(LayerMask):
+    """Logits as they are.
+
+    Args:
+        values: (*weight.shape), or (M, *weight.shape).
+    """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -42,29 +48,26 @@ class Logits(LayerMask):
         return self.values
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Relax the logits to a mask: with Gumbel noise where the draw asks for it, else by threshold."""
+        """Relax the logits, with Gumbel noise or by threshold; see `LayerMask.mask`."""
         logits = self.logits()
-        if draw.seed is None and draw.noise is None:
+        if not draw.is_noisy:
             return threshold(logits, draw.tau)
-        noise = _drawn(layer, draw, logits.device)
-        sets, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
-        if 1 < sets < draws and draws % sets == 0:  # row r takes set r mod sets, and noise of its own
-            logits = logits.repeat(draws // sets, *[1] * len(layer.shape))
+        noise = _gumbel_noise(layer, draw, logits.device)
+        masks, draws = (x.shape[0] if x.ndim > len(layer.shape) else 1 for x in (logits, noise))
+        if 1 < masks < draws and draws % masks == 0:  # row r takes logits r mod M, and its own noise
+            logits = logits.repeat(draws // masks, *[1] * len(layer.shape))
         return gumbel_sigmoid(logits, noise, draw.tau)
 
 
-Factors = tuple[Tensor, Tensor]
-
-
-class FactoredLogits(Logits):
-    """Logits as a low-rank product, S = left @ right^T + row; expanded only while their layer runs.
+class FactoredLogits(DenseLogits):
+    """Logits as a low-rank product, S = left @ right^T + row, which a linear layer never expands.
 
     Args:
-        factors: left (O, r) or (B, O, r), and right (I, r) or (B, I, r), one of them by sample; (I kh kw, r) where one
-            product is the whole kernel, (B, kh, kw, I, r) where each position has one. Or what makes them when the layer
-            runs, so that those of a block are not held all at once.
+        factors: left (O, r) or (B, O, r) and right (I, r) or (B, I, r), at least one of them per sample. For a kernel,
+            right is (I kh kw, r) if one product covers it, or (B, kh, kw, I, r) with one product per position. A function
+            that returns both delays their computation until the layer runs.
         row: (I,) or (I kh kw,), added to every row.
-        shape: the layer's weight shape.
+        shape: shape of the layer's weight.
     """
 
     def __init__(self, factors: Factors | Callable[[], Factors], row: Tensor, shape: tuple[int, ...]) -> None:
@@ -72,63 +75,67 @@ class FactoredLogits(Logits):
 
     @property
     def factors(self) -> Factors:
-        """Left and right; made anew at each call where they were given as what makes them."""
+        """Left and right; computed at every access if they were passed as a function."""
         return self._factors() if callable(self._factors) else self._factors
 
     def logits(self) -> Tensor:
-        """Expand the product: (B, *shape)."""
+        """Expand the product, (B, *weight.shape)."""
         left, right = self.factors
         if right.ndim == 5:
             return factored_logits(left, right, self.row).permute(0, 3, 4, 1, 2)
         return factored_logits(left, right, self.row).reshape(-1, *self.shape)
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Compute a linear layer from the factors."""
+        """Compute a linear layer from the factors; see `LayerMask.run`."""
         if not isinstance(module, nn.Linear):
             return super().run(layer, module, x, draw, batch)
         noise: Callable[[int], Tensor] | tuple[int, ...] | None = None
         if draw.noise is not None:
-            drawn = _drawn(layer, draw, x.device).reshape(-1, *layer.shape)
-            noise = lambda row: drawn[row % len(drawn)]  # noqa: E731
+            values = _gumbel_noise(layer, draw, x.device).reshape(-1, *layer.shape)
+            noise = lambda row: values[row % len(values)]  # noqa: E731
         elif draw.seed is not None:
-            noise = _seeds(layer, draw)
+            noise = _layer_seeds(layer, draw)
         return factored_linear(x, module.weight, module.bias, *self.factors, self.row, draw.tau, noise)
 
 
-class GivenMask(LayerMask):
-    """A binary mask that is known already."""
+class BinaryMask(LayerMask):
+    """A mask of 0 and 1.
+
+    Args:
+        values: (*weight.shape), or (M, *weight.shape).
+    """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
     def logits(self) -> None:
-        """Return None: a given mask has no logits."""
+        """Return None: a binary mask has no logits."""
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the mask."""
+        """Return the mask; see `LayerMask.mask`."""
         return self.values
 
 
 class PackedMask(LayerMask):
-    """Binary masks at one bit a weight, expanded only while their layer runs.
+    """Masks of 0 and 1 at one bit per weight, which a linear layer expands only while it runs.
 
     Args:
-        packed: masks (M, *weight.shape) as `pack_bits` packs them.
-        sets: M; None for one mask that all samples share, without a dimension for them.
+        packed: masks (M, *weight.shape), packed by `pack_bits`.
+        num_masks: M; None for one mask without a dimension of its own.
     """
 
-    def __init__(self, packed: Tensor, sets: int | None = None) -> None:
-        self.packed, self.sets = packed, sets
+    def __init__(self, packed: Tensor, num_masks: int | None = None) -> None:
+        self.packed, self.num_masks = packed, num_masks
 
     def logits(self) -> None:
-        """Return None: a given mask has no logits."""
+        """Return None: a binary mask has no logits."""
 
     def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
-        """Return the masks, boolean."""
-        return unpack_bits(self.packed, layer.shape if self.sets is None else (self.sets, *layer.shape))
+        """Return the masks, boolean; see `LayerMask.mask`."""
+        return unpack_bits(self.packed, layer.shape if self.num_masks is None else (self.num_masks, *layer.shape))
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Compute a linear layer from the bits."""
+        """Compute a linear layer from the bits; see `LayerMask.run`."""
         if not isinstance(module, nn.Linear):
             return super().run(layer, module, x, draw, batch)
-        return packed_linear(x, module.weight, module.bias, self.packed, self.sets or 1)
+        return packed_linear(x, module.weight, module.bias, self.packed, self.num_masks or 1)

@@ -9,9 +9,9 @@ For block b with hidden state :math:`x_b`, last skip :math:`s_b` and timestep em
     S_l &= (A_l Z_b + a_l 1^T) B_l^T + 1 b_l^T                  && (B, O_l, I_l)
 
 gives the logits of every target layer l of the block. For a convolution the pooling is adaptive to its kernel, and
-the same networks act at every kernel position. Only Z_b is made at the block's entry. When a layer runs, the product is
-taken from the right, as left = [A_l, a_l] (O, C_o / f + 1) and right = [B_l Z_b^T, B_l 1] (B, I, C_o / f + 1): of rank
-C_o / f, which in a decoder that also reads skips is a half to a third of C_i / f.
+the same networks act at every kernel position. Only Z_b is computed at the block's entry. When a layer runs, the product
+is taken from the right, as left = [A_l, a_l] (O, C_o / f + 1) and right = [B_l Z_b^T, B_l 1] (B, I, C_o / f + 1). In a
+decoder, whose blocks also read skips, their rank C_o / f is a half to a third of C_i / f.
 
 Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.3.
 """
@@ -31,7 +31,7 @@ from ..settings import Targets, integer
 from ..targets import BlockSpec, LayerSpec, describe
 from .authors import from_authors_layout
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalConfig, ConditionalMasker, key_of
+from .conditional import ConditionalConfig, ConditionalMasker, layer_key
 from .forms import FactoredLogits
 
 
@@ -40,13 +40,13 @@ class MaskGeneratorConfig(ConditionalConfig):
     """Settings of a `MaskGenerator`.
 
     Args:
-        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
-        initial_logit: every logit before training; 5 keeps a weight with probability 1 - 4e-65 under noise.
+        targets: the masked layers; a preset, a regular expression or a list of suffixes.
+        initial_logit: value of every logit before training; 5 keeps a weight with probability 1 - 4e-65 under noise.
         tau: temperature of the straight-through gradient, > 0.
-        hidden: width of h_b.
-        reduction: f, the factor by which Z_b is smaller than the block's channels.
-        use_timestep: condition on the timestep embedding.
-        use_sample: condition on the features at the block's entry.
+        hidden: width of h_b, at least 1.
+        reduction: f, the factor by which Z_b is smaller than the block's channels, at least 1.
+        use_timestep: whether masks depend on the timestep embedding.
+        use_sample: whether masks depend on the features at the block's entry.
     """
 
     hidden: int = integer(64, at_least=1)
@@ -72,12 +72,12 @@ class _LayerFactors(nn.Module):
             return torch.cat([self.out_weight, self.out_bias[:, None]], 1), right.mT
 
     def forward(self, reduced: Tensor) -> FactoredLogits:
-        # Factors of a whole block are as large as the generator; a layer's are made when it runs.
+        # The factors of a block are as large as the generator, so each layer's are computed when it runs.
         return FactoredLogits(partial(self._factors, reduced), self.in_bias, self.shape)
 
 
 class _BlockGenerator(nn.Module):
-    """The networks of one block."""
+    """The network of one block."""
 
     def __init__(self, block: BlockSpec, config: MaskGeneratorConfig) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ class _BlockGenerator(nn.Module):
         self.hidden = nn.Linear(block.in_channels, config.hidden)
         self.reduced = nn.Linear(config.hidden, self.rows * self.columns)
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
-        # The biases keep PyTorch's random start: where all were zero, relu would pass no gradient at all.
+        # The biases keep PyTorch's random values: if all were zero, relu would pass no gradient at all.
         nn.init.zeros_(self.reduced.weight)
         self.layers = nn.ModuleDict(
             {
-                key_of(layer.name, block.name): _LayerFactors(layer, self.rows, self.columns, config.initial_logit)
+                layer_key(layer.name, block.name): _LayerFactors(layer, self.rows, self.columns, config.initial_logit)
                 for layer in block.layers
             }
         )
-        self.kernels = {key_of(layer.name, block.name): (layer.name, layer.kernel) for layer in block.layers}
+        self.kernels = {layer_key(layer.name, block.name): (layer.name, layer.kernel) for layer in block.layers}
 
     def _pooled(self, inputs: BlockInput, kernel: tuple[int, int], dtype: torch.dtype) -> Tensor:
         parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
@@ -132,10 +132,10 @@ class MaskGenerator(ConditionalMasker):
 
     Args:
         network: the blocks and layers that it masks.
-        config: its settings.
+        config: its settings; the defaults if None.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: the config is of another class.
 
     Example:
         >>> masker = MaskGenerator.for_unet(pipe.unet, MaskGeneratorConfig(targets="decoder-attention"))
@@ -145,7 +145,7 @@ class MaskGenerator(ConditionalMasker):
     config_class: ClassVar[type[MaskGeneratorConfig]] = MaskGeneratorConfig
 
     def build_block(self, block: BlockSpec) -> nn.Module:
-        """Return the networks of one block."""
+        """Return the network of one block; see `ConditionalMasker.build_block`."""
         return _BlockGenerator(block, self.config)
 
     @classmethod
@@ -160,13 +160,13 @@ class MaskGenerator(ConditionalMasker):
         """Build a generator from the two state dicts of the authors' scripts.
 
         Args:
-            unet: the U-Net (or pipeline) that they were trained for.
+            unet: the U-Net that they were trained for, or its pipeline.
             mask_generators: keys `N.conv_kernel_mask.{0,2}.{weight,bias}` and `N.proj_temb.weight` for up block N.
             adapters: keys `N.<layer name with _ for .>.conv_{in,out}.{weight,bias}`.
-            tau: temperature for further training.
+            tau: temperature for further training, > 0.
 
         Returns:
-            The generator, without the parts that no layer uses (the up block without attention has one).
+            The generator, without the part for the up block without attention, which no layer uses.
 
         Raises:
             CheckpointError: keys are missing or unknown, or shapes do not fit the U-Net.

@@ -7,12 +7,11 @@ For block b with hidden state :math:`x_b`, last skip :math:`s_b` and timestep em
     (c_l, \alpha_l, \beta_l) &= D_l h_b + (1, 0, 0)                                   && (B, r - 1) \text{ each} \\
     S_l &= (U_l \operatorname{diag}(c_l) + 1 \beta_l^T) V_l^T + (a_l + U_l \alpha_l) 1^T + 1 b_l^T   && (B, O_l, I_l)
 
-gives the logits of every target layer l: a product of rank r, with a term a row and a term a column. U, V, a and b
-belong to the layer; what the condition changes is the weight of each component and the terms, 3 (r - 1) numbers a
-layer. The paper's generator makes its left factor (O, C_i / 4) anew by a product with a (C_o / 4, C_i / 4) matrix
-for every sample; here it costs a scaling of r columns.
+gives the logits of every target layer l: a product of rank r, with one term per row and one per column. U, V, a and b
+belong to the layer. The condition changes the weight of each component and the terms, 3 (r - 1) numbers per layer. The
+paper's generator multiplies a (C_o / 4, C_i / 4) matrix into a factor for every sample; here r columns are scaled.
 
-A convolution is taken as a matrix (O, I kh kw).
+A convolution's weight is read as a matrix (O, I kh kw).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from ..settings import integer
 from ..targets import BlockSpec, LayerSpec
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalConfig, ConditionalMasker, key_of
+from .conditional import ConditionalConfig, ConditionalMasker, layer_key
 from .forms import FactoredLogits
 
 
@@ -37,13 +36,13 @@ class LowRankMaskerConfig(ConditionalConfig):
     """Settings of a `LowRankMasker`.
 
     Args:
-        targets: which layers are masked; a preset, a regular expression or a list of suffixes.
-        initial_logit: every logit before training.
+        targets: the masked layers; a preset, a regular expression or a list of suffixes.
+        initial_logit: value of every logit before training.
         tau: temperature of the straight-through gradient, > 0.
-        rank: r, of the product's r columns one carries the row term; at least 2.
-        hidden: H, width of h_b.
-        use_timestep: condition on the timestep embedding.
-        use_sample: condition on the features at the block's entry.
+        rank: r, at least 2; one of the r columns carries the row term.
+        hidden: H, width of h_b, at least 1.
+        use_timestep: whether masks depend on the timestep embedding.
+        use_sample: whether masks depend on the features at the block's entry.
     """
 
     rank: int = integer(16, at_least=2)
@@ -57,8 +56,8 @@ class _LayerFactors(nn.Module):
         super().__init__()
         self.shape = layer.shape
         outputs, inputs = layer.shape[0], layer.weights // layer.shape[0]
-        # The product starts at zero and its gradient does not: U is zero and V is not. Entries of V of 1 make the first
-        # steps so large that masks hurt before they help.
+        # U is zero and V is not, so the product starts at zero and its gradient does not. With entries of V of 1 the first
+        # steps are so large that masks hurt before they help.
         self.out_weight = nn.Parameter(torch.zeros(outputs, rank - 1))
         self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit / 2))
         self.in_weight = nn.Parameter(torch.randn(inputs, rank - 1) / math.sqrt(rank))
@@ -74,7 +73,7 @@ class _LayerFactors(nn.Module):
 
 
 class _BlockFactors(nn.Module):
-    """The networks of one block."""
+    """The network of one block."""
 
     def __init__(self, block: BlockSpec, config: LowRankMaskerConfig) -> None:
         super().__init__()
@@ -85,7 +84,7 @@ class _BlockFactors(nn.Module):
         self.modulation = nn.Linear(config.hidden, 3 * (config.rank - 1) * len(block.layers), bias=False)
         nn.init.zeros_(self.modulation.weight)
         self.layers = nn.ModuleDict(
-            {key_of(x.name, block.name): _LayerFactors(x, config.rank, config.initial_logit) for x in block.layers}
+            {layer_key(x.name, block.name): _LayerFactors(x, config.rank, config.initial_logit) for x in block.layers}
         )
         self.names = [layer.name for layer in block.layers]
 
@@ -104,14 +103,14 @@ class _BlockFactors(nn.Module):
 
 
 class LowRankMasker(ConditionalMasker):
-    """The small generator; a 25th of the paper's operations and a 27th of its parameters at SD 1.5 size.
+    """A small mask generator: 1/25 of the paper's operations and 1/27 of its parameters at SD 1.5 size.
 
     Args:
         network: the blocks and layers that it masks.
-        config: its settings.
+        config: its settings; the defaults if None.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: the config is of another class.
 
     Example:
         >>> masker = LowRankMasker.for_unet(pipe.unet, LowRankMaskerConfig(rank=16))
@@ -121,5 +120,5 @@ class LowRankMasker(ConditionalMasker):
     config_class: ClassVar[type[LowRankMaskerConfig]] = LowRankMaskerConfig
 
     def build_block(self, block: BlockSpec) -> nn.Module:
-        """Return the networks of one block."""
+        """Return the network of one block; see `ConditionalMasker.build_block`."""
         return _BlockFactors(block, self.config)

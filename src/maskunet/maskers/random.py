@@ -1,4 +1,4 @@
-"""Random masks: the paper's motivation, and the baseline that says whether learned masks are worth their name."""
+"""Random masks: the paper's motivation, and the baseline for learned masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import SettingError
 from ..relaxation import derive_seed
 from ..targets import LayerSpec, Network, Targets, describe
 from .base import BlockInput, LayerMask, Masker
-from .forms import GivenMask
+from .forms import BinaryMask
 
 
 class RandomMasks(Masker):
@@ -22,8 +22,11 @@ class RandomMasks(Masker):
         network: the blocks and layers that it masks.
         density: probability that a weight is kept, in [0, 1].
         seed: seed of the masks.
-        every_step: draw new masks at every timestep instead of one set for all; a mask depends on the seed, its layer
-            and the timestep, so a run repeats exactly.
+        every_step: whether every timestep has new masks. A mask depends on the seed, its layer and the timestep alone, so
+            a run repeats exactly.
+
+    Raises:
+        SettingError: the density lies outside [0, 1].
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("density", "seed", "every_step")
@@ -45,23 +48,31 @@ class RandomMasks(Masker):
         seed: int = 0,
         every_step: bool = True,
     ) -> RandomMasks:
-        """Build random masks for a U-Net (or a pipeline); see the class.
+        """Build random masks for a U-Net.
+
+        Args:
+            unet: the U-Net or its pipeline.
+            targets: the masked layers; a preset, a regular expression or a list of suffixes.
+            density: probability that a weight is kept, in [0, 1].
+            seed: seed of the masks.
+            every_step: whether every timestep has new masks.
 
         Raises:
+            SettingError: the density lies outside [0, 1].
             TargetError: the targets match nothing, or something that cannot be masked.
         """
         return cls(describe(unet, targets), density, seed, every_step)
 
     @torch.compiler.disable
     def _mask(self, layer: LayerSpec, timestep: Any, device: torch.device) -> Tensor:
-        if isinstance(timestep, Tensor) and timestep.numel() > 1:  # every row at a timestep of its own
+        if isinstance(timestep, Tensor) and timestep.numel() > 1:  # one timestep per row
             return torch.stack([self._mask(layer, t, device) for t in timestep])
         step = float(timestep) if self.every_step and timestep is not None else None
         generator = torch.Generator(device).manual_seed(derive_seed(self.seed, layer.name, step))
         return torch.rand(layer.shape, generator=generator, device=device) < self.density
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return random masks of a block's layers."""
+        """Return random masks of a block's layers; see `Masker.block_masks`."""
         timestep, device = inputs.timestep, inputs.hidden_states.device
         timestep = timestep if self.every_step else None
-        return {layer.name: GivenMask(self._mask(layer, timestep, device)) for layer in self._layers[block]}
+        return {layer.name: BinaryMask(self._mask(layer, timestep, device)) for layer in self._layers[block]}

@@ -1,4 +1,4 @@
-"""Masks by timestep at one bit a weight: what a search leaves behind."""
+"""Masks by timestep at one bit per weight: the result of a search."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _RULES = ("all", "any", "majority")
 
 
 class MaskSchedule(Masker):
-    """Masks for each of several timesteps, packed; a call at another timestep takes the nearest one's.
+    """Packed masks by timestep; a call at another timestep takes the nearest one's.
+
+    A new schedule keeps every weight.
 
     Args:
         network: the blocks and layers that it masks.
-        timesteps: the T timesteps.
-        samples: sets of masks a timestep; row r of a batch takes set r mod samples.
-        guided_half: "conditional" to mask the second half of a batch only, as classifier-free guidance stacks it.
+        timesteps: the T timesteps, at least one.
+        samples: masks per layer and timestep, at least 1; row r of a batch takes mask r mod samples.
+        guided_half: "conditional" masks only the second half of a batch, the conditional one under classifier-free
+            guidance; None masks every row.
 
     Raises:
-        SettingError: no timestep, or no sample.
-
-    A fresh schedule keeps every weight.
+        SettingError: a setting is out of range.
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("timesteps", "samples", "guided_half")
@@ -42,14 +43,16 @@ class MaskSchedule(Masker):
         if guided_half not in (None, "conditional"):
             raise SettingError(f"expected guided_half to be None or 'conditional', got {guided_half!r}")
         if not timesteps or samples < 1:
-            raise SettingError(f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples")
+            raise SettingError(
+                f"expected timesteps and samples >= 1, got {len(timesteps)} timesteps, {samples} samples"
+            )
         self.timesteps, self.samples, self.guided_half = [float(t) for t in timesteps], samples, guided_half
-        self.sample_counts = frozenset({samples})
+        self.mask_counts = frozenset({samples})
         self._packed: dict[str, Tensor] = {}
         for layer in network.layers:
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
             self._packed[layer.name] = ones.expand(len(self.timesteps), -1).clone()
-        self._call: tuple[Any, int] = (None, 0)  # timestep and index of the call under way
+        self._call: tuple[Any, int] = (None, 0)  # timestep and index of the current call
         self._names = {block.name: tuple(layer.name for layer in block.layers) for block in network.blocks}
         self._shapes = {layer.name: layer.shape for layer in network.layers}
 
@@ -57,8 +60,11 @@ class MaskSchedule(Masker):
         """Store the masks of a timestep.
 
         Args:
-            index: which timestep, from 0.
+            index: index of the timestep, in [0, T).
             masks: by layer name, (samples, *weight.shape) of 0 and 1.
+
+        Raises:
+            TargetError: a mask has another shape.
         """
         for name, mask in masks.items():
             expected = (self.samples, *self._shapes[name])
@@ -67,7 +73,12 @@ class MaskSchedule(Masker):
             self._packed[name][index] = pack_bits(mask).to(self._packed[name].device)
 
     def get(self, index: int, name: str) -> Tensor:
-        """Return a layer's masks at a timestep, boolean, (samples, *weight.shape)."""
+        """Return a layer's masks at a timestep, boolean, (samples, *weight.shape).
+
+        Args:
+            index: index of the timestep, in [0, T).
+            name: name of the layer.
+        """
         return unpack_bits(self._packed[name][index], (self.samples, *self._shapes[name]))
 
     def density(self) -> Tensor:
@@ -78,7 +89,11 @@ class MaskSchedule(Masker):
         return kept / self.network.weights
 
     def nearest(self, timestep: Any) -> int:
-        """Return the index of the timestep nearest to the given one; the first where none is given."""
+        """Return the index of the nearest timestep.
+
+        Args:
+            timestep: a number or a tensor, whose first value counts; None for index 0.
+        """
         if timestep is None:
             return 0
         t = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
@@ -86,16 +101,16 @@ class MaskSchedule(Masker):
 
     def _index(self, block: str, timestep: Any) -> int:
         """The index for a call; schedulers that call twice at one timestep (PNDM, Heun) take its two entries in turn."""
-        before, index = self._call
-        now = None if timestep is None else self.timesteps[self.nearest(timestep)]
+        previous, index = self._call
+        current = None if timestep is None else self.timesteps[self.nearest(timestep)]
         if block == next(iter(self._names)):  # the call's first block
             following = self.timesteps[index + 1] if index + 1 < len(self.timesteps) else None
-            index = index + 1 if now is not None and now == before == following else self.nearest(timestep)
-            self._call = (now, index)
+            index = index + 1 if current is not None and current == previous == following else self.nearest(timestep)
+            self._call = (current, index)
         return index
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the masks of a block's layers at the call's timestep."""
+        """Return the masks of a block's layers at the call's timestep; see `Masker.block_masks`."""
         index, device = self._index(block, inputs.timestep), inputs.hidden_states.device
         masks: dict[str, LayerMask] = {}
         for name in self._names[block]:
@@ -105,75 +120,95 @@ class MaskSchedule(Masker):
         return masks
 
     def select(self, sample: int) -> MaskSchedule:
-        """Return the schedule of one sample, to use it for other seeds or prompts."""
+        """Return the schedule of one sample, to attach it to other seeds or prompts.
+
+        Args:
+            sample: index of the sample, in [0, samples).
+        """
         return self.split([sample])[0]
 
     def split(self, samples: Sequence[int] | None = None) -> list[MaskSchedule]:
-        """Return a schedule for each of the given samples, all of them if None."""
-        chosen = range(self.samples) if samples is None else samples
-        out = [MaskSchedule(self.network, self.timesteps, guided_half=self.guided_half) for _ in chosen]
+        """Return one schedule per sample.
+
+        Args:
+            samples: indices of the samples, in [0, samples); all of them if None.
+        """
+        indices = range(self.samples) if samples is None else samples
+        schedules = [MaskSchedule(self.network, self.timesteps, guided_half=self.guided_half) for _ in indices]
         for i in range(len(self.timesteps)):
             for name in self._packed:
                 masks = self.get(i, name)
-                for schedule, sample in zip(out, chosen, strict=True):
+                for schedule, sample in zip(schedules, indices, strict=True):
                     schedule.set(i, {name: masks[sample : sample + 1]})
-        return out
+        return schedules
 
     @classmethod
     def merge(cls, schedules: Sequence[MaskSchedule], rule: str = "majority") -> MaskSchedule:
-        """Merge schedules of the same layers, all samples of all of them, into one shared by every sample.
+        """Merge all samples of schedules of the same layers into one schedule that every sample shares.
 
         Args:
-            schedules: what to merge, at the first one's timesteps.
+            schedules: the schedules, at least one; the result has the first one's timesteps.
             rule: a weight is kept where "all", "any" or a "majority" (half or more) of the masks keep it.
 
         Raises:
-            TargetError: none given, or of other layers.
-            SettingError: another rule.
+            TargetError: there is no schedule, or they mask different layers.
+            SettingError: there is no such rule.
         """
         if rule not in _RULES:
-            raise SettingError(f"expected a rule ({', '.join(_RULES)}), got {rule!r}")
+            raise SettingError(f"expected a rule among {', '.join(_RULES)}, got {rule!r}")
         if not schedules or any(
             (s._shapes, s.guided_half) != (schedules[0]._shapes, schedules[0].guided_half) for s in schedules
         ):
-            raise TargetError("expected schedules of the same layers and half to merge, got none or others")
+            raise TargetError(
+                f"expected schedules of the same layers and the same guided half to merge, got {len(schedules)} that differ"
+                if schedules
+                else "expected at least one schedule to merge, got none"
+            )
         first = schedules[0]
-        out = cls(first.network, first.timesteps, guided_half=first.guided_half)
+        result = cls(first.network, first.timesteps, guided_half=first.guided_half)
         for i, t in enumerate(first.timesteps):
             merged = {}
             for name in first._packed:
                 masks = torch.cat([s.get(s.nearest(t), name).cpu() for s in schedules])
                 share = masks.float().mean(0, keepdim=True)
                 merged[name] = share == 1 if rule == "all" else share > 0 if rule == "any" else share >= 0.5
-            out.set(i, merged)
-        return out
+            result.set(i, merged)
+        return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the packed masks, (T, bytes) a layer."""
+        """Return the packed masks by layer name, (T, bytes) each."""
         return dict(self._packed)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Read masks that `tensors` gave."""
-        for name, mine in self._packed.items():
-            found = tensors.get(name)
-            if found is None or found.shape != mine.shape or found.dtype != torch.uint8:
+        """Read packed masks.
+
+        Args:
+            tensors: what `tensors` returned.
+
+        Raises:
+            CheckpointError: masks are missing or have another size.
+        """
+        for name, current in self._packed.items():
+            packed = tensors.get(name)
+            if packed is None or packed.shape != current.shape or packed.dtype != torch.uint8:
                 raise CheckpointError(
-                    f"expected packed masks {tuple(mine.shape)} for {name}; missing or of other size"
+                    f"expected packed masks {tuple(current.shape)} (uint8) for {name}, got "
+                    f"{'none' if packed is None else f'{tuple(packed.shape)} of {packed.dtype}'}"
                 )
-            self._packed[name] = found
+            self._packed[name] = packed
 
 
 class _ConditionalMask(PackedMask):
-    """Masks for the second half of the batch; the first half sees the weights as they are."""
+    """Masks of the second half of the batch; the first half takes the plain weights."""
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Return the plain output for the first half, the masked one for the second."""
+        """Return the plain outputs of the first half and the masked ones of the second; see `LayerMask.run`."""
         first, second = _halves(x)
         masked = super().run(layer, module, second, draw, batch // 2)
         return torch.cat([_plain(module, first), masked])
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the plain output for the first half, the masked one for the second."""
+        """Return the plain outputs of the first half and the masked ones of the second; see `LayerMask.apply`."""
         first, second = _halves(x)
         return torch.cat([_plain(module, first), PackedMask.apply(self, layer, module, second, mask)])
 
@@ -181,7 +216,7 @@ class _ConditionalMask(PackedMask):
 def _halves(x: Tensor) -> tuple[Tensor, ...]:
     if x.shape[0] % 2:
         raise TargetError(
-            f"expected a guided batch, two halves, for masks of the conditional half, got {x.shape[0]} rows; use a "
+            f"expected a guided batch of two halves for masks of the conditional half, got {x.shape[0]} rows; use a "
             "guidance_scale above 1"
         )
     return x.chunk(2)

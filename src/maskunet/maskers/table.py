@@ -1,4 +1,4 @@
-"""Free mask logits: one number a weight, for training-free search and as the simplest masker of all."""
+"""Free mask logits, one number per weight: the simplest masker."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from torch import nn
 
 from ..errors import SettingError
 from ..targets import Network, Targets, describe
-from .base import BlockInput, LayerMask, Masker
-from .forms import Logits
+from .base import BlockInput, LayerMask, Masker, module_key
+from .forms import DenseLogits
 
 
 class MaskTable(Masker):
-    """Logits S_l (O, I) of every target layer, shared by the batch or one set a sample.
+    """Logits S_l of every target layer, shared by the batch or one per sample.
 
     Args:
         network: the blocks and layers that it masks.
-        initial_logit: every logit at the start; the paper's search starts from 1, P(keep) = 0.934.
-        samples: sets of logits, (samples, O, I) each; None shares one set. Row r of a batch takes set r mod samples.
+        initial_logit: initial value of every logit; the paper's search starts from 1, P(m = 1) = 0.934.
+        samples: number M of logits per layer, (M, *weight.shape), where row r of a batch takes logits r mod M; None for
+            one, (*weight.shape), that all samples share.
         tau: temperature of the straight-through gradient, > 0.
+
+    Raises:
+        SettingError: a setting is out of range.
     """
 
     settings_names: ClassVar[tuple[str, ...]] = ("initial_logit", "samples", "tau")
@@ -33,11 +37,11 @@ class MaskTable(Masker):
         if samples is not None and samples < 1:
             raise SettingError(f"expected samples >= 1 or None, got {samples}")
         self.initial_logit, self.samples = initial_logit, samples
-        self.sample_counts = frozenset(() if samples is None else (samples,))
+        self.mask_counts = frozenset(() if samples is None else (samples,))
         lead = () if samples is None else (samples,)
         self.logits = nn.ParameterDict(
             {
-                layer.name.replace(".", "__"): nn.Parameter(torch.full((*lead, *layer.shape), initial_logit))
+                module_key(layer.name): nn.Parameter(torch.full((*lead, *layer.shape), initial_logit))
                 for layer in network.layers
             }
         )
@@ -53,19 +57,27 @@ class MaskTable(Masker):
         samples: int | None = None,
         tau: float = 1.0,
     ) -> MaskTable:
-        """Build a table for a U-Net (or a pipeline); see the class.
+        """Build a table for a U-Net.
+
+        Args:
+            unet: the U-Net or its pipeline.
+            targets: the masked layers; a preset, a regular expression or a list of suffixes.
+            initial_logit: initial value of every logit.
+            samples: number of logits per layer; None for one that all samples share.
+            tau: temperature of the straight-through gradient, > 0.
 
         Raises:
+            SettingError: a setting is out of range.
             TargetError: the targets match nothing, or something that cannot be masked.
         """
         return cls(describe(unet, targets), initial_logit, samples, tau)
 
     def reset(self) -> None:
-        """Set every logit back to its start."""
+        """Set every logit to `initial_logit`."""
         with torch.no_grad():
             for logits in self.logits.values():
                 logits.fill_(self.initial_logit)
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the free logits of a block's layers."""
-        return {name: Logits(self.logits[name.replace(".", "__")]) for name in self._names[block]}
+        """Return the logits of a block's layers; see `Masker.block_masks`."""
+        return {name: DenseLogits(self.logits[module_key(name)]) for name in self._names[block]}

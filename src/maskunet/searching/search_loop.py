@@ -107,7 +107,7 @@ def search(
         # Wrong targets or an unsuitable masker are reported before anything is drafted.
         network = describe(pipe.unet, config.targets)
         if (attached := attachment_of(pipe)) is not None and attached.enabled:
-            attached.masker.check_prompts(len(prompts))
+            attached.masker.check_prompt_count(len(prompts))
         started, start_seeds = time.monotonic(), seeds
         if config.candidates > 1:
             deadline = None if config.time_limit_s is None else started + config.time_limit_s
