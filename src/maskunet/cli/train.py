@@ -1,233 +1,185 @@
-"""`maskunet train`: from flags to a run. The settings' flags and their help are read from `TrainConfig` itself."""
+"""`maskunet train`: from flags to a run. The settings' flags are the fields of `TrainConfig`."""
 
 from __future__ import annotations
 
-import inspect
-import os
-import re
-import tempfile
-import time
-import typing
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import DataError
+from ..errors import DataError, SettingError
 from ..training.config import TrainConfig
+from ..zoo import defaults as bundled
+from .checks import check_output, finite
+from .config_flags import ConfigFlags, checked, shown, with_flags
+from .defaults import is_bundled, masker_defaults
+from .loading import local_device, open_reward
+from .options import Device, option
+
+_FOLDERS = {"mask": "masker", "mask+lora": "masker and lora", "lora": "lora", "full": "unet"}
+_MASKER = masker_defaults()
 
 
-def _help(config: type) -> dict[str, str]:
-    """Return the help of each setting, from the Args of the class's docstring."""
-    found: dict[str, str] = {}
-    lines = inspect.cleandoc(config.__doc__ or "").splitlines()
-    names: list[str] = []
-    for line in lines:
-        if match := re.match(r" {4}(\w[\w, ]*): (.*)", line):
-            names = [n.strip() for n in match.group(1).split(",")]
-            found |= dict.fromkeys(names, match.group(2))
-        elif line.startswith(" " * 8):
-            found |= {n: f"{found[n]} {line.strip()}" for n in names}
-    return found
+def _default(name: str) -> str:
+    base = shown(getattr(TrainConfig(), name))
+    with_shapes = shown(bundled.TRAIN.get(name, getattr(TrainConfig(), name)))
+    return base if with_shapes == base else f"{base}; {with_shapes} with shapes"
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for every setting of `TrainConfig`; it receives the config as `config`."""
-    hints, texts = typing.get_type_hints(TrainConfig), _help(TrainConfig)
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.name != "config"]
-    extra = []
-    for field in fields(TrainConfig):
-        kind, default = hints[field.name], field.default
-        if typing.get_origin(kind) is tuple:
-            kind, default = list[str], []
-        names = [f"--{field.name}"] + ([f"--no_{field.name}"] if kind is bool else [])
-        flag = typer.Option("/".join(names), help=texts[field.name])
-        extra.append(
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag]
-            )
-        )
-
-    def run(**values: Any) -> None:
-        given = {f.name: values.pop(f.name) for f in fields(TrainConfig)}
-        given["validation_prompts"] = tuple(given["validation_prompts"])
-        if given["resume_from_checkpoint"] == "none":
-            given["resume_from_checkpoint"] = None
-        command(config=TrainConfig(**given), **values)
-
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + extra
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
+def _masker(name: str) -> str:
+    return shown(_MASKER[name])
 
 
-def _data(pipe: Any, dataset: str, options: dict[str, Any], config: TrainConfig) -> tuple[Any, Any]:
-    """Return the latents to train on and those held out."""
-    from ..data import encode_images, open_images
-    from ..zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, WORLDS, encode_scenes, scenes_of
-
-    limit = options["max_train_samples"]
-    if dataset in WORLDS:
-        scenes, style = scenes_of(dataset, limit or POOL, TRAIN_SEED)
-        held_out, _ = scenes_of(dataset, max(1, config.validation_samples), HELD_OUT_SEED)
-        return encode_scenes(pipe, scenes, style, progress=True), encode_scenes(pipe, held_out, style)
-    images = open_images(
-        dataset,
-        image_column=options["image_column"],
-        caption_column=options["caption_column"],
-        split=options["split"],
-        streaming=options["streaming"],
-    )
-    resolution = options["resolution"] or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    data = encode_images(
-        pipe,
-        images,
-        resolution=resolution,
-        center_crop=options["center_crop"],
-        random_flip=options["random_flip"],
-        max_samples=limit,
-        cache_dir=options["cache_dir"],
-        seed=config.seed,
-    )
-    # The last tenth at most is held out, in the order of the file.
-    held = min(config.validation_samples, len(data) // 10)
-    return (data, None) if not held else data.split(len(data) - held)
+FLAGS = ConfigFlags(
+    TrainConfig,
+    _default,
+    heading="Settings, with the defaults of TrainConfig",
+    names={"train_batch_size": ["--train-batch-size", "--batch-size"]},
+)
+_METHOD: dict[str, Any] = {"rich_help_panel": "Method"}
+_MASKS: dict[str, Any] = {"rich_help_panel": "Masker, with the defaults of LowRankMaskerConfig"}
+_DATA: dict[str, Any] = {"rich_help_panel": "Data"}
 
 
-def _reward(names: list[str] | None, pipe: Any) -> Any:
-    """Return the reward of these names on the pipeline's device, or None."""
-    if not names:
-        return None
-    from ..rewards import parse_reward
-
-    return parse_reward(names).to(pipe.unet.device)
-
-
-def _dry_run(pipe: Any, method: Any, data: Any, config: TrainConfig, reward: Any) -> None:
-    """Take three steps in a folder that is thrown away, and say what the run would cost."""
-    import resource
-
-    import torch
-
-    from ..training import train
-
-    short = replace(
-        config, max_train_steps=3, validation_samples=0, validation_rewards=0, validation_prompts=(), report_to=None
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        if pipe.unet.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        train(
-            pipe, method, data, replace(short, max_train_steps=1), Path(folder) / "warm", reward=reward, progress=False
-        )
-        start = time.monotonic()
-        train(pipe, method, data, short, Path(folder) / "run", reward=reward, progress=False)
-        seconds = (time.monotonic() - start) / 3
-    if pipe.unet.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    else:
-        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process"
-    hours = seconds * config.max_train_steps / 3600
-    typer.echo(
-        f"dry run: {len(data)} samples; {seconds:.2f} s a step, so {config.max_train_steps} steps take about "
-        f"{hours:.2f} h; at most {memory}. Nothing was written."
-    )
-
-
-@with_settings
+@with_flags(FLAGS)
 def train(
-    config: TrainConfig,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "--pretrained_model_name_or_path", help="'shapes', a diffusers folder, a file or a hub id."
-        ),
-    ],
+    settings: dict[str, Any],
+    model: Annotated[str, typer.Option(help="Model: 'shapes', a diffusers folder, a .safetensors file or a hub id.")],
     dataset: Annotated[
         str,
         typer.Option(
-            "--dataset",
-            "--dataset_name",
-            "--train_data_dir",
-            help="'shapes', 'shapes-art', a folder with metadata.jsonl, parquet or arrow files, or a hub id.",
+            help="'shapes', 'shapes-art', a folder with metadata.jsonl, parquet or arrow files, or a hub id.", **_DATA
         ),
     ],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="The run's folder.")] = Path("runs/train"),
-    method: Annotated[str, typer.Option(help="mask, lora, full or mask+lora.")] = "mask",
-    masker: Annotated[str, typer.Option(help="Generator of masks: low-rank, or the paper's: paper.")] = "low-rank",
-    mask_rank: Annotated[int, typer.Option("--mask_rank", min=2, help="Rank of low-rank mask logits.")] = 16,
+    output: Annotated[Path, option(text="Folder of the run.", default="runs/train")] = Path("runs/train"),
+    method: Annotated[str, option(text="mask, lora, full or mask+lora.", default="mask", **_METHOD)] = "mask",
+    masker_kind: Annotated[
+        str, option(text="low-rank, or the paper's generator: paper.", default="low-rank", **_METHOD)
+    ] = "low-rank",
     targets: Annotated[
-        str, typer.Option(help="Layers of masks and LoRA: a preset, suffixes with commas between, or a regex.")
-    ] = "decoder-attention",
-    initial_logit: Annotated[float, typer.Option("--initial_logit", help="Every mask logit at the start.")] = 1.0,
-    tau: Annotated[float, typer.Option(help="Temperature of the relaxation.")] = 1.0,
-    use_timestep: Annotated[bool, typer.Option("--use_timestep/--no_timestep", help="Masks see the timestep.")] = True,
-    use_sample: Annotated[bool, typer.Option("--use_sample/--no_sample", help="Masks see the features.")] = True,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA.")] = 16,
-    dropout: Annotated[float, typer.Option(help="Dropout of full fine-tuning.")] = 0.0,
+        str | None,
+        option(
+            text="Layers of masks and LoRA: a preset, suffixes with commas, or a regular expression.",
+            default=_masker("targets"),
+            **_MASKS,
+        ),
+    ] = None,
+    initial_logit: Annotated[
+        float | None, option(text="Every mask logit at the start.", default=_masker("initial_logit"), **_MASKS)
+    ] = None,
+    tau: Annotated[
+        float | None, option(text="Temperature of the relaxation.", default=_masker("tau"), **_MASKS)
+    ] = None,
+    masker_rank: Annotated[
+        int | None, option(text="Rank of the low-rank masker's logits.", default=_masker("rank"), **_MASKS)
+    ] = None,
+    hidden: Annotated[
+        int | None, option(text="Width of the masker's hidden layer.", default=_masker("hidden"), **_MASKS)
+    ] = None,
+    use_timestep: Annotated[
+        bool | None,
+        option(
+            "--use-timestep/--no-timestep", text="Masks see the timestep.", default=_masker("use_timestep"), **_MASKS
+        ),
+    ] = None,
+    use_sample: Annotated[
+        bool | None,
+        option("--use-sample/--no-sample", text="Masks see the features.", default=_masker("use_sample"), **_MASKS),
+    ] = None,
+    rank: Annotated[int, option(text="Rank of LoRA.", default=16, min=1, **_METHOD)] = 16,
+    dropout: Annotated[
+        float, option(text="Dropout of full fine-tuning.", default=0, min=0, callback=finite, **_METHOD)
+    ] = 0.0,
     reward: Annotated[
-        list[str] | None, typer.Option(help="Reward of objective reward: NAME or NAME:WEIGHT; may be repeated.")
+        list[str] | None,
+        option(
+            text="Reward of objective reward: NAME or NAME:WEIGHT; may be repeated.",
+            default=f"none; {bundled.REWARD} with shapes",
+            **_METHOD,
+        ),
     ] = None,
-    image_column: Annotated[str, typer.Option("--image_column", help="Column of the pictures.")] = "image",
-    caption_column: Annotated[str, typer.Option("--caption_column", help="Column of the captions.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
+    image_column: Annotated[str, option(text="Column of the images.", default="image", **_DATA)] = "image",
+    caption_column: Annotated[str, option(text="Column of the captions.", default="text", **_DATA)] = "text",
+    split: Annotated[str, option(text="Split of a hub data set.", default="train", **_DATA)] = "train",
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read rows as they come, without a download.")
+        bool, option("--streaming", text="Read rows as they come, without a download.", default="off", **_DATA)
     ] = False,
-    resolution: Annotated[int | None, typer.Option(help="Pixels a side; the model's own by default.")] = None,
+    resolution: Annotated[
+        int | None, option(text="Pixels per side.", default="the model's own", min=8, **_DATA)
+    ] = None,
     center_crop: Annotated[
-        bool, typer.Option("--center_crop/--random_crop", help="Crop the centre, or a random place.")
+        bool,
+        option("--center-crop/--random-crop", text="Crop the centre, or at random.", default="center-crop", **_DATA),
     ] = True,
-    random_flip: Annotated[bool, typer.Option("--random_flip", help="Flip pictures at random.")] = False,
+    random_flip: Annotated[
+        bool, option("--random-flip", text="Flip images at random.", default="off", **_DATA)
+    ] = False,
     max_train_samples: Annotated[
-        int | None, typer.Option("--max_train_samples", min=1, help="Use at most so many samples.")
+        int | None, option(text="Use at most N samples.", default="all", min=1, **_DATA)
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option("--cache_dir", help="Folder to keep encoded pictures in.")] = None,
+    cache_dir: Annotated[Path | None, option(text="Folder for encoded images.", default="none", **_DATA)] = None,
     num_train_epochs: Annotated[
-        int | None, typer.Option("--num_train_epochs", min=1, help="Passes over the data, instead of max_train_steps.")
+        int | None, option(text="Passes over the data, instead of --max-train-steps.", default="none", min=1)
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Dtype of the frozen weights; float32 by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the first accelerator by default.")] = None,
+    dtype: Annotated[
+        str | None, option(text="float32, float16 or bfloat16, of the frozen weights.", default="float32")
+    ] = None,
+    device: Device = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--dry_run", help="Take three steps, say what a run costs, write nothing.")
+        bool, option("--dry-run", text="Take three steps, print what a run costs, write nothing.", default="off")
     ] = False,
     hub_model_id: Annotated[
-        str | None, typer.Option("--hub_model_id", help="Push the masker to this repository at the end.")
+        str | None, option(text="Push the masker to this repository at the end.", default="none")
     ] = None,
 ) -> None:
-    """Train masks (or a LoRA, or all weights) on pictures with captions; the same command again resumes."""
-    import torch
+    """Train masks, a LoRA or all weights on images with captions. The same command again resumes.
+
+    Underscores equal dashes, and diffusers' spellings are understood: --pretrained_model_name_or_path, --dataset_name,
+    --train_data_dir, --output_dir.
+    """
+    config = TrainConfig(**(bundled.TRAIN if is_bundled(model) else {}) | settings)
+    if method not in _FOLDERS:
+        raise SettingError(f"expected --method to be one of {', '.join(_FOLDERS)}, got {method!r}")
+    if hub_model_id and "mask" not in method:
+        raise SettingError(f"expected method mask or mask+lora with --hub-model-id, got {method!r}")
+    if hub_model_id and hub_model_id.count("/") != 1:
+        raise SettingError(f"expected --hub-model-id to be a repository like user/name, got {hub_model_id!r}")
+    if not dropout < 1:
+        raise SettingError(f"expected --dropout to be in [0, 1), got {dropout}")
+    mask = _masker_config(
+        masker_kind,
+        targets=targets,
+        initial_logit=initial_logit,
+        tau=tau,
+        rank=masker_rank,
+        hidden=hidden,
+        use_timestep=use_timestep,
+        use_sample=use_sample,
+    )
+    check_output(output)
+    if cache_dir is not None:
+        check_output(cache_dir)
 
     from .. import pipelines
-    from ..maskers import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig
-    from ..training import build_method
+    from ..distributed import process_rank
+    from ..training import build_method, open_dataset
     from ..training import train as run_training
+    from .dry_run import dry_run_training
 
-    if masker not in ("low-rank", "paper"):
-        raise DataError(f"expected masker low-rank or paper, got {masker!r}")
-    if hub_model_id and "mask" not in method:
-        raise DataError(f"expected method mask or mask+lora with --hub_model_id, got {method!r}")
-    where = pipelines.choose_device(device)
-    local = os.environ.get("LOCAL_RANK")
-    if local is not None and where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", int(local))
-    kind = pipelines.choose_dtype(dtype or "float32", where)
+    _check_run(config, output)
+    torch_device = local_device(device)
+    torch_dtype = pipelines.choose_dtype(dtype or "float32", torch_device)
+    loaded_reward = _reward(reward, model, config)
     pipelines.silence_loading()
-    pipe = pipelines.load_pipeline(model, dtype=kind, device=where)
-    names: Any = tuple(t.strip() for t in targets.split(",")) if "," in targets else targets
-    conditions = {"use_timestep": use_timestep, "use_sample": use_sample}
-    mask: TrainableConfig = MaskGeneratorConfig(names, initial_logit, tau, **conditions)
-    if masker == "low-rank":
-        mask = LowRankMaskerConfig(names, initial_logit, tau, mask_rank, **conditions)
-    density = config.target_density is not None
-    chosen = build_method(
-        method, pipe, mask, gumbel=config.gumbel, density=density, rank=rank, dropout=dropout, seed=config.seed
+    pipe = pipelines.load_pipeline(model, dtype=torch_dtype, device=torch_device)
+    if loaded_reward is not None:
+        loaded_reward = loaded_reward.to(pipe.unet.device)
+    has_density = config.target_density is not None
+    training_method = build_method(
+        method, pipe, mask, gumbel=config.gumbel, collect_density=has_density, rank=rank, dropout=dropout, seed=config.seed
     )
-    options = {
+    options: dict[str, Any] = {
         "image_column": image_column,
         "caption_column": caption_column,
         "split": split,
@@ -235,27 +187,71 @@ def train(
         "resolution": resolution,
         "center_crop": center_crop,
         "random_flip": random_flip,
-        "max_train_samples": max_train_samples,
+        "max_samples": max_train_samples,
         "cache_dir": cache_dir,
     }
-    data, held_out = _data(pipe, dataset, options, config)
+    data, held_out = open_dataset(pipe, dataset, config, **options)
+    process, processes = process_rank()
     if num_train_epochs is not None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        step = config.train_batch_size * config.gradient_accumulation_steps * world
-        config = replace(config, max_train_steps=-(-num_train_epochs * len(data) // step))
-    judged = _reward(reward, pipe)
+        samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+        config = replace(config, max_train_steps=-(-num_train_epochs * len(data) // samples_per_step))
     if dry_run:
-        _dry_run(pipe, chosen, data, config, judged)
+        dry_run_training(pipe, training_method, data, config, loaded_reward)
         return
-    run = run_training(pipe, chosen, data, config, output_dir, validation=held_out, reward=judged)
-    if os.environ.get("RANK", "0") != "0":
+    run = run_training(pipe, training_method, data, config, output, validation=held_out, reward=loaded_reward)
+    if process != 0:
         return
-    last: dict[str, Any] = next((e for e in reversed(run.stats) if "gain" in e), {})
+    last: dict[str, Any] = next((entry for entry in reversed(run.stats) if "gain" in entry), {})
     if last:
         typer.echo(f"validation gain over the base {last['gain']:.2e} +- {last['gain_ci95']:.2e}")
     if "reward_gain" in last:
         typer.echo(f"reward gain on held-out captions {last['reward_gain']:.4f} +- {last['reward_gain_ci95']:.4f}")
-    folder = {"mask": "masker", "mask+lora": "masker and lora", "lora": "lora", "full": "unet"}[method]
-    typer.echo(f"{folder} in {output_dir}")
+    typer.echo(f"{_FOLDERS[method]} in {output}")
     if hub_model_id:
         run.masker.push_to_hub(hub_model_id, **run.card)
+
+
+def _check_run(config: TrainConfig, output: Path) -> None:
+    """Refuse an unknown tracker or checkpoint before images are encoded.
+
+    Raises:
+        DataError: a checkpoint that is not there.
+        SettingError: no tracker has that name.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.utils import LoggerType
+
+    trackers = sorted({str(kind) for kind in LoggerType} | {str(kind) for kind in LOGGER_TYPE_TO_CLASS})
+    if config.report_to not in (None, *trackers):
+        raise SettingError(f"expected --report-to to be one of {', '.join(trackers)}, got {config.report_to!r}")
+    checkpoint = config.resume_from_checkpoint
+    if checkpoint not in (None, "latest") and not (output / str(checkpoint)).is_dir():
+        raise DataError(f"expected --resume-from-checkpoint to be latest or a folder in {output}, got {checkpoint!r}")
+
+
+def _masker_config(kind: str, **values: Any) -> Any:
+    """Return the settings of the masker; those that are None keep the config's default.
+
+    Raises:
+        SettingError: no such kind, or a setting that it cannot have.
+    """
+    from ..maskers import LowRankMaskerConfig, MaskGeneratorConfig
+
+    configs: dict[str, Any] = {"low-rank": LowRankMaskerConfig, "paper": MaskGeneratorConfig}
+    if kind not in configs:
+        raise SettingError(f"expected --masker-kind to be one of {', '.join(configs)}, got {kind!r}")
+    present = {name: value for name, value in values.items() if value is not None}
+    if kind == "paper" and "rank" in present:
+        raise SettingError("expected --masker-rank with --masker-kind low-rank, got it with paper")
+    if "," in present.get("targets", ""):
+        present["targets"] = tuple(target.strip() for target in present["targets"].split(","))
+    for name, value in present.items():
+        checked(configs[kind], name, value, "--masker-rank" if name == "rank" else f"--{name.replace('_', '-')}")
+    return configs[kind](**present)
+
+
+def _reward(sources: list[str] | None, model: str, config: TrainConfig) -> Any:
+    """Return the reward of objective reward, or None."""
+    if not sources and config.objective == "reward" and is_bundled(model):
+        sources = [bundled.REWARD]
+    return open_reward(sources) if sources else None

@@ -1,6 +1,6 @@
-"""Training: masks, LoRA or all weights, learned from the diffusion loss in one loop.
+"""Training: masks, LoRA or all weights, from the diffusion loss or a reward, in one loop.
 
-Names are imported when they are first used: the settings alone, which the command line's help shows, need no torch.
+Names are imported when they are first used, so that the command line can show the settings without importing torch.
 """
 
 from __future__ import annotations
@@ -9,38 +9,45 @@ from typing import TYPE_CHECKING
 
 from ..exports import exports
 
-_NAMES = {
+#: Public names by the module that holds them.
+_PUBLIC = {
     "METHODS": "methods",
+    "FullMethod": "full_method",
+    "LoraMethod": "lora_method",
+    "MaskLoraMethod": "methods",
+    "MaskMethod": "mask_method",
     "Method": "base",
     "Run": "trainer",
     "TrainConfig": "config",
-    "TrainFull": "methods",
-    "TrainLora": "methods",
-    "TrainMasks": "methods",
-    "TrainMasksWithLora": "methods",
     "build_method": "methods",
+    "open_dataset": "dataset",
     "train": "trainer",
 }
 
 __all__ = [
     "METHODS",
+    "FullMethod",
+    "LoraMethod",
+    "MaskLoraMethod",
+    "MaskMethod",
     "Method",
     "Run",
     "TrainConfig",
-    "TrainFull",
-    "TrainLora",
-    "TrainMasks",
-    "TrainMasksWithLora",
     "build_method",
+    "open_dataset",
     "train",
 ]
 
 
-__getattr__ = exports(__name__, _NAMES)
+__getattr__ = exports(__name__, _PUBLIC)
 
 
 if TYPE_CHECKING:
     from .base import Method
     from .config import TrainConfig
-    from .methods import METHODS, TrainFull, TrainLora, TrainMasks, TrainMasksWithLora, build_method
+    from .dataset import open_dataset
+    from .full_method import FullMethod
+    from .lora_method import LoraMethod
+    from .mask_method import MaskMethod
+    from .methods import METHODS, MaskLoraMethod, build_method
     from .trainer import Run, train

@@ -1,8 +1,10 @@
-"""The accelerator of a run: precision, processes, and the trackers that figures are reported to."""
+"""The accelerator of a run: precision, processes and trackers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,79 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
-from ..errors import DataError
+from ..errors import DataError, SettingError
 from .config import TrainConfig
 
 _EXTRAS = ("tensorboard", "wandb")
 
 
-def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerator:
-    """Return the run's accelerator; with several processes the pipeline moves to this one's device.
+def resolve_precision(pipe: Any, config: TrainConfig) -> TrainConfig:
+    """Return the settings with the precision that this pipeline trains in.
+
+    `mixed_precision` "auto" becomes "bf16", "fp16" or "no"; `allow_tf32` is False without a CUDA GPU.
+
+    Args:
+        pipe: the pipeline; device and dtype of its U-Net decide.
+        config: settings of the run.
 
     Raises:
-        DataError: a precision that does not train, or a tracker that is unknown or not installed.
+        DataError: a U-Net in float16 without mixed precision.
+        SettingError: "fp16" on a CPU.
     """
-    if config.mixed_precision == "no" and pipe.unet.dtype == torch.float16:
+    device, dtype = pipe.unet.device.type, pipe.unet.dtype
+    precision = config.mixed_precision
+    if precision == "auto" and device == "cuda":
+        computes_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_bf16 = dtype == torch.bfloat16 or (computes_bf16 and dtype != torch.float16)
+        precision = "bf16" if is_bf16 else "fp16"
+    elif precision == "auto":
+        precision = "no"
+    if precision == "fp16" and device == "cpu":
+        raise SettingError("expected mixed_precision 'no', 'bf16' or 'auto' on a CPU, got 'fp16'")
+    if precision == "no" and dtype == torch.float16:
+        remedy = "" if device == "cpu" else ", or train with mixed_precision='fp16'"
         raise DataError(
             "expected a pipeline in float32 or bfloat16 to train on, got float16, in which gradients underflow; load it "
-            "with dtype=torch.bfloat16 or torch.float32, or train with mixed_precision='fp16'"
+            f"with dtype=torch.bfloat16 or torch.float32{remedy}"
         )
-    if config.mixed_precision == "fp16" and pipe.unet.device.type == "cpu":
-        raise DataError("expected mixed_precision 'no' or 'bf16' on a CPU, got 'fp16'")
+    return replace(config, mixed_precision=precision, allow_tf32=config.allow_tf32 and device == "cuda")
+
+
+@contextlib.contextmanager
+def tf32_products(device: torch.device, allow: bool) -> Iterator[None]:
+    """Set whether CUDA computes float32 matrix products in TF32; the former setting returns at the end.
+
+    Args:
+        device: device of the run; nothing is set elsewhere than on CUDA.
+        allow: whether to use TF32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    former, matmul.allow_tf32 = matmul.allow_tf32, allow
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = former
+
+
+def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerator:
+    """Return the run's accelerator; with several processes the pipeline moves to this process's device.
+
+    Args:
+        pipe: the pipeline.
+        config: settings of the run, with a resolved precision.
+        folder: the run's folder; trackers write to `logs/` in it.
+
+    Raises:
+        SettingError: a tracker that is unknown or not installed.
+    """
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=_tracker(config),
+        log_with=_tracker_name(config),
         project_dir=folder / "logs",
         cpu=pipe.unet.device.type == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -45,25 +96,31 @@ def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerat
     return accelerator
 
 
-def _tracker(config: TrainConfig) -> str | None:
-    """Return the tracker's name, checked: accelerate leaves out in silence what is not installed."""
+def _tracker_name(config: TrainConfig) -> str | None:
+    """Return the tracker's name, checked, since accelerate silently drops trackers that are not installed."""
     name = config.report_to
     if name in (None, "none"):
         return None
     known = sorted({str(kind) for kind in LoggerType} | {str(kind) for kind in LOGGER_TYPE_TO_CLASS})
     if name not in known:
-        raise DataError(f"expected report_to to name a tracker ({', '.join(known)}), got {name!r}")
+        raise SettingError(f"expected report_to to name a tracker ({', '.join(known)}), got {name!r}")
     built_in = {str(kind) for kind in LoggerType} - {"all"}
     if name in built_in and name not in {str(kind) for kind in get_available_trackers()}:
         package = f"'maskunet[{name}]'" if name in _EXTRAS else name.replace("_", "-")
-        raise DataError(f"expected {name} for report_to={name!r}, it is not installed; pip install {package}")
+        raise SettingError(f"expected {name} for report_to={name!r}, it is not installed; pip install {package}")
     return name
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig, first: int) -> None:
-    """Start the trackers of a run that goes on after step `first`."""
+def start_trackers(accelerator: Accelerator, config: TrainConfig, steps_done: int) -> None:
+    """Start the run's trackers.
+
+    Args:
+        accelerator: the run's accelerator.
+        config: settings of the run.
+        steps_done: steps that were trained before; 0 for a fresh run.
+    """
     if config.report_to in (None, "none"):
         return
-    # Steps that a killed run had logged past its checkpoint are logged again.
-    options = {"tensorboard": {"purge_step": first + 1}} if first else {}
+    # A killed run may have logged steps past its last checkpoint; they are logged again.
+    options = {"tensorboard": {"purge_step": steps_done + 1}} if steps_done else {}
     accelerator.init_trackers("maskunet", {k: str(v) for k, v in asdict(config).items()}, options)

@@ -1,4 +1,4 @@
-"""The seam of the trainer: a method says what trains. The loop, the data, the noise and the loss are the same for all."""
+"""The seam of the trainer: a method decides which parameters are trained. Loop, data, noise and loss are shared."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class Method(ABC):
-    """What trains, how it goes onto a pipeline, and how it is saved.
+    """Which parameters are trained, how they are installed on a pipeline, and how they are saved.
 
-    `learning_rate` is the method's own usual rate, taken where the user names none.
+    Subclasses set `name` and `learning_rate`, the peak rate that is used if the user sets none.
     """
 
     name: ClassVar[str]
@@ -21,38 +21,53 @@ class Method(ABC):
 
     @abstractmethod
     def install(self, pipe: Any, seed: int) -> nn.Module:
-        """Put the method onto a pipeline whose parameters are frozen, and return the module that trains.
-
-        Only its parameters that require gradients train.
+        """Install the method on a frozen pipeline.
 
         Args:
-            pipe: a Stable Diffusion pipeline.
-            seed: seed of whatever starts at random.
+            pipe: a Stable Diffusion pipeline whose parameters require no gradients.
+            seed: seed of everything that starts at random.
+
+        Returns:
+            A module; those of its parameters that require gradients are trained.
 
         Raises:
-            DataError: the pipeline's precision does not allow for this method.
+            DataError: the method cannot train in the pipeline's precision.
         """
 
     @abstractmethod
     def remove(self, pipe: Any) -> None:
-        """Take the method off again. Full fine-tuning leaves the trained weights in the pipeline."""
+        """Remove the method. Full fine-tuning leaves the trained weights in the pipeline.
+
+        Args:
+            pipe: the pipeline that it was installed on.
+        """
 
     @abstractmethod
-    def begin(self, seeds: Sequence[int]) -> None:
-        """Prepare a training step; `seeds` are one for each sample."""
+    def start_batch(self, seeds: Sequence[int]) -> None:
+        """Prepare a training batch.
+
+        Args:
+            seeds: one seed per sample.
+        """
 
     @abstractmethod
-    def evaluate(self) -> None:
-        """Switch to what is used after training: no dropout, no noise."""
+    def set_eval(self) -> None:
+        """Switch to the behaviour after training: no dropout, no noise."""
 
     @abstractmethod
     def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
-        """Write what was trained, in the format that loads elsewhere, and return its folder.
+        """Save the trained parameters in a format that loads elsewhere.
 
         Args:
-            pipe: the pipeline that it was trained on.
+            pipe: the pipeline that it is installed on.
             folder: the run's folder.
-            card: what the model card of a masker says of the run; empty for other methods.
+            card: what the model card of a masker says about the run; empty for other methods.
+
+        Returns:
+            The folder that was written.
+
+        Raises:
+            DataError: it cannot be written.
         """
 
     @property
@@ -60,9 +75,13 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """Settings as JSON values; a run is resumed only with the same ones."""
 
-    def regulariser(self) -> Tensor | None:
-        """Return the mean P(keep) of the step's masks, with its gradient; None where there are no masks."""
+    def expected_density(self) -> Tensor | None:
+        """Return the mean P(keep) of the latest call's masks, with its gradient; None without masks."""
         return None
 
-    def anneal(self, tau: float) -> None:  # noqa: B027 - a method without masks has no temperature
-        """Set the temperature of the relaxation."""
+    def set_tau(self, tau: float) -> None:  # noqa: B027 - a method without masks has no temperature
+        """Set the temperature of the relaxation.
+
+        Args:
+            tau: the temperature, > 0.
+        """

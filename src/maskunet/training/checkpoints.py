@@ -1,11 +1,11 @@
-"""The run's folder: checkpoints that are whole or not there, the figures, and the settings.
+"""The run's folder: its settings, its log, and checkpoints that are complete or absent.
 
     config.json                 settings of the run
-    stats.jsonl                 a line of figures every few steps
-    checkpoint-000500/state.pt  what trains, its average, optimiser and schedule after 500 steps
-    masker/ lora/ unet/         what was trained, at the end
+    stats.jsonl                 one line of figures every few steps
+    checkpoint-000500/state.pt  trained parameters, their average, optimiser and schedule after 500 steps
+    masker/ lora/ unet/         the trained parameters, at the end
 
-All that is random follows from the seed and the step's number, so a state needs no random number generators.
+Everything random follows from the seed and the step's number, so a state needs no random number generators.
 """
 
 from __future__ import annotations
@@ -19,157 +19,171 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError, first_line
+from ..files import make_folder, save_folder, save_text
 
 logger = logging.getLogger(__name__)
 
 STATS, CONFIG, STATE = "stats.jsonl", "config.json", "state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
-#: Settings that may change when a run is resumed: they do not touch what is trained.
+#: Settings that may change when a run is resumed, because the trained parameters do not depend on them.
 FREE = {
     "checkpoints_total_limit",
     "resume_from_checkpoint",
     "report_to",
     "logging_steps",
     "checkpointing_steps",
+    "validation_batch_size",
     "validation_prompts",
     "validation_num_inference_steps",
     "validation_guidance_scale",
 }
+#: Settings that runs saved by earlier versions lack, with the values that those runs trained with.
+IMPLIED = {"allow_tf32": False}
+_SHORT = 40
 
 
 class Checkpoints:
-    """Checkpoints of one run.
+    """The folder of one run.
 
     Args:
-        folder: the run's folder; made if missing.
-        settings: settings of the run, JSON values by group.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
+        folder: its path.
+        settings: settings of the run, as JSON values by group.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, writes: bool = True) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings, default=str))
-        if not writes:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"expected a folder that can be written, got {folder}: {error}") from error
-        for left in folder.glob("checkpoint-*.part"):
-            shutil.rmtree(left, ignore_errors=True)
 
-    def all(self) -> list[Path]:
-        """Return the whole checkpoints, the oldest first."""
-        found = [p for p in self.folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / STATE).is_file()]
-        return sorted(found, key=_step)
+    def saved(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first."""
+        paths = [p for p in self.folder.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / STATE).is_file()]
+        return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
-    def start(self) -> None:
-        """Write `config.json`."""
-        self._replace(self.folder / CONFIG, json.dumps(self.settings, indent=1) + "\n")
-
-    def read(self, which: str | None) -> dict[str, Any] | None:
-        """Return the state to go on from, or None for a fresh start.
-
-        Args:
-            which: "latest", the name or path of a checkpoint, or None to start afresh.
+    def create_folder(self) -> None:
+        """Make the folder, delete what an interrupted write left, and write `config.json` for a fresh run.
 
         Raises:
-            CheckpointError: there is none of that name, it cannot be read, or its run had other settings.
+            CheckpointError: the folder cannot be written.
         """
-        if which is None:
-            if self.all():
+        try:
+            make_folder(self.folder)
+            for part in self.folder.glob("checkpoint-*.part"):
+                shutil.rmtree(part, ignore_errors=True)
+            if not self.saved():
+                save_text(json.dumps(self.settings, indent=1) + "\n", self.folder / CONFIG)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+
+    def load(self, name: str | None) -> dict[str, Any] | None:
+        """Return the state to resume from, or None for a fresh run.
+
+        Args:
+            name: "latest", the name or path of a checkpoint, or None for a fresh run.
+
+        Raises:
+            CheckpointError: no such checkpoint, one that cannot be read, or one of a run with other settings.
+        """
+        paths = self.saved()
+        if name is None:
+            if paths:
                 raise CheckpointError(
-                    f"expected an empty run folder, {self.folder} holds {self.all()[-1].name}; use "
+                    f"expected an empty run folder, {self.folder} holds {paths[-1].name}; use "
                     "resume_from_checkpoint='latest' or another output_dir"
                 )
             return None
-        if which == "latest":
-            if not (found := self.all()):
+        if name == "latest":
+            if not paths:
                 return None
-            path = found[-1]
+            path = paths[-1]
         else:
-            path = Path(which) if Path(which).is_dir() else self.folder / which
+            path = Path(name) if Path(name).is_dir() else self.folder / name
             if not (path / STATE).is_file():
-                there = ", ".join(p.name for p in self.all()) or "none"
-                raise CheckpointError(f"expected a checkpoint of {self.folder} ({there}), got {which!r}")
+                names = ", ".join(p.name for p in paths) or "none"
+                raise CheckpointError(f"expected a checkpoint of {self.folder} ({names}), got {name!r}")
         try:
             state: dict[str, Any] = torch.load(path / STATE, weights_only=True, map_location="cpu")
-            before = json.loads(state["settings"])
+            saved_settings = json.loads(state["settings"])
         except Exception as error:  # a damaged file can raise anything from the unpickler
             raise CheckpointError(
                 f"expected the state of a run in {path}, could not read it ({type(error).__name__}); delete that "
-                "folder to go on from the checkpoint before it"
+                "folder to resume from the checkpoint before it"
             ) from error
-        for group, now in self.settings.items():
-            then = before.get(group, {})
-            changed = sorted(k for k in now.keys() | then.keys() if k not in FREE and now.get(k) != then.get(k))
-            if changed:
-                raise CheckpointError(
-                    f"expected {self.folder} to hold a run with these settings, {', '.join(changed)} differ; use "
-                    "another output_dir"
-                )
+        self._check_settings(saved_settings)
         logger.info("resumed %s at step %d", path, state["step"])
         return state
 
-    def write(self, state: dict[str, Any], limit: int | None) -> Path:
-        """Write a checkpoint, then delete the oldest ones past `limit`.
+    def _check_settings(self, saved: dict[str, Any]) -> None:
+        differences = []
+        for group, current in self.settings.items():
+            former = IMPLIED | saved.get(group, {}) if group == "config" else saved.get(group, {})
+            for key in sorted((current.keys() | former.keys()) - FREE):
+                values = current.get(key), former.get(key)
+                if values[0] != values[1]:
+                    is_short = max(len(str(value)) for value in values) <= _SHORT
+                    differences.append(f"{key} {values[0]} instead of {values[1]}" if is_short else f"another {key}")
+        if differences:
+            raise CheckpointError(
+                f"expected the settings of the run in {self.folder}, got {', '.join(differences)}; set them back or use "
+                "another output_dir"
+            )
+
+    def save(self, state: dict[str, Any], limit: int | None) -> Path:
+        """Write a checkpoint, then delete the oldest ones.
+
+        Args:
+            state: the state, with its "step".
+            limit: keep the last N checkpoints; all if None.
+
+        Returns:
+            The checkpoint's folder.
 
         Raises:
-            CheckpointError: it cannot be written; the earlier ones are intact.
+            CheckpointError: it cannot be written; earlier checkpoints are intact.
         """
         path = self.folder / f"checkpoint-{state['step']:06d}"
-        part = path.with_name(path.name + ".part")
+        content = state | {"settings": json.dumps(self.settings)}
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            torch.save(state | {"settings": json.dumps(self.settings)}, part / STATE)
-            if path.exists():
-                shutil.rmtree(path)
-            part.replace(path)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(part, ignore_errors=True)
-            last = self.all()
-            kept = f"{last[-1]} is intact" if last else "there is none yet"
+            save_folder(path, lambda part: torch.save(content, part / STATE))
+        except (DataError, RuntimeError) as error:  # torch raises a RuntimeError on a full disk
+            paths = self.saved()
+            last = f"{paths[-1]} is intact" if paths else "there is none yet"
             raise CheckpointError(
-                f"expected to write a checkpoint to {path}, could not: {str(error).splitlines()[0]}. Last good "
-                f"checkpoint: {kept}. Side room and run the same command again."
+                f"expected to write a checkpoint to {path}, could not: {first_line(error.__cause__ or error)}. Last good "
+                f"checkpoint: {last}. Make room and run the same command again."
             ) from error
-        for old in self.all()[: -max(1, limit)] if limit else []:
+        for old in self.saved()[: -max(1, limit)] if limit else []:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Append a line of figures."""
+    def append_stats(self, entry: dict[str, Any]) -> None:
+        """Append a line to `stats.jsonl`.
+
+        Args:
+            entry: figures of a step.
+        """
         with (self.folder / STATS).open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def stats(self, until: int | None = None) -> list[dict[str, Any]]:
-        """Return the figures; with `until`, drop those of later steps from the file as well."""
+    def read_stats(self) -> list[dict[str, Any]]:
+        """Return the entries of `stats.jsonl`."""
         path = self.folder / STATS
-        if not path.is_file():
-            return []
         entries = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text().splitlines() if path.is_file() else []:
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:  # the last line of a killed run may be incomplete
                 continue
-            if until is None or entry["step"] <= until:
-                entries.append(entry)
-        if until is not None:
-            self._replace(path, "".join(json.dumps(e) + "\n" for e in entries))
         return entries
 
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        part = path.with_name(path.name + ".part")
-        part.write_text(text)
-        part.replace(path)
+    def drop_stats_after(self, step: int) -> None:
+        """Delete the entries of later steps, which a killed run logged past its last checkpoint.
 
+        Args:
+            step: the last step to keep.
 
-def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match.group(1))
+        Raises:
+            DataError: the file cannot be written.
+        """
+        if (self.folder / STATS).is_file():
+            entries = [entry for entry in self.read_stats() if entry["step"] <= step]
+            save_text("".join(json.dumps(entry) + "\n" for entry in entries), self.folder / STATS)

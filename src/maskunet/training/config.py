@@ -1,4 +1,4 @@
-"""How to train. Names follow diffusers' example scripts."""
+"""Settings of training. Names follow diffusers' example scripts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ from dataclasses import dataclass
 from ..errors import SettingError
 from ..settings import Settings, choice, flag, integer, number, text, texts
 
+#: Final learning rate of the schedule "polynomial" in diffusers, which must lie below the peak.
+POLYNOMIAL_END = 1e-7
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
-    """How to train. Names follow diffusers' example scripts; defaults fit SD 1.5 at 512 pixels on a 16 GB card.
+    """Settings of training. Names follow diffusers' example scripts; defaults fit SD 1.5 at 512 pixels on a 16 GB card.
 
-    Args:
+    Main:
         max_train_steps: optimiser steps.
         train_batch_size: samples per step, process and accumulation.
         gradient_accumulation_steps: batches whose gradients make one step.
-        gradient_checkpointing: recompute activations of the U-Net in the backward pass, for less memory.
+        learning_rate: peak rate of AdamW; the method's own if None.
         mixed_precision: "no", "fp16", "bf16", or "auto": bf16 on a GPU that computes in it, fp16 on another GPU, none
             elsewhere. The trained parameters stay in float32.
-        allow_tf32: let a GPU compute float32 products in TF32 while it trains.
-        learning_rate: peak rate of AdamW; the method's own if None.
+        validation_samples: pairs of sample and noise on which base and trained losses are compared; 0 for none.
+        validation_steps: steps between comparisons, and between validation images.
+        seed: seed of the data's order, noise and masks.
+
+    Fine-tuning, optimiser:
+        gradient_checkpointing: recompute activations of the U-Net in the backward pass, for less memory.
+        allow_tf32: let a GPU compute float32 matrix products in TF32 while it trains.
         lr_scheduler: schedule of the rate, as diffusers' `get_scheduler` names it.
         lr_warmup_steps: steps of warm-up.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon: AdamW's.
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon: AdamW's settings of these names.
         use_8bit_adam: keep the optimiser's state in 8 bits (bitsandbytes; a GPU, or a CPU in recent versions).
         max_grad_norm: gradients are clipped to this norm.
         use_ema: keep an exponential moving average of the trained parameters, and save that.
-        ema_decay: its decay.
+        ema_decay: decay of that average.
+
+    Fine-tuning, loss:
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         snr_gamma: gamma of min-SNR loss weights; None weighs all timesteps equally.
         noise_offset: scale of a noise that is constant over each channel.
@@ -36,6 +46,8 @@ class TrainConfig(Settings):
         tau_end: temperature of the relaxation at the last step, approached geometrically; None keeps the masker's.
         target_density: density that a penalty draws the masks to; None leaves it to the loss.
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
+
+    Fine-tuning, reward:
         objective: "diffusion", or "reward": raise a reward of the network's own samples, with the diffusion loss beside it.
         diffusion_weight, reward_weight: weights of the two in the objective "reward"; at 0 the diffusion loss is not
             computed.
@@ -44,20 +56,19 @@ class TrainConfig(Settings):
         refl_start: ReFL takes the reward at a random step after this share of the steps.
         draft_steps: K of DRaFT-K, gradients through the last K steps instead of ReFL; None for ReFL.
         validation_rewards: held-out captions whose finished images are rewarded at each comparison.
-        validation_samples: pairs of sample and noise on which base and trained losses are compared; 0 for none.
+
+    Fine-tuning, run:
         validation_batch_size: samples per validation call; `train_batch_size` if None.
-        validation_steps: steps between comparisons, and between validation images.
-        validation_prompts: prompts of images that are generated then; none by default.
+        validation_prompts: prompts of images that are generated at each comparison; none by default.
         validation_num_inference_steps, validation_guidance_scale: settings of those images.
         checkpointing_steps: steps between checkpoints.
-        checkpoints_total_limit: how many checkpoints are kept; all if None.
+        checkpoints_total_limit: keep the last N checkpoints; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
         logging_steps: steps between lines of `stats.jsonl`.
         report_to: a tracker of accelerate ("tensorboard", "wandb"), or None; TensorBoard's files go to `logs/`.
-        seed: seed of the data's order, noise and masks.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: a setting is out of range, or contradicts another.
     """
 
     max_train_steps: int = integer(1000, at_least=1)
@@ -67,8 +78,9 @@ class TrainConfig(Settings):
     mixed_precision: str = choice("auto", "no", "fp16", "bf16")
     allow_tf32: bool = flag(True)
     learning_rate: float | None = number(None, above=0, optional=True)
+    # Not "piecewise_constant", which needs rules that no field here holds.
     lr_scheduler: str = choice(
-        "cosine", "constant", "constant_with_warmup", "linear", "cosine_with_restarts", "polynomial", "piecewise_constant"
+        "cosine", "constant", "constant_with_warmup", "linear", "cosine_with_restarts", "polynomial"
     )
     lr_warmup_steps: int = integer(50, at_least=0)
     adam_beta1: float = number(0.9, at_least=0, below=1)
@@ -110,9 +122,18 @@ class TrainConfig(Settings):
     seed: int = integer(0, at_least=0, at_most=2**63 - 1)
 
     def check(self) -> None:
-        """Refuse a DRaFT-K that is longer than its sampling."""
+        """Refuse settings that contradict each other.
+
+        Raises:
+            SettingError: a DRaFT-K longer than its sampling, or a polynomial schedule that would rise.
+        """
         if self.draft_steps is not None and self.draft_steps > self.reward_num_inference_steps:
             raise SettingError(
                 f"expected draft_steps <= reward_num_inference_steps ({self.reward_num_inference_steps}), got "
                 f"{self.draft_steps}"
+            )
+        rate = self.learning_rate
+        if self.lr_scheduler == "polynomial" and rate is not None and rate <= POLYNOMIAL_END:
+            raise SettingError(
+                f"expected learning_rate > {POLYNOMIAL_END:g} with lr_scheduler 'polynomial', which ends there, got {rate:g}"
             )

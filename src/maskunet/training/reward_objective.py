@@ -1,7 +1,7 @@
 r"""The reward as a training objective: what a search finds for one prompt, learnt once for all.
 
-ReFL samples with the network under training to a random step k, without gradient, and climbs the reward of the picture
-predicted there; DRaFT-K samples to the end and lets the gradient flow through the last K steps:
+ReFL samples with the network under training up to a random step k, without gradient, and raises the reward of the image
+predicted there. DRaFT-K samples to the end, with gradients through the last K steps.
 
 .. math:: L = w_d L_{\mathrm{diffusion}} - w_r\,E[R(D(\hat x_0(x_k)), c)] \quad\text{or}\quad - w_r\,E[R(D(x_0), c)]
 
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.stats import t
 from torch import Tensor
 
 from ..errors import DataError
+from ..metrics.intervals import student
 from ..relaxation import derive_seed
 from ..rewards.base import Reward
 from ..sampling.stepwise import StepwiseSampler
@@ -30,13 +30,13 @@ class RewardObjective:
     """Rewards of the network's own guided samples.
 
     Args:
-        pipe: the pipeline; its scheduler is the one that samples.
-        reward: what to climb.
-        config: the run's settings.
-        method: what trains; it is told the seeds of the guided batch.
+        pipe: the pipeline; its scheduler makes the samples.
+        reward: the reward to raise.
+        config: settings of the run.
+        method: the method; its masks are drawn by the seeds of the guided batch.
 
     Raises:
-        DataError: an autoencoder that overflows in its precision.
+        DataError: the autoencoder overflows in its precision.
     """
 
     def __init__(self, pipe: Any, reward: Reward, config: TrainConfig, method: Method) -> None:
@@ -58,15 +58,15 @@ class RewardObjective:
         )
 
     def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Return rewards (B,) with their gradient to what trains.
+        """Return the rewards (B,) of samples, with their gradient to the trained parameters.
 
         Args:
             captions: B captions.
-            seeds: a seed for each sample; its noise, and the batch's step, follow from them.
+            seeds: B seeds, one per sample, of its noise; the first one also decides ReFL's step.
         """
         config = self.config
         sampler = self._sampler(captions, [derive_seed(s, "reward") % 2**31 for s in seeds])
-        self.method.begin(tuple(seeds) * (2 if sampler.is_guided else 1))
+        self.method.start_batch(tuple(seeds) * (2 if sampler.is_guided else 1))
         steps = len(sampler.timesteps)
         if config.draft_steps is not None:
             stop = max(0, steps - config.draft_steps)
@@ -77,33 +77,40 @@ class RewardObjective:
             while sampler.index < stop:
                 sampler.advance(sampler.predict())
         if config.draft_steps is None:
-            clean = sampler.pred_x0(sampler.predict())
+            latents = sampler.pred_x0(sampler.predict())
         else:
             while not sampler.is_finished:
                 sampler.advance(sampler.predict(), gradient=True)
-            clean = sampler.latents
-        return self.reward(sampler.decode(clean), captions).float()
+            latents = sampler.latents
+        return self.reward(sampler.decode(latents), captions).float()
 
     @torch.no_grad()
     def rewards(self, captions: Sequence[str]) -> Tensor:
-        """Return the rewards (B,) of finished pictures, the i-th from the noise of seed i."""
-        found, size = [], self.config.reward_batch_size
+        """Return the rewards (B,) of finished images; image i starts from the noise of seed i.
+
+        Args:
+            captions: B captions.
+        """
+        rewards, size = [], self.config.reward_batch_size
         for first in range(0, len(captions), size):
             chunk = list(captions[first : first + size])
             sampler = self._sampler(chunk, range(first, first + len(chunk)))
             while not sampler.is_finished:
                 sampler.advance(sampler.predict())
-            found.append(self.reward(sampler.decode(sampler.latents), chunk).float())
-        return torch.cat(found)
+            rewards.append(self.reward(sampler.decode(sampler.latents), chunk).float())
+        return torch.cat(rewards)
 
     def compare(self, captions: Sequence[str]) -> dict[str, float]:
-        """Return the mean reward and its paired gain over the first call's, with Student's 95 % interval.
+        """Return the mean reward and its paired gain over the first call, with Student's 95 % interval.
 
-        The first call is made before what trains is put on.
+        The first call is made on the base model, before the method is installed.
+
+        Args:
+            captions: B captions, the same in every call.
         """
-        found = self.rewards(captions)
+        rewards = self.rewards(captions)
         if self.base is None:
-            self.base = found
-        gain = found - self.base
-        half = float(t.ppf(0.975, len(gain) - 1)) * float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        return {"reward": float(found.mean()), "reward_gain": float(gain.mean()), "reward_gain_ci95": half}
+            self.base = rewards
+        gain = student(rewards - self.base)
+        half_width = gain.high - gain.value if len(rewards) > 1 else 0.0
+        return {"reward": float(rewards.mean()), "reward_gain": gain.value, "reward_gain_ci95": half_width}

@@ -1,4 +1,4 @@
-"""What a run tells the model card: base model, data set and the settings and figures that matter to a reader."""
+"""What the model card says about a run: base model, data set, and the settings and figures that matter to a reader."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from ..data import CachedLatents
 from ..version import __version__
 from .config import TrainConfig
-from .methods import TrainMasks
+from .mask_method import MaskMethod
 
 
-def _public(name: str | None) -> str | None:
-    """Return a name without the folders above it, where it is a folder or file of this machine."""
+def _public_name(name: str | None) -> str | None:
+    """Return a name, without its parent folders if it is a path of this machine."""
     if not name:
         return None
     path = Path(name).expanduser()
@@ -25,7 +25,7 @@ def _public(name: str | None) -> str | None:
 
 def describe_run(
     pipe: Any,
-    method: TrainMasks,
+    method: MaskMethod,
     data: CachedLatents,
     config: TrainConfig,
     stats: Sequence[dict[str, Any]],
@@ -34,36 +34,31 @@ def describe_run(
     held_out: bool,
     num_processes: int = 1,
 ) -> dict[str, Any]:
-    """Return `base_model`, `dataset` and `recipe` as `Masker.save_pretrained` and `push_to_hub` take them.
+    """Return `base_model`, `dataset` and `recipe` for `Masker.save_pretrained` and `push_to_hub`.
 
     Args:
-        pipe: the pipeline that was trained on; where it was loaded from is its name.
-        method: what was trained.
-        data: what it was trained on.
-        config: how.
-        stats: the logged figures.
+        pipe: the pipeline; the path that it was loaded from is its name.
+        method: the method.
+        data: the training set.
+        config: settings of the run.
+        stats: entries of the log.
         tau: temperature at the first step.
-        held_out: whether the gain was measured on samples that were held out.
-        num_processes: processes that shared each step.
+        held_out: whether the gain was measured on held-out samples.
+        num_processes: number of processes that shared each step.
     """
-    base, source = _public(getattr(pipe.config, "_name_or_path", None)), _public(data.source)
+    base_model, dataset = _public_name(getattr(pipe.config, "_name_or_path", None)), _public_name(data.source)
     rate = method.learning_rate if config.learning_rate is None else config.learning_rate
-    settings = method.masker.settings
-    each, parts = config.train_batch_size, config.gradient_accumulation_steps
-    size = each * parts * num_processes
-    shares = f"{each} a process, {parts} accumulated, processes {num_processes}"
-    masks = "drawn with Gumbel noise" if config.gumbel else "by threshold"
     recipe = {
-        "Base model": base or "not named",
+        "Base model": base_model or "not named",
         "Method": f"{method.name} ({type(method.masker).__name__})",
-        "Data set": f"{source or 'not named'}, {len(data):,} pictures",
+        "Data set": f"{dataset or 'not named'}, {len(data):,} images",
         "Steps": f"{config.max_train_steps:,}",
-        "Batch": f"{size} ({shares})" if size != each else f"{size}",
+        "Batch": _batch_size(config, num_processes),
         "Learning rate": f"{rate:g}, {config.lr_scheduler}, {config.lr_warmup_steps} steps of warm-up",
         "Loss weights": "even" if config.snr_gamma is None else f"min-SNR, gamma {config.snr_gamma:g}",
         "Caption dropout": f"{config.caption_dropout:g}",
-        "Masks in training": masks,
-        "Initial logit": f"{settings.get('initial_logit', 'not named')}",
+        "Masks in training": "drawn with Gumbel noise" if config.gumbel else "by threshold",
+        "Initial logit": f"{method.masker.settings.get('initial_logit', 'not named')}",
         "Temperature": f"{tau:g}" if config.tau_end is None else f"{tau:g} to {config.tau_end:g}",
         "Precision": f"{config.mixed_precision} (mixed), base model in {str(pipe.unet.dtype).removeprefix('torch.')}",
         "Seed": f"{config.seed}",
@@ -74,13 +69,30 @@ def describe_run(
         recipe["LoRA"] = f"rank {lora['rank']}, trained with the masks; use both"
     if config.use_ema:
         recipe["Averaged weights"] = f"decay {config.ema_decay:g}"
-    if (last := next((entry for entry in reversed(stats) if "gain" in entry), None)) is not None:
-        samples = "held-out" if held_out else "training"
-        recipe["Gain in loss over the base model"] = (
-            f"{last['gain']:.3e} ± {last['gain_ci95']:.1e} (95 % interval) on {config.validation_samples:,} fixed pairs of "
-            f"{samples} samples and noise, after {last['step']:,} steps"
-        )
-        recipe["Density"] = f"{last['density']:.4f} of the masked weights kept, by threshold"
+    recipe |= _last_comparison(stats, config.validation_samples, held_out)
     versions = ("maskunet", __version__), ("torch", torch.__version__), ("diffusers", diffusers.__version__)
     recipe["Versions"] = ", ".join(f"{name} {version}" for name, version in versions)
-    return {"base_model": base, "dataset": source, "recipe": recipe}
+    return {"base_model": base_model, "dataset": dataset, "recipe": recipe}
+
+
+def _batch_size(config: TrainConfig, num_processes: int) -> str:
+    per_process, accumulated = config.train_batch_size, config.gradient_accumulation_steps
+    size = per_process * accumulated * num_processes
+    if size == per_process:
+        return f"{size}"
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    return f"{size} ({per_process} per process, {accumulated} accumulated, {processes})"
+
+
+def _last_comparison(stats: Sequence[dict[str, Any]], count: int, held_out: bool) -> dict[str, str]:
+    last = next((entry for entry in reversed(stats) if "gain" in entry), None)
+    if last is None:
+        return {}
+    samples = "held-out" if held_out else "training"
+    return {
+        "Gain in loss over the base model": (
+            f"{last['gain']:.3e} ± {last['gain_ci95']:.1e} (95 % interval) on {count:,} fixed pairs of {samples} samples "
+            f"and noise, after {last['step']:,} steps"
+        ),
+        "Density": f"{last['density']:.4f} of the masked weights kept, by threshold",
+    }

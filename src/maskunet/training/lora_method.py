@@ -1,0 +1,110 @@
+"""Train a LoRA, through PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..errors import DataError, SettingError
+from ..files import save_folder
+from ..targets import Targets, describe
+from .base import Method
+
+_ADAPTER = "maskunet_training"
+
+
+class LoraMethod(Method):
+    """Train a LoRA beside the target layers.
+
+    Args:
+        targets: which layers, as for masks.
+        rank: rank of the update, >= 1; its scale is 1 (alpha = rank).
+
+    Raises:
+        SettingError: `rank` is out of range.
+
+    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+    """
+
+    name: ClassVar[str] = "lora"
+    learning_rate: ClassVar[float] = 1e-4
+
+    def __init__(self, targets: Targets = "decoder-attention", *, rank: int = 16) -> None:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise SettingError(f"expected rank to be an integer >= 1, got {rank!r}")
+        self.targets, self.rank = targets, rank
+
+    def install(self, pipe: Any, seed: int) -> nn.Module:
+        """Add the adapter to the U-Net; its weights are in float32, whatever the U-Net's dtype.
+
+        Args:
+            pipe: the pipeline.
+            seed: seed of the adapter's start.
+
+        Raises:
+            DataError: PEFT is not installed.
+            TargetError: the targets match nothing.
+        """
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise DataError("expected peft for LoRA, it is not installed; pip install 'maskunet[train]'") from error
+        from diffusers.training_utils import cast_training_params
+
+        layers = [layer.name for layer in describe(pipe.unet, self.targets).layers]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=layers)
+            pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
+        cast_training_params(pipe.unet, dtype=torch.float32)
+        return pipe.unet  # type: ignore[no-any-return]
+
+    def remove(self, pipe: Any) -> None:
+        """Remove the adapter.
+
+        Args:
+            pipe: the pipeline.
+        """
+        if _ADAPTER not in getattr(pipe.unet, "peft_config", {}):
+            return
+        pipe.unet.delete_adapters(_ADAPTER)
+        if not getattr(pipe.unet, "peft_config", None):
+            pipe.unet.unload_lora()  # no other adapter is left, so the layers lose PEFT's wrappers
+
+    def start_batch(self, seeds: Sequence[int]) -> None:
+        """Do nothing.
+
+        Args:
+            seeds: not used.
+        """
+
+    def set_eval(self) -> None:
+        """Do nothing."""
+
+    def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
+        """Write `lora/pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights` reads.
+
+        Args:
+            pipe: the pipeline.
+            folder: the run's folder.
+            card: not used.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        path = folder / "lora"
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet, adapter_name=_ADAPTER))
+        save_folder(path, lambda part: pipe.save_lora_weights(part, unet_lora_layers=layers), keep=("README.md",))
+        return path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Targets and rank."""
+        return {"targets": self.targets, "rank": self.rank}
