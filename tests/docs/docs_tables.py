@@ -48,7 +48,7 @@ PYTHON = [
     (r"SearchConfig\.preset\((.*?)\)", r"SearchConfig.preset(\1, num_inference_steps=2, iterations=1)"),
     (r"SearchConfig\((?=\w)", "SearchConfig(num_inference_steps=2, candidates=2, iterations=1, "),
     (r'(mu\.search\(pipe, \[[^]]*\], "[^"]*")\)', r"\1, mu.SearchConfig(num_inference_steps=2, candidates=2))"),
-    (r"(mu\.evaluate\(.*?limit=)\d+", r"\g<1>6, samples=1, num_inference_steps=1"),
+    (r"(mu\.evaluate\(.*?limit=)\d+", r"\g<1>2, images_per_prompt=1, num_inference_steps=1"),
     (r"(syngen\(pipe, \[.*?)\)$", r"\1, num_inference_steps=2)"),
 ]
 
