@@ -1,4 +1,4 @@
-"""Comparison: pairing, intervals, and a table that says what was measured."""
+"""Comparison of base and masked images: pairing, intervals, the table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.cli.demo_page import line_plot, page
 from maskunet.evaluation import Comparison, compare
 from maskunet.shapes.scenes import held_out_prompts
 
 
-def made(base: torch.Tensor, masked: torch.Tensor) -> Comparison:
+def comparison(base: torch.Tensor, masked: torch.Tensor) -> Comparison:
     right = torch.stack([base, masked])
     reasons = [[[None if ok else "wrong" for ok in run] for run in side.tolist()] for side in right]
     return Comparison(held_out_prompts(base.shape[1]), base.shape[0], right, reasons, torch.zeros(2, 0))
@@ -24,7 +23,7 @@ def test_accuracy_is_the_mean_over_tasks() -> None:
     right = torch.zeros(1, 60, dtype=torch.bool)
     right[:, 0::6] = True  # every single_object
     right[:, 1::12] = True  # every other two_object
-    result = made(right, right)
+    result = comparison(right, right)
     assert result.accuracy("base", "single_object").value == 1
     assert result.accuracy("base", "two_object").value == 0.5
     assert result.accuracy("base").value == pytest.approx(1.5 / 6)
@@ -37,7 +36,7 @@ def test_gain_is_paired() -> None:
     base = torch.rand(2, 300, generator=generator) < 0.5
     masked = base.clone()
     masked[:, ::10] = True
-    result = made(base, masked)
+    result = comparison(base, masked)
     gain, side = result.gain(), result.accuracy("base")
     assert gain.low > 0
     assert gain.high - gain.low < side.high - side.low
@@ -47,14 +46,14 @@ def test_gain_is_paired() -> None:
 def test_bootstrap_interval_has_the_width_of_a_proportion() -> None:
     generator = torch.Generator().manual_seed(1)
     right = torch.rand(1, 1200, generator=generator) < 0.5
-    interval = made(right, right).accuracy("base")
+    interval = comparison(right, right).accuracy("base")
     expected = 2 * 1.96 * math.sqrt(0.25 / 1200)
     assert interval.high - interval.low == pytest.approx(expected, rel=0.15)
 
 
 def test_both_sides_share_their_noise(pipe: StableDiffusionPipeline) -> None:
-    """With masks of ones the sides are the same picture; with others they are not."""
-    pictures: dict[tuple[str, int], torch.Tensor] = {}
+    """With masks of ones both sides have the same images; another seed has others."""
+    images: dict[tuple[str, int], torch.Tensor] = {}
     prompts = held_out_prompts(6)
     generator = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=9.0), seed=0)
     mu.attach(pipe, generator)
@@ -67,30 +66,10 @@ def test_both_sides_share_their_noise(pipe: StableDiffusionPipeline) -> None:
         features=features,
         reference=torch.rand(10, 3, 16, 16),
         progress=False,
-        on_images=lambda side, run, made: pictures.__setitem__((side, run), made),
+        on_images=lambda side, run, batch: images.__setitem__((side, run), batch),
     )
-    torch.testing.assert_close(pictures["base", 0], pictures["masked", 0], atol=1e-5, rtol=0)
-    assert not torch.equal(pictures["base", 0], pictures["base", 1])
+    torch.testing.assert_close(images["base", 0], images["masked", 0], atol=1e-5, rtol=0)
+    assert not torch.equal(images["base", 0], images["base", 1])
     assert result.distances.shape == (2, 2)
     assert result.distance_gain().value == pytest.approx(0, abs=1e-4)
     assert "FID" in result.to_markdown()
-
-
-def test_page_is_self_contained(pipe: StableDiffusionPipeline) -> None:
-    right = torch.zeros(1, 6, dtype=torch.bool)
-    right[0, 0] = True
-    result = made(right, ~right)
-    pictures = {"base": torch.rand(6, 3, 64, 64), "masked": torch.rand(6, 3, 64, 64)}
-    text = page(result, pictures, {"all <b>": ([1.0, 2.0], [0.5, 0.6])}, title="a < b", summary=["one & two"])
-    assert text.count("data:image/png;base64,") == 12
-    assert "://" not in text  # "http" alone is in the base64 of a picture now and then
-    assert "a &lt; b" in text
-    assert "one &amp; two" in text
-    assert "all &lt;b&gt;" in text
-    assert text.count('class="right"') == 6
-    assert text.count('class="wrong"') == 6
-
-
-def test_plot_takes_a_constant_line() -> None:
-    assert "NaN" not in line_plot({"flat": ([0.0, 1.0], [1.0, 1.0])}, "x", "y")
-    assert "nan" not in line_plot({"one": ([5.0], [1.0])}, "x", "y")

@@ -18,7 +18,7 @@ from maskunet import zoo
 from maskunet.errors import DataError
 from maskunet.evaluation.coco import coco_captions
 from maskunet.evaluation.features import load_features
-from maskunet.evaluation.folder import generate_folder, measure_folder, image_files, prompts_beside, read_images
+from maskunet.evaluation.folder import generate_folder, image_files, measure_folder, prompts_beside, read_images
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import Scene, training_scene
 

@@ -41,7 +41,14 @@ def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
     benchmark = GenEval(METADATA, JudgeDetector(), images_per_prompt=2)
     said: list[str] = []
     sides = {"base": blank, "masker": drawn}
-    found = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, on_generated=lambda folder, count: said.append(f"{count} {folder}"))
+    found = run_benchmark(
+        benchmark,
+        sides,
+        tmp_path,
+        settings={},
+        progress=False,
+        on_generated=lambda folder, count: said.append(f"{count} {folder}"),
+    )
     assert found is not None
     assert found.estimate("base").value == 0
     assert found.estimate("masker").value == 1
@@ -60,7 +67,14 @@ def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
     assert right["correct"] is True
     ((box,),) = json.loads(right["details"]).values()
     assert len(box) == 5
-    again = run_benchmark(benchmark, sides, tmp_path, settings={}, progress=False, on_generated=lambda folder, count: said.append(f"{count} {folder}"))
+    again = run_benchmark(
+        benchmark,
+        sides,
+        tmp_path,
+        settings={},
+        progress=False,
+        on_generated=lambda folder, count: said.append(f"{count} {folder}"),
+    )
     assert said[-1].startswith("0 ")
     assert again is not None
     assert again.to_dict() == found.to_dict()
@@ -74,7 +88,10 @@ def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None
     letters = [m | {"prompt": "a b"} for m in METADATA[:3]]
     benchmark = GenEval(letters, JudgeDetector(), images_per_prompt=2, seed=3)
     run = {"progress": False, "batch_size": 4}
-    assert run_benchmark(GenEval(letters, images_per_prompt=2, seed=3), sides, tmp_path / "two", rank=1, world=2, **run) is None
+    assert (
+        run_benchmark(GenEval(letters, images_per_prompt=2, seed=3), sides, tmp_path / "two", rank=1, world=2, **run)
+        is None
+    )
     assert run_benchmark(benchmark, sides, tmp_path / "two", rank=0, world=2, **run) is not None
     run_benchmark(benchmark, sides, tmp_path / "one", **run)
 

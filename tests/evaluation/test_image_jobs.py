@@ -22,7 +22,9 @@ def grey(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
 
 
 def jobs(folder: Path, count: int = 5) -> list[ImageJob]:
-    return [ImageJob(folder / "a" / f"{i}.png", folder / "b" / f"{i}.json", f"prompt {i}", 10 * i) for i in range(count)]
+    return [
+        ImageJob(folder / "a" / f"{i}.png", folder / "b" / f"{i}.json", f"prompt {i}", 10 * i) for i in range(count)
+    ]
 
 
 def test_every_picture_is_made_once(tmp_path: Path) -> None:

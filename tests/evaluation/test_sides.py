@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
+from maskunet.attaching import attachment_of
 from maskunet.errors import DataError
 from maskunet.evaluation import search_side
 from maskunet.evaluation.sides import search_settings

@@ -1,9 +1,8 @@
-"""Analyses of masks: what they switch off, when, and what that does, each as data, an answer in words and a plot.
+"""Analyses of masks: which weights they switch off, when, and the effect, each as data, an answer in words and a plot.
 
-settings = AnalysisSettings(count=24, seed=0)
-found = analyze("density", pipe, settings)      # of whatever is attached to the pipeline
-print(found.answer)
-found.save("analysis")                          # density.png, .svg, .csv, .json
+analysis = analyze("density", pipe, AnalysisSettings(count=24, seed=0))    # of the masks attached to the pipeline
+print(analysis.answer)
+analysis.save("analysis")                                                  # density.png, .csv, .json
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What sets of pictures are compared by: distances and shares with intervals, and the bundled world's features."""
+"""Features of the bundled world, and shares and distances of sets of images with intervals."""
 
 from __future__ import annotations
 
@@ -17,48 +17,56 @@ _RESAMPLES = 100
 
 
 @torch.no_grad()
-def bundled_features(pictures: Tensor) -> Tensor:
-    """Return the bundled CLIP's pooled features (N, 128) of pictures (N, 3, 64, 64) in [0, 1]."""
-    clip = zoo.load_clip()
-    return torch.cat([clip.vision_model(p * 2 - 1).pooler_output for p in pictures.split(250)])
-
-
-def bundled_reference(count: int) -> Tensor:
-    """Return features of `count` correctly drawn pictures of held-out prompts, (count, 128)."""
-    return bundled_features(draw(held_out_scenes(count)))
-
-
-def share_of(flags: Tensor, groups: Sequence[Sequence[int]]) -> Estimate:
-    """Return the mean over groups of a share of pictures, resampled by prompt; Wilson's interval where all agree.
+def bundled_features(images: Tensor) -> Tensor:
+    """Return the bundled CLIP's pooled features (N, 128).
 
     Args:
-        flags: verdicts, or their differences in [-1, 1], of S pictures for each of n prompts, (S, n).
+        images: (N, 3, 64, 64) in [0, 1].
+    """
+    clip = zoo.load_clip()
+    return torch.cat([clip.vision_model(batch * 2 - 1).pooler_output for batch in images.split(250)])
+
+
+def bundled_images(count: int) -> Tensor:
+    """Return correctly drawn images of held-out prompts, (count, 3, 64, 64) in [0, 1].
+
+    Args:
+        count: number of images.
+    """
+    return draw(held_out_scenes(count))
+
+
+def mean_share(flags: Tensor, groups: Sequence[Sequence[int]]) -> Estimate:
+    """Return the mean over groups of a share of images, resampled by prompt; Wilson's interval if all agree.
+
+    Args:
+        flags: verdicts, or their differences in [-1, 1], of S images for each of n prompts, (S, n).
         groups: numbers of the prompts of each task.
     """
-    found = bootstrap(flags.float().mean(0), [torch.tensor(g) for g in groups])
-    if flags.dtype == torch.bool and found.value in (0.0, 1.0):  # nothing to resample
-        return wilson(found.value, flags.numel())
-    return found
+    share = bootstrap(flags.float().mean(0), [torch.tensor(group) for group in groups])
+    if flags.dtype == torch.bool and share.value in (0.0, 1.0):  # nothing to resample
+        return wilson(share.value, flags.numel())
+    return share
 
 
 def frechet_gap(first: Tensor, second: Tensor, real: Tensor, seed: int = 0) -> Estimate:
-    """Return how much farther from real pictures a set lies than another, made from the same prompts and noise.
+    """Return how much farther from real images the second set is than the first, from the same prompts and noise.
 
-    The interval is a bootstrap over pairs of pictures. A Frechet distance of few pictures is too large, and that of
-    resampled ones larger; in the difference of two sets of one size most of that cancels, and the interval is put
-    around the measured difference by the resamples' spread about their own mean.
+    The interval is a bootstrap over pairs of images. The Fréchet distance of a few images is biased upwards, that of
+    resampled ones more so. Most of the bias cancels in the difference of two sets of the same size; the interval is the
+    measured difference plus the resamples' spread about their own mean.
 
     Args:
         first: (N, D) features of the base.
-        second: (N, D) features of the other, in the same order.
-        real: (M, D) features of real pictures.
+        second: (N, D) features of the other set, in the same order.
+        real: (M, D) features of real images.
         seed: seed of the resampling.
     """
     gap = frechet_distance(second, real) - frechet_distance(first, real)
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    gaps = []
     for _ in range(_RESAMPLES):
         rows = torch.randint(len(first), (len(first),), generator=generator)
-        found.append(frechet_distance(second[rows], real) - frechet_distance(first[rows], real))
-    low, high = (torch.tensor(found) - sum(found) / len(found)).quantile(torch.tensor([0.025, 0.975])).tolist()
+        gaps.append(frechet_distance(second[rows], real) - frechet_distance(first[rows], real))
+    low, high = (torch.tensor(gaps) - sum(gaps) / len(gaps)).quantile(torch.tensor([0.025, 0.975])).tolist()
     return Estimate(gap, gap + low, gap + high)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attaching.attachment import attachment_of
+from ..attaching import attachment_of
 from ..errors import SettingError
 from ..evaluation.bundled import is_bundled, model_name
 from ..machine import machine

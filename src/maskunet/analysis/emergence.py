@@ -1,8 +1,8 @@
-r"""What comes earlier: predicted clean pictures over steps, without and with masks, from the same noise.
+r"""What appears earlier: predicted clean images over steps, without and with masks, from the same noise.
 
-At each step :math:`\hat x_0` is decoded. How far a picture has come is its distance to its own final picture, over that
-of the first step, for layout (the picture at an eighth of its size) and detail (what that leaves out); and, in the
-bundled world, whether the judge already finds what was asked for.
+At each step :math:`\hat x_0` is decoded. An image's progress is its distance to the final image, relative to that of the
+first step, for layout (the image at an eighth of its size) and detail (the remainder); and, in the bundled world, whether
+the judge already finds what the prompt requires.
 """
 
 from __future__ import annotations
@@ -15,33 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attaching.attachment import disabled
-from ..metrics.geneval_rules import check
+from ..attaching import disabled
+from ..evaluation.comparison import SIDES
 from ..metrics.intervals import Estimate, student
 from ..plotting import band, new_mosaic, show_image
-from ..shapes.judge import judge
 from .base import Analysis, format_estimate, format_percent, row
 from .bundled_reference import mean_share
-from .context import AnalysisContext, by_task, evenly_spaced
+from .context import AnalysisContext, evenly_spaced
 
-_TITLE = "Predicted clean pictures over steps: what comes earlier with masks?"
+_TITLE = "Predicted clean images over steps: what appears earlier with masks?"
 _SHOWN = 5  # steps in the plot
 _EXAMPLES = 2
-_COARSE = 8  # layout is what a picture of an eighth of the size still has
-SIDES = ("base", "masked")
+_COARSE = 8  # layout is the image at an eighth of its size
 PARTS = ("layout", "detail")
 
 
 @dataclass
-class Course:
-    """One side's predicted pictures.
+class Trajectory:
+    """One side's predicted images over T steps.
 
     Args:
-        coarse: layout, distances to the final one, (T, n).
-        fine: detail, likewise.
-        right: whether the judge finds what was asked for, (T, n); None without a judge.
-        shown: predicted pictures of the first k samples, bytes (T, k, 3, H, W).
-        final: finished pictures (n, 3, H, W).
+        coarse: distances of the layout to the final image's, (T, n).
+        fine: distances of the detail to the final image's, (T, n).
+        right: whether the judge finds what the prompt requires, (T, n); None without a judge.
+        shown: predicted images of the first k samples, bytes (T, k, 3, H, W).
+        final: finished images (n, 3, H, W).
     """
 
     coarse: Tensor
@@ -52,90 +50,91 @@ class Course:
 
 
 def study(context: AnalysisContext) -> Analysis:
-    """Draw the context's pictures on both sides, decoding what is predicted at each step."""
-    courses: dict[str, Course] = {}
+    """Generate the context's images on both sides, decoding the prediction of each step.
+
+    Args:
+        context: the images.
+    """
+    trajectories: dict[str, Trajectory] = {}
     timesteps: list[float] = []
     for k, side in enumerate(SIDES):
         with disabled(context.pipe) if side == "base" else contextlib.nullcontext():
-            courses[side], timesteps = _course(context, side, (k / 2, (k + 1) / 2))
-    examples = _examples(courses)
+            trajectories[side], timesteps = _trajectory(context, side, (k / 2, (k + 1) / 2))
+    examples = _examples(trajectories)
     return Analysis(
         "emergence",
         _TITLE,
-        _answer(context, courses),
-        _rows(context, courses, timesteps),
+        _answer(context, trajectories),
+        _rows(context, trajectories, timesteps),
         context.record(),
-        lambda: _draw(context, courses, timesteps, examples),
+        lambda: _draw(context, trajectories, timesteps, examples),
     )
 
 
 @torch.no_grad()
-def _course(context: AnalysisContext, side: str, share: tuple[float, float]) -> tuple[Course, list[float]]:
-    coarse, fine, right, kept, final = [], [], [], [], []
+def _trajectory(context: AnalysisContext, side: str, span: tuple[float, float]) -> tuple[Trajectory, list[float]]:
+    coarse, fine, right, shown, final = [], [], [], [], []
     timesteps: list[float] = []
-    for numbers, sampler in context.samplers(f"{side}: steps and their predictions", share):
-        timesteps, pictures = [float(t) for t in sampler.timesteps], []
+    for numbers, sampler in context.samplers(f"{side}: predictions", span):
+        timesteps, images = [float(t) for t in sampler.timesteps], []
         while not sampler.is_finished:
             output = sampler.predict()
-            pictures.append(sampler.decode(sampler.pred_x0(output)).cpu())
+            images.append(sampler.decode(sampler.pred_x0(output)).cpu())
             sampler.advance(output)
         last = sampler.decode(sampler.latents).cpu()
-        parts = [_distances(p, last) for p in pictures]
+        parts = [_distances(x, last) for x in images]
         coarse.append(torch.stack([p[0] for p in parts]))
         fine.append(torch.stack([p[1] for p in parts]))
-        right.append(_judged(context, numbers, pictures))
-        # Small pictures are all kept, of others the first, so that a picture's place is its number.
-        keep = len(numbers) if context.requirements else max(0, _EXAMPLES - numbers[0])
-        kept.append((torch.stack([p[:keep] for p in pictures]) * 255).round().byte())
+        right.append([context.judge(x, numbers) for x in images])
+        # All of the small images are stored, and the first of others: an image's index is its number.
+        count = len(numbers) if context.requirements else max(0, _EXAMPLES - numbers[0])
+        shown.append((torch.stack([x[:count] for x in images]) * 255).round().byte())
         final.append(last)
-    judged = None if context.requirements is None else torch.cat([r for r in right if r is not None], 1)
-    return Course(torch.cat(coarse, 1), torch.cat(fine, 1), judged, torch.cat(kept, 1), torch.cat(final)), timesteps
+    judged = None if context.requirements is None else torch.cat([torch.tensor(r) for r in right], 1)
+    return Trajectory(
+        torch.cat(coarse, 1), torch.cat(fine, 1), judged, torch.cat(shown, 1), torch.cat(final)
+    ), timesteps
 
 
-def _distances(pictures: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
-    """Root mean square distance of layout and of detail, (n,) each."""
-    difference = pictures - final
+def _distances(images: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root mean square distances of layout and of detail, (n,) each."""
+    difference = images - final
     side = max(1, min(difference.shape[2:]) // _COARSE)
     layout = F.interpolate(F.avg_pool2d(difference, side), size=difference.shape[2:], mode="nearest")
     return layout.square().mean((1, 2, 3)).sqrt(), (difference - layout).square().mean((1, 2, 3)).sqrt()
 
 
-def _judged(context: AnalysisContext, numbers: list[int], pictures: list[Tensor]) -> Tensor | None:
-    if context.requirements is None:
-        return None
-    wanted = [context.requirements[i] for i in numbers]
-    return torch.tensor(
-        [[check(found, p.metadata()) is None for p, found in zip(wanted, judge(x), strict=True)] for x in pictures]
-    )
-
-
-def halfway(distances: Tensor) -> Tensor:
-    """Return the step, from 1, from which on a picture stays within half of its first distance, (n,).
+def half_distance_step(distances: Tensor) -> Tensor:
+    """Return the first step, counted from 1, from which an image stays within half its first distance, (n,).
 
     Args:
-        distances: to the final picture, (T, n).
+        distances: distances to the final image, (T, n).
     """
     near = distances <= distances[:1] / 2
     stays = near.flip(0).cummin(0).values.flip(0)
     return len(distances) + 1 - stays.sum(0).float()
 
 
-def settled(right: Tensor) -> Tensor:
-    """Return the step, from 1, from which on the judge finds a picture right; NaN where it never stays right, (n,)."""
+def settled_step(right: Tensor) -> Tensor:
+    """Return the first step, counted from 1, from which an image stays right, (n,); NaN if it never does.
+
+    Args:
+        right: whether the prediction is right, (T, n).
+    """
     stays = right.flip(0).cummin(0).values.flip(0).sum(0)
     return torch.where(stays > 0, len(right) + 1 - stays.float(), torch.nan)
 
 
-def _gap(courses: dict[str, Course], what: str) -> Estimate:
-    """Masked minus base, in steps, of what comes; pictures that both sides settle on."""
-    found = []
+def _gap(trajectories: dict[str, Trajectory], part: str) -> Estimate:
+    """Return masked minus base steps of layout, detail or "right"; over images that settle on both sides."""
+    steps = []
     for side in SIDES:
-        course = courses[side]
-        if what == "right" and course.right is not None:
-            found.append(settled(course.right))
+        trajectory = trajectories[side]
+        if part == "right" and trajectory.right is not None:
+            steps.append(settled_step(trajectory.right))
         else:
-            found.append(halfway(course.coarse if what == "layout" else course.fine))
-    difference = found[1] - found[0]
+            steps.append(half_distance_step(trajectory.coarse if part == "layout" else trajectory.fine))
+    difference = steps[1] - steps[0]
     difference = difference[difference.isfinite()]
     return student(difference) if len(difference) else Estimate(*[float("nan")] * 3)
 
@@ -145,63 +144,73 @@ def _relative(distances: Tensor) -> list[Estimate]:
 
 
 def _right(context: AnalysisContext, flags: Tensor) -> Estimate:
-    return mean_share(flags[None], by_task(context.requirements, len(flags)))
+    return mean_share(flags[None], context.tasks)
 
 
-def _rows(context: AnalysisContext, courses: dict[str, Course], timesteps: list[float]) -> list[dict[str, Any]]:
+def _rows(
+    context: AnalysisContext, trajectories: dict[str, Trajectory], timesteps: list[float]
+) -> list[dict[str, Any]]:
     rows = []
-    for side, course in courses.items():
-        for part, distances in zip(PARTS, (course.coarse, course.fine), strict=True):
+    for side, trajectory in trajectories.items():
+        for part, distances in zip(PARTS, (trajectory.coarse, trajectory.fine), strict=True):
             for k, value in enumerate(_relative(distances)):
                 keys = {"side": side, "step": k + 1, "timestep": timesteps[k]}
-                rows.append(row(f"{part}: distance to the final picture", value, "of the first step's", **keys))
-        for k, flags in enumerate([] if course.right is None else course.right):
+                rows.append(row(f"{part}: distance to the final image", value, "of the first step's", **keys))
+        for k, flags in enumerate([] if trajectory.right is None else trajectory.right):
             keys = {"side": side, "step": k + 1, "timestep": timesteps[k]}
             rows.append(row("right predictions", _right(context, flags), "share", **keys))
-    for what in (*PARTS, *(() if context.requirements is None else ("right",))):
-        rows.append(row(f"{what}: masked minus base", _gap(courses, what), "steps", side="masked - base"))
-    change = (courses["masked"].final - courses["base"].final).square().mean((1, 2, 3)).sqrt()
-    rows.append(row("change of the final picture", student(change), "RMS of [0, 1]", side="masked - base"))
+    for part in (*PARTS, *(() if context.requirements is None else ("right",))):
+        rows.append(row(f"{part}: masked minus base", _gap(trajectories, part), "steps", side="masked - base"))
+    change = (trajectories["masked"].final - trajectories["base"].final).square().mean((1, 2, 3)).sqrt()
+    rows.append(row("change of the final image", student(change), "RMS of [0, 1]", side="masked - base"))
     return rows
 
 
-def _answer(context: AnalysisContext, courses: dict[str, Course]) -> str:
-    names = {"layout": "layout", "detail": "detail", "right": "what was asked for"}
-    kinds = PARTS if context.requirements is None else (*PARTS, "right")
-    gaps = {names[k]: _gap(courses, k) for k in kinds}
-    sure = {name: "earlier" if e.high < 0 else "later" for name, e in gaps.items() if e.high < 0 or e.low > 0}
-    words = "; ".join(f"{name} {format_estimate(e, '+.2f')} steps" for name, e in gaps.items())
-    what = ", ".join(f"{name} {when}" for name, when in sure.items()) or "nothing for sure earlier or later"
-    text = f"With masks {what} (masked minus base, to half of the way: {words})"
-    base, masked = courses["base"].right, courses["masked"].right
+def _answer(context: AnalysisContext, trajectories: dict[str, Trajectory]) -> str:
+    parts = PARTS if context.requirements is None else (*PARTS, "right")
+    gaps = {part: _gap(trajectories, part) for part in parts}
+    names = {"layout": "the layout", "detail": "the detail", "right": "the prompt's content"}
+    verdicts = [
+        f"{names[part]} appears {'earlier' if gap.high < 0 else 'later'}"
+        for part, gap in gaps.items()
+        if gap.high < 0 or gap.low > 0
+    ]
+    text = f"With masks, {' and '.join(verdicts) or 'nothing appears measurably earlier or later'}."
+    steps = ", ".join(f"{part} {format_estimate(gap, '+.2f')}" for part, gap in gaps.items() if part != "right")
+    text += f" Masked minus base, in steps to half the first distance: {steps}"
+    text += (
+        f"; until the judge's verdict is final: {format_estimate(gaps['right'], '+.2f')}." if "right" in gaps else "."
+    )
+    base, masked = trajectories["base"].right, trajectories["masked"].right
     if base is not None and masked is not None:
-        at = len(base) // 2
-        text = text.replace(
-            "to half of the way:", "layout and detail to half of the way, the judge's verdict for good:"
+        half = len(base) // 2
+        text += (
+            f" Halfway through the steps, {format_percent(_right(context, masked[half]))} of the predictions are right with "
+            f"masks and {format_percent(_right(context, base[half]))} without."
         )
-        text += f"; halfway through the steps {format_percent(_right(context, masked[at]))} of the predictions are right against "
-        text += f"{format_percent(_right(context, base[at]))}"
-    return text + "."
+    return text
 
 
-def _examples(courses: dict[str, Course]) -> list[int]:
-    """The pictures that masks change most, among those kept."""
-    kept = courses["base"].shown.shape[1]
-    change = (courses["masked"].final[:kept] - courses["base"].final[:kept]).square().mean((1, 2, 3))
+def _examples(trajectories: dict[str, Trajectory]) -> list[int]:
+    """Return the images that masks change most, among the stored ones."""
+    count = trajectories["base"].shown.shape[1]
+    change = (trajectories["masked"].final[:count] - trajectories["base"].final[:count]).square().mean((1, 2, 3))
     return change.argsort(descending=True)[:_EXAMPLES].tolist()
 
 
-def _draw(context: AnalysisContext, courses: dict[str, Course], timesteps: list[float], examples: list[int]) -> Any:
+def _draw(
+    context: AnalysisContext, trajectories: dict[str, Trajectory], timesteps: list[float], examples: list[int]
+) -> Any:
     steps = evenly_spaced(len(timesteps), _SHOWN)
     curves = ["layout", "detail"] + ([] if context.requirements is None else ["right"])
     letters, width = "ABC"[: len(curves)], 6
     layout = f"{_spread('PQ'[: len(examples)], width)};{_spread(letters, width)}"
     figure, axes = new_mosaic(layout, width=2.1, heights=(4.1, 2.8))
     for letter, i in zip("PQ", examples, strict=False):
-        word = f"{'among the most changed: ' if context.requirements else ''}“{context.prompts[i]}”"
-        _strip(axes[letter], courses, steps, timesteps, i, word)
-    for letter, what in zip(letters, curves, strict=True):
-        _curve(axes[letter], context, courses, what)
+        title = f"{'among the most changed: ' if context.requirements else ''}“{context.prompts[i]}”"
+        _strip(axes[letter], trajectories, steps, timesteps, i, title)
+    for letter, part in zip(letters, curves, strict=True):
+        _curve(axes[letter], context, trajectories, part)
     return figure
 
 
@@ -209,36 +218,38 @@ def _spread(letters: str, width: int) -> str:
     return "".join(letter * (width // len(letters)) for letter in letters)
 
 
-def _strip(axis: Any, courses: dict[str, Course], steps: list[int], timesteps: list[float], i: int, text: str) -> None:
-    """Rows base, masked and their difference; a column a step."""
-    base, masked = (courses[side].shown[steps, i].float() / 255 for side in SIDES)
+def _strip(
+    axis: Any, trajectories: dict[str, Trajectory], steps: list[int], timesteps: list[float], i: int, text: str
+) -> None:
+    """Draw one row each for base, masked and their difference, and one column per step."""
+    base, masked = (trajectories[side].shown[steps, i].float() / 255 for side in SIDES)
     difference = (masked - base).abs().mean(1, keepdim=True)
     scale = float(difference.max().clamp_min(1e-3))
     shades = 1 - (difference / scale).expand(-1, 3, -1, -1)
-    height, wide = base.shape[2:]
+    height, width = base.shape[2:]
     rows = [torch.cat([F.pad(x, (0, 2, 0, 2), value=1.0) for x in side], 2) for side in (base, masked, shades)]
     title = f"{text} (difference: black is {scale:.2f})"
     show_image(axis, torch.cat(rows, 1).permute(1, 2, 0).numpy(), title)
     axis.set_xticks(
-        [(k + 0.5) * (wide + 2) for k in range(len(steps))], [f"step {s + 1}\nt = {timesteps[s]:g}" for s in steps]
+        [(k + 0.5) * (width + 2) for k in range(len(steps))], [f"step {s + 1}\nt = {timesteps[s]:g}" for s in steps]
     )
     axis.set_yticks([(k + 0.5) * (height + 2) for k in range(3)], ["base", "masked", "difference"])
     axis.tick_params(length=0, labelsize=8)
 
 
-def _curve(axis: Any, context: AnalysisContext, courses: dict[str, Course], what: str) -> None:
+def _curve(axis: Any, context: AnalysisContext, trajectories: dict[str, Trajectory], part: str) -> None:
     for number, side in enumerate(SIDES):
-        course = courses[side]
-        if what == "right" and course.right is not None:
-            found = [_right(context, flags) for flags in course.right]
+        trajectory = trajectories[side]
+        if part == "right" and trajectory.right is not None:
+            estimates = [_right(context, flags) for flags in trajectory.right]
         else:
-            found = _relative(course.coarse if what == "layout" else course.fine)
-        bounds = [[100 * getattr(e, key) for e in found] for key in ("value", "low", "high")]
-        band(axis, range(1, len(found) + 1), *bounds, number=number, label=side, markevery=3)
-    gap = _gap(courses, what)
-    name = {"right": "asked for"}.get(what, what)
+            estimates = _relative(trajectory.coarse if part == "layout" else trajectory.fine)
+        bounds = [[100 * getattr(e, key) for e in estimates] for key in ("value", "low", "high")]
+        band(axis, range(1, len(estimates) + 1), *bounds, number=number, label=side, markevery=3)
+    gap = _gap(trajectories, part)
+    name = {"right": "prompt matched"}.get(part, part)
     axis.set_title(f"{name}: masked {format_estimate(gap, '+.2f')} steps", fontsize=8)
     axis.set_xlabel("step")
-    axis.set_ylabel("right predictions (%)" if what == "right" else "left to the final picture (%)")
+    axis.set_ylabel("right predictions (%)" if part == "right" else "distance to the final image (%)")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, loc="lower right" if what == "right" else "upper right")
+    axis.legend(fontsize=8, loc="lower right" if part == "right" else "upper right")

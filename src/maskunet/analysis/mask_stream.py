@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attaching.attachment import attachment_of
+from ..attaching import attachment_of
 from ..attaching.trace import Trace
 from .context import AnalysisContext
 

@@ -1,14 +1,15 @@
-r"""Do masks move? The bits of a layer over timesteps, and how far sets of switched-off weights overlap.
+r"""Do masks change? The bits of a layer over timesteps, and the overlap of sets of switched-off weights.
 
-With :math:`D` and :math:`D'` the weights that two masks switch off, the overlap is Jaccard's
-:math:`|D \cap D'| / |D \cup D'|`. Kept sets of sparse masks overlap almost wholly whatever they do, so what is switched
-off is compared. Bits are kept packed, and only those of a few steps.
+For the sets :math:`D` and :math:`D'` of weights that two masks switch off, the overlap is Jaccard's
+:math:`|D \cap D'| / |D \cup D'|`. The kept sets of sparse masks overlap almost completely in any case, so the switched-off
+sets are compared. Bits are stored packed, and only those of a few steps.
 
-Reference: the paper's analysis of masks (v stays over timesteps; q, k and out move).
+Reference: the paper's analysis of masks (v is stable over timesteps; q, k and out change).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -17,38 +18,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import SettingError
 from ..metrics.intervals import Estimate, student
 from ..operators import pack_bits, unpack_bits
-from ..plotting import COLOURS, MARKERS, new_mosaic, show_picture
+from ..plotting import COLOURS, MARKERS, new_mosaic, show_image
 from ..targets import LayerSpec
-from .base import Analysis, brief, row
-from .context import Subject, chosen
-from .layer_names import projection_of, projections_of, short_name
-from .mask_stream import sets_of_samples, stream_masks
+from .base import Analysis, format_estimate, row
+from .context import AnalysisContext, evenly_spaced
+from .layer_names import projection_name, projection_names, short_name
+from .mask_stream import masks_by_prompt, stream_masks
 
-_TITLE = "Do masks move over timesteps and between samples: does v stay while q, k and out change?"
-_STEPS = 6  # steps that are compared
-_SIDE = 256  # pixels a side of a layer's bits in the plot
+_TITLE = "Do masks change over timesteps and between images, and is v more stable than q, k and out?"
+_STEPS = 6  # compared steps
+_SIDE = 256  # pixels per side of a layer's bits in the plot
 
 
 class Overlaps:
-    """Sizes of intersections of switched-off sets, added up over the layers of a projection.
+    """Sizes of intersections of switched-off sets, summed over the layers of a projection.
 
     Args:
-        steps: T steps that are compared.
-        samples: N pictures.
+        steps: T compared steps.
+        images: N images.
     """
 
-    def __init__(self, steps: int, samples: int) -> None:
-        self.over_time = torch.zeros(samples, steps, steps, dtype=torch.float64)
-        self.over_samples = torch.zeros(steps, samples, samples, dtype=torch.float64)
-        #: What the intersections would be if every layer dropped as many weights, independently.
+    def __init__(self, steps: int, images: int) -> None:
+        self.over_time = torch.zeros(images, steps, steps, dtype=torch.float64)
+        self.over_images = torch.zeros(steps, images, images, dtype=torch.float64)
+        #: Expected intersections if every layer dropped the same number of weights independently.
         self.chance_time = torch.zeros_like(self.over_time)
-        self.chance_samples = torch.zeros_like(self.over_samples)
+        self.chance_images = torch.zeros_like(self.over_images)
 
     def add(self, off: Tensor) -> None:
-        """Add a layer, boolean (T, N, weights)."""
+        """Add a layer.
+
+        Args:
+            off: switched-off weights, boolean (T, N, weights).
+        """
         sizes = off.sum(2, dtype=torch.float64)
         for n in range(off.shape[1]):
             bits = off[:, n].float()
@@ -56,31 +61,31 @@ class Overlaps:
             self.chance_time[n] += torch.outer(sizes[:, n], sizes[:, n]) / off.shape[2]
         for t in range(off.shape[0]):
             bits = off[t].float()
-            self.over_samples[t] += (bits @ bits.T).double()
-            self.chance_samples[t] += torch.outer(sizes[t], sizes[t]) / off.shape[2]
+            self.over_images[t] += (bits @ bits.T).double()
+            self.chance_images[t] += torch.outer(sizes[t], sizes[t]) / off.shape[2]
 
     def between_timesteps(self) -> Tensor:
-        """Return the overlap of each two steps, by picture, (N, T, T); NaN where both switch off nothing."""
+        """Return the overlap of each two steps, by image, (N, T, T); NaN if both switch off nothing."""
         return _jaccard(self.over_time, self.over_time)
 
-    def between_samples(self) -> Tensor:
-        """Return the overlap of each two pictures, by step, (T, N, N)."""
-        return _jaccard(self.over_samples, self.over_samples)
+    def between_images(self) -> Tensor:
+        """Return the overlap of each two images, by step, (T, N, N)."""
+        return _jaccard(self.over_images, self.over_images)
 
     def by_chance(self) -> tuple[float, float]:
-        """Return the mean overlaps of independent sets of these sizes: between timesteps, between pictures."""
+        """Return the mean overlaps of independent sets of the same sizes: between timesteps, between images."""
         time = _jaccard(self.chance_time, self.over_time)
-        samples = _jaccard(self.chance_samples, self.over_samples)
-        return float(_pairs(time).nanmean()), float(_pairs(samples).nanmean())
+        images = _jaccard(self.chance_images, self.over_images)
+        return float(_pairs(time).nanmean()), float(_pairs(images).nanmean())
 
 
-def _jaccard(both: Tensor, own: Tensor) -> Tensor:
-    sizes = own.diagonal(dim1=1, dim2=2)
-    return both / (sizes[:, :, None] + sizes[:, None, :] - both)
+def _jaccard(intersections: Tensor, measured: Tensor) -> Tensor:
+    sizes = measured.diagonal(dim1=1, dim2=2)
+    return intersections / (sizes[:, :, None] + sizes[:, None, :] - intersections)
 
 
 def _pairs(matrices: Tensor) -> Tensor:
-    """Mean of each matrix over pairs of different entries, (B,)."""
+    """Return the mean of each matrix over pairs of different entries, (B,)."""
     size = matrices.shape[1]
     pairs = list(combinations(range(size), 2))
     return (
@@ -95,46 +100,49 @@ def _finite(values: Tensor) -> Estimate:
     return student(values) if len(values) else Estimate(*[float("nan")] * 3)
 
 
-def study(subject: Subject) -> Analysis:
-    """Collect bits of some steps while the subject's pictures are drawn, and compare them.
+def study(context: AnalysisContext) -> Analysis:
+    """Collect the bits of some steps while the context's images are generated, and compare them.
+
+    Args:
+        context: the images.
 
     Raises:
-        DataError: no masked layer of that name.
+        SettingError: no masked layer has that name.
     """
-    layers = {layer.name: layer for layer in subject.masker.network.layers}
-    wanted = subject.settings.layer
-    if wanted is not None and wanted not in layers:
-        some = ", ".join(list(layers)[:3])
-        raise DataError(f"expected the name of a masked layer, as {some}, got {wanted!r}")
-    count = len(subject.texts)
+    layers = {layer.name: layer for layer in context.masker.network.layers}
+    requested = context.settings.layer
+    if requested is not None and requested not in layers:
+        examples = ", ".join(list(layers)[:3])
+        raise SettingError(f"expected the name of a masked layer, such as {examples}, got {requested!r}")
+    count = len(context.prompts)
     packed: dict[tuple[str, int, int], Tensor] = {}
-    calls = chosen(subject.calls, _STEPS)
+    calls = evenly_spaced(context.unet_calls, _STEPS)
 
-    def see(pictures: list[int], call: int, name: str, masks: Tensor) -> None:
+    def on_mask(images: list[int], call: int, name: str, masks: Tensor) -> None:
         if call not in calls:
             return
-        sets, which = sets_of_samples(masks, len(pictures))
-        small = [pack_bits(s) for s in sets]
-        for picture, k in zip(pictures, which, strict=True):
-            packed[name, calls.index(call), picture] = small[k]
+        sets, set_of = masks_by_prompt(masks, len(images))
+        packed_sets = [pack_bits(s) for s in sets]
+        for image, k in zip(images, set_of, strict=True):
+            packed[name, calls.index(call), image] = packed_sets[k]
 
-    every = stream_masks(subject, see)
-    timesteps = [every[c] for c in calls]
-    overlaps = {p: Overlaps(len(calls), count) for p in projections_of(list(layers.values()))}
+    all_timesteps = stream_masks(context, on_mask)
+    timesteps = [all_timesteps[c] for c in calls]
+    overlaps = {p: Overlaps(len(calls), count) for p in projection_names(list(layers.values()))}
     dropped: dict[str, float] = {}
     for name, layer in layers.items():
         off = _unpacked(packed, layer, len(calls), count)
-        overlaps[projection_of(name)].add(off)
+        overlaps[projection_name(name)].add(off)
         dropped[name] = float(off.float().mean())
-    shown = layers[wanted or max(dropped, key=lambda name: _contrast(dropped[name]))]
+    shown = layers[requested or max(dropped, key=lambda name: _contrast(dropped[name]))]
     bits = _unpacked(packed, shown, len(calls), 1)[:, 0].reshape(len(calls), *shown.shape)
     return Analysis(
         "masks",
         _TITLE,
         _answer(overlaps),
         _rows(overlaps, timesteps),
-        subject.record(layer_shown=shown.name, compared_timesteps=timesteps),
-        lambda: _draw(overlaps, timesteps, _thumbnail(bits), shown, subject),
+        context.record(layer_shown=shown.name, compared_timesteps=timesteps),
+        lambda: _draw(overlaps, timesteps, _thumbnail(bits), shown, context),
     )
 
 
@@ -148,7 +156,7 @@ def _unpacked(packed: dict[tuple[str, int, int], Tensor], layer: LayerSpec, step
 
 
 def _thumbnail(bits: Tensor) -> Tensor:
-    """Share that is off, (T, H, W), a pixel a weight where the layer is small enough."""
+    """Return the share that is off, (T, H, W); one pixel per weight if the layer is small enough."""
     flat = bits.reshape(len(bits), 1, bits.shape[1], -1).float()
     height, width = (min(_SIDE, s) for s in flat.shape[2:])
     return F.adaptive_avg_pool2d(flat, (height, width))[:, 0]
@@ -156,15 +164,15 @@ def _thumbnail(bits: Tensor) -> Tensor:
 
 def _rows(overlaps: dict[str, Overlaps], timesteps: Sequence[float]) -> list[dict[str, Any]]:
     rows = []
-    for name, found in overlaps.items():
-        over_time, over_samples = found.between_timesteps(), found.between_samples()
-        chances = found.by_chance()
-        for what, values, chance in (
+    for name, overlap in overlaps.items():
+        over_time, over_images = overlap.between_timesteps(), overlap.between_images()
+        chances = overlap.by_chance()
+        for kind, values, chance in (
             ("between timesteps", _pairs(over_time), chances[0]),
-            ("between samples", _others(over_samples), chances[1]),
+            ("between images", _others(over_images), chances[1]),
         ):
-            rows.append(row(f"overlap {what}", _finite(values), "Jaccard", projection=name))
-            rows.append(row(f"overlap {what}, by chance", chance, "Jaccard", projection=name))
+            rows.append(row(f"overlap {kind}", _finite(values), "Jaccard", projection=name))
+            rows.append(row(f"overlap {kind}, by chance", chance, "Jaccard", projection=name))
         for i, j in combinations(range(len(timesteps)), 2):
             pair = {"timestep": timesteps[i], "other_timestep": timesteps[j]}
             rows.append(
@@ -174,7 +182,7 @@ def _rows(overlaps: dict[str, Overlaps], timesteps: Sequence[float]) -> list[dic
 
 
 def _others(matrices: Tensor) -> Tensor:
-    """Mean overlap of each picture with the others, over steps, (N,)."""
+    """Return the mean overlap of each image with the others, over steps, (N,)."""
     size = matrices.shape[1]
     if size < 2:
         return matrices.new_full((1,), torch.nan)
@@ -183,66 +191,75 @@ def _others(matrices: Tensor) -> Tensor:
 
 
 def _answer(overlaps: dict[str, Overlaps]) -> str:
-    time = {p: _finite(_pairs(o.between_timesteps())) for p, o in overlaps.items()}
-    samples = {p: _finite(_others(o.between_samples())) for p, o in overlaps.items()}
-    if not any(e.value == e.value for e in time.values()):
-        return "Nothing is switched off at the compared steps, or at one step only, so there is nothing to compare."
-    words = []
-    for p, e in time.items():
-        text = f"{p} {e.value:.2f} between timesteps (chance {overlaps[p].by_chance()[0]:.2f})"
-        text += "" if samples[p].value != samples[p].value else f" and {samples[p].value:.2f} between samples"
-        words.append(text if e.value == e.value else f"{p} none, it switches nothing off")
-    text = f"Overlap (Jaccard) of the switched-off sets: {'; '.join(words)}"
+    time = {p: _finite(_pairs(o.between_timesteps())).value for p, o in overlaps.items()}
+    images = {p: _finite(_others(o.between_images())).value for p, o in overlaps.items()}
+    if all(map(math.isnan, time.values())):
+        return "The masks switch off nothing at the compared steps, or at one step only: there is nothing to compare."
+    texts = {}
+    for number, (name, values) in enumerate((("timesteps", time), ("images", images))):
+        parts = [
+            f"{p} {value:.2f} (chance {overlaps[p].by_chance()[number]:.2f})"
+            for p, value in values.items()
+            if not math.isnan(value)
+        ]
+        if parts:
+            texts[name] = f"between {name} {', '.join(parts)}"
+    text = f"Jaccard overlap of the switched-off sets: {'; '.join(texts.values())}."
+    unmasked = [p for p, value in time.items() if math.isnan(value)]
+    text += f" Nothing is switched off in {', '.join(unmasked)}." if unmasked else ""
     if gaps := _gaps_of_v(overlaps):
-        stays, moves = all(e.low > 0 for e in gaps.values()), all(e.high < 0 for e in gaps.values())
-        verdict = "v stays more than the others" if stays else "v moves more than the others" if moves else ""
-        text += f": {verdict or 'v is between the others or level with them'} between timesteps"
-        text += f" (v minus {', minus '.join(p + ' ' + brief(e, '+.2f') for p, e in gaps.items())})"
-    return text + "."
+        verdict = "is not clearly the most or the least stable projection"
+        if all(gap.low > 0 for gap in gaps.values()):
+            verdict = "changes least"
+        elif all(gap.high < 0 for gap in gaps.values()):
+            verdict = "changes most"
+        minus = ", ".join(f"minus {p} {format_estimate(gap, '+.2f')}" for p, gap in gaps.items())
+        text += f" Over timesteps, v {verdict} (overlap of v {minus})."
+    return text
 
 
 def _gaps_of_v(overlaps: dict[str, Overlaps]) -> dict[str, Estimate]:
-    """Overlap between timesteps of v minus that of each other projection, paired by picture; empty without v."""
+    """Return v's overlap between timesteps minus each other projection's, paired by image; empty without v."""
     means = {p: _pairs(o.between_timesteps()) for p, o in overlaps.items()}
-    found = {p: _finite(means["v"] - values) for p, values in means.items() if p != "v" and "v" in means}
-    return {p: e for p, e in found.items() if e.value == e.value}
+    gaps = {p: _finite(means["v"] - values) for p, values in means.items() if p != "v" and "v" in means}
+    return {p: gap for p, gap in gaps.items() if not math.isnan(gap.value)}
 
 
 def _draw(
-    overlaps: dict[str, Overlaps], timesteps: Sequence[float], bits: Tensor, shown: LayerSpec, subject: Subject
+    overlaps: dict[str, Overlaps], timesteps: Sequence[float], bits: Tensor, shown: LayerSpec, context: AnalysisContext
 ) -> Any:
-    # A row of bits, a row of matrices, two panels of means.
+    # One row of bits, one of matrices, one of means.
     steps, names = len(timesteps), list(overlaps)[:4]
     width = 12
     layout = [_spread("abcdef"[:steps], width), _spread("ghij"[: len(names)], width), _spread("kl", width)]
     figure, axes = new_mosaic(";".join(layout), width=0.95, heights=(2.1, 2.6, 2.5))
-    for letter, picture, t in zip("abcdef", bits, timesteps, strict=False):
-        show_picture(axes[letter], picture.numpy(), f"t = {t:g}", cmap="cividis", vmin=0, vmax=1)
+    for letter, image, t in zip("abcdef", bits, timesteps, strict=False):
+        show_image(axes[letter], image.numpy(), f"t = {t:g}", cmap="cividis", vmin=0, vmax=1)
     axes["a"].set_ylabel(f"{short_name(shown.name)}\n(yellow: off)\nrows: outputs", fontsize=7)
     for letter, name in zip("ghij", names, strict=False):
         _matrix(figure, axes[letter], overlaps[name].between_timesteps().nanmean(0), timesteps, name, letter == "g")
-    for letter, values, which, title in (
+    for letter, values, kind, title in (
         ("k", {p: _finite(_pairs(o.between_timesteps())) for p, o in overlaps.items()}, 0, "between two timesteps"),
-        ("l", {p: _finite(_others(o.between_samples())) for p, o in overlaps.items()}, 1, "between two samples"),
+        ("l", {p: _finite(_others(o.between_images())) for p, o in overlaps.items()}, 1, "between two images"),
     ):
-        _means(axes[letter], values, {p: o.by_chance()[which] for p, o in overlaps.items()}, title)
+        _means(axes[letter], values, {p: o.by_chance()[kind] for p, o in overlaps.items()}, title)
     axes["k"].legend(fontsize=8, loc="best")
     return figure
 
 
 def _spread(letters: str, width: int) -> str:
-    """Letters over a row of so many columns; a rest stays free."""
+    """Return a row of `width` columns in which every letter has the same share; the remainder stays empty."""
     return "".join(letter * (width // len(letters)) for letter in letters).ljust(width, ".")
 
 
-def _matrix(figure: Any, axis: Any, values: Tensor, timesteps: Sequence[float], name: str, first: bool) -> None:
+def _matrix(figure: Any, axis: Any, values: Tensor, timesteps: Sequence[float], name: str, is_first: bool) -> None:
     labels = [f"{t:g}" for t in timesteps]
     image = axis.imshow(values.numpy(), cmap="cividis", vmin=0, vmax=1)
     axis.grid(False)
     axis.set_xticks(range(len(labels)), labels, fontsize=6, rotation=90)
     axis.set_yticks(range(len(labels)), labels, fontsize=6)
     axis.set_title(f"{name}: overlap of two timesteps", fontsize=8)
-    if first:
+    if is_first:
         axis.set_ylabel("timestep", fontsize=7)
         figure.colorbar(image, ax=axis, shrink=0.7, location="left")
 

@@ -1,4 +1,4 @@
-"""Run an analysis by name on whatever is attached to a pipeline, and leave the pipeline as it was."""
+"""Run an analysis by name on the masks that are attached to a pipeline."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..attaching.attachment import attachment_of, reattach
-from ..errors import DataError, TargetError
+from ..attaching import attachment_of, reattach
+from ..errors import SettingError, TargetError
 from .base import NAMES, Analysis, AnalysisSettings, Progress
-from .context import choose_subject
+from .context import build_context
 
-#: Module and number of pictures by default of each analysis; adding one is a module with `study` and a line here.
+#: Module and default number of images of each analysis; a new one is a module with `study`, and a line here.
 _STUDIES = {
     "random": ("random_masks", 24),
     "density": ("density", 48),
@@ -28,39 +28,41 @@ _STUDIES = {
 def analyze(
     name: str, pipe: Any, settings: AnalysisSettings | None = None, *, progress: Progress | None = None
 ) -> Analysis:
-    """Analyse whatever is attached to a pipeline: a trained masker, a search result, any masker.
+    """Analyse the masks that are attached to a pipeline: a trained masker's, a search result's, any masker's.
 
     Args:
         name: one of `NAMES`.
-        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL) with a masker attached; `random` needs none and brings its own.
-        settings: settings of the analysis.
-        progress: called now and then with the share that is done, in [0, 1], and what is being done.
+        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL) with a masker attached; `random` needs none. It is left as it was.
+        settings: settings of the analysis; the defaults if None.
+        progress: called with the share of the work that is done, in [0, 1], and the current task.
 
     Returns:
-        The analysis; nothing is written before its `save` is called. The pipeline is left as it was.
+        The analysis; its `save` writes files.
 
     Raises:
-        DataError: an unknown name, no prompts, or a setting out of range.
+        SettingError: an unknown name, no prompts, or a setting out of range.
         TargetError: no masker is attached, or its masks are switched off.
     """
     if name not in NAMES:
-        raise DataError(f"expected an analysis ({', '.join(NAMES)}), got {name!r}")
+        raise SettingError(f"expected an analysis ({', '.join(NAMES)}), got {name!r}")
     settings = settings or AnalysisSettings()
     attachment = attachment_of(pipe)
     if name != "random" and (attachment is None or not attachment.enabled):
-        what = "none is" if attachment is None else "its masks are switched off by maskunet.disabled"
-        raise TargetError(f"expected a pipeline with a masker attached, {what}; call maskunet.attach first (--masker)")
+        problem = "none is" if attachment is None else "its masks are switched off by maskunet.disabled"
+        raise TargetError(
+            f"expected a pipeline with a masker attached, {problem}; call maskunet.attach first (--masker)"
+        )
     module, count = _STUDIES[name]
     study = importlib.import_module(f".{module}", __package__).study
-    tell = progress or (lambda share, word: None)
-    started, busy = time.monotonic(), time.process_time()
-    subject = choose_subject(pipe, settings, count, tell)
+    report = progress or (lambda share, task: None)
+    start, processor_start = time.monotonic(), time.process_time()
+    context = build_context(pipe, settings, count, report)
     try:
         with torch.no_grad():
-            found: Analysis = study(subject)
+            analysis: Analysis = study(context)
     finally:
         reattach(pipe, attachment)
-    tell(1.0, "done")
-    # On a shared machine the processor's time says more than the clock's.
-    took = {"seconds": time.monotonic() - started, "processor_seconds": time.process_time() - busy}
-    return replace(found, settings=found.settings | {name: round(value, 1) for name, value in took.items()})
+    report(1.0, "done")
+    # The clock alone would measure the other load of a shared machine.
+    times = {"seconds": time.monotonic() - start, "processor_seconds": time.process_time() - processor_start}
+    return replace(analysis, settings=analysis.settings | {name: round(value, 1) for name, value in times.items()})
