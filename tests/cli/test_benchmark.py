@@ -1,4 +1,4 @@
-"""`maskunet evaluate --benchmark`."""
+"""`maskunet benchmark`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
-    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--limit", 6, "--steps", 2, "--output", "out"]
-    words += ["--samples", 1, "--device", "cpu"]
+    words = ["benchmark", "geneval", "--model", "shapes", "--limit", 6, "--steps", 2, "--output", "out"]
+    words += ["--images-per-prompt", 1, "--device", "cpu"]
     code, out, err = run(*words)
     assert code == 0, err
-    assert "6 pictures made, out/base" in out
+    assert "6 images made, out/base" in out
     assert "| **overall** | 6 | 6 |" in out
-    code, out, err = run(*words, "--masker", "shapes")
+    code, out, err = run(*words, "--masker", "shapes-masker")
     assert code == 0, err
-    assert "0 pictures made, out/base" in out
-    assert "6 pictures made, out/masker" in out
+    assert "0 images made, out/base" in out
+    assert "6 images made, out/masker" in out
     assert "| masker - base |" in out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["settings"]["base"]["masker"] is None
@@ -32,18 +32,20 @@ def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
     assert set(summary["scores"]["overall"]) == {"prompts", "pictures", "base", "masker", "masker - base"}
     assert (tmp_path / "out" / "summary.md").read_text() in out
     assert len((tmp_path / "out" / "masker" / "results.jsonl").read_text().splitlines()) == 6
-    code, out, err = run("evaluate", "--benchmark", "geneval", "--pictures", "out/masker", "--detector", "judge")
+    code, out, err = run("benchmark", "geneval", "--images", "out/masker", "--detector", "judge")
     assert code == 0, err
     assert "| pictures |" in out
 
 
 def test_sides_by_search(run: Run, tmp_path: Path) -> None:
-    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--limit", 2, "--steps", 1, "--output", "out"]
-    words += ["--samples", 1, "--device", "cpu", "--preset", "fast"]
-    code, out, err = run(*words, "--masker", "shapes", "--sides", "both,search,search+masker,syngen,syngen+masker")
+    words = ["benchmark", "geneval", "--model", "shapes", "--limit", 2, "--steps", 1, "--output", "out"]
+    words += ["--images-per-prompt", 1, "--device", "cpu", "--preset", "fast"]
+    code, out, err = run(
+        *words, "--masker", "shapes-masker", "--sides", "both,search,search+masker,syngen,syngen+masker"
+    )
     assert code == 0, err
     for side in ("base", "masker", "search", "search+masker", "syngen", "syngen+masker"):
-        assert f"2 pictures made, out/{side}\n" in out
+        assert f"2 images made, out/{side}\n" in out
     assert "| masker - base | search - base | search+masker - base | syngen - base | syngen+masker - base |" in out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     settings = summary["settings"]["search"]
@@ -57,7 +59,7 @@ def test_sides_by_search(run: Run, tmp_path: Path) -> None:
     assert "search" not in summary["settings"]["masker"]
     code, out, err = run(*words, "--sides", "base,search")  # without the masker those pictures are the same
     assert code == 0, err
-    assert "0 pictures made, out/search\n" in out
+    assert "0 images made, out/search\n" in out
     code, _, err = run(*words, "--sides", "search", "--reward", "shapes:2")
     assert (code, "reward_sources, rewards differ" in err) == (2, True)
     code, _, err = run(*words, "--sides", "search", "--preset", "paper")
@@ -70,10 +72,10 @@ def test_geneval_on_another_process(run: Run, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "metadata.jsonl").write_text("\n".join([json.dumps(entry)] * 3))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    words = ["evaluate", "--benchmark", "geneval", "--model", "shapes", "--prompts-file", "metadata.jsonl"]
-    code, out, err = run(*words, "--samples", 1, "--steps", 1, "--device", "cpu", "--output", "out")
+    words = ["benchmark", "geneval", "--model", "shapes", "--prompts-file", "metadata.jsonl"]
+    code, out, err = run(*words, "--images-per-prompt", 1, "--steps", 1, "--device", "cpu", "--output", "out")
     assert code == 0, err
-    assert out == "1 pictures made, out/base\n"
+    assert out == "1 images made, out/base\n"
     assert [f.parent.parent.name for f in (tmp_path / "out").rglob("*.png")] == ["00001"]
 
 
@@ -87,8 +89,8 @@ def test_t2i_compbench(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(blip_vqa, "BlipVqa", Vqa)
     monkeypatch.setattr(t2i_compbench, "spacy_phrases", lambda: lambda prompt: [prompt])
     (tmp_path / "color_val.txt").write_text("a red star\na blue star\n")
-    words = ["evaluate", "--benchmark", "t2i-compbench", "--model", "shapes", "--prompts-file", "color_val.txt"]
-    words += ["--samples", 2, "--steps", 1, "--device", "cpu", "--output", "out"]
+    words = ["benchmark", "t2i-compbench", "--model", "shapes", "--prompts-file", "color_val.txt"]
+    words += ["--images-per-prompt", 2, "--steps", 1, "--device", "cpu", "--output", "out"]
     code, out, err = run(*words)
     assert code == 0, err
     assert "| color | 2 | 4 | 0.2500 [0.2500, 0.2500] |" in out
@@ -100,7 +102,7 @@ def test_t2i_compbench(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["--benchmark", "mmlu", "--model", "shapes"], "geneval, t2i-compbench"),
         (["--benchmark", "geneval"], "--pictures to measure"),
-        (["--benchmark", "geneval", "--model", "shapes", "--pictures", "x"], "not both"),
+        (["--benchmark", "geneval", "--model", "shapes", "--images", "x"], "not both"),
         (["--benchmark", "geneval", "--model", "shapes", "--sides", "best"], "base, masker, search, search+masker"),
         (["--benchmark", "geneval", "--model", "shapes", "--sides", "base,base"], "each once"),
         (
@@ -119,11 +121,11 @@ def test_t2i_compbench(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--benchmark", "geneval", "--model", "shapes", "--vqa", "x/y"], "no --vqa with geneval"),
         (["--benchmark", "geneval", "--model", "shapes", "--clip", "x/y"], "no --clip with the judge"),
         (["--benchmark", "geneval", "--model", "nowhere"], "evaluation_metadata.jsonl"),
-        (["--benchmark", "geneval", "--pictures", "x", "--limit", 2], "the folder says"),
-        (["--benchmark", "geneval", "--pictures", "x", "--detector", "judge"], "GenEval's folders"),
-        (["--benchmark", "geneval", "--pictures", "x", "--detector", "./x"], "expected a Mask2Former"),
+        (["--benchmark", "geneval", "--images", "x", "--limit", 2], "the folder says"),
+        (["--benchmark", "geneval", "--images", "x", "--detector", "judge"], "GenEval's folders"),
+        (["--benchmark", "geneval", "--images", "x", "--detector", "./x"], "expected a Mask2Former"),
         (["--benchmark", "t2i-compbench", "--model", "shapes"], "color_val.txt"),
-        (["--model", "shapes", "--samples", 2], "expected --benchmark"),
+        (["--model", "shapes", "--images-per-prompt", 2], "expected --benchmark"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, words: list[object], message: str) -> None:

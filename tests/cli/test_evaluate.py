@@ -20,17 +20,17 @@ Run = Callable[..., tuple[int, str, str]]
 def reference(tmp_path: Path) -> Path:
     folder = tmp_path / "real"
     folder.mkdir()
-    for i, picture in enumerate(draw([training_scene(i, 3) for i in range(12)])):
-        Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    for i, image in enumerate(draw([training_scene(i, 3) for i in range(12)])):
+        Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(folder / f"{i}.png")
     return folder
 
 
 def test_model_against_a_folder(run: Run, reference: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(["a red circle", "two rings", "a star", "a heart", "a cross"]))
     words = ["evaluate", "--model", "shapes", "--prompts-file", "prompts.txt", "--reference", reference, "--steps", 2]
-    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes")
+    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes-masker")
     assert code == 0, err
-    assert "5 pictures made" in out
+    assert "5 images made" in out
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     (values,) = record["metrics"].values()
     assert values["n"] == 5
@@ -38,10 +38,10 @@ def test_model_against_a_folder(run: Run, reference: Path, tmp_path: Path) -> No
     assert values["fid"] > 0
     assert -1 <= values["clip_score"] <= 1
     assert record["settings"]["num_inference_steps"] == 2
-    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes")
-    assert "0 pictures made" in out
+    code, out, err = run(*words, "--device", "cpu", "--output", "out", "--masker", "shapes-masker")
+    assert "0 images made" in out
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"] == record["metrics"]
-    code, out, err = run("evaluate", "--pictures", "out/pictures", "--features", "shapes", "--resolution", 64)
+    code, out, err = run("evaluate", "--images", "out/images", "--features", "shapes", "--resolution", 64)
     assert code == 0, err
     assert "clip_score" in out
     assert "fid" not in out
@@ -53,20 +53,20 @@ def test_coco_protocol_takes_the_annotations(run: Run, tmp_path: Path) -> None:
     words = ["evaluate", "--model", "shapes", "--protocol", "coco2017-5k", "--annotations", "captions.json"]
     code, out, err = run(*words, "--limit", 2, "--steps", 2, "--device", "cpu", "--output", "out")
     assert code == 0, err
-    assert "2 pictures made" in out
+    assert "2 images made" in out
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["resolution"] == 256
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--model to generate with, or --pictures"),
+        ([], "--model to generate with, or --images"),
         (["--model", "shapes", "--protocol", "coco"], "coco2014-30k"),
         (["--model", "shapes", "--protocol", "coco2017-5k"], "captions_val2017.json"),
         (["--model", "shapes"], "at least one prompt"),
-        (["--pictures", "nowhere"], "expected --features"),
-        (["--pictures", "nowhere", "--features", "shapes"], "nowhere"),
-        (["--pictures", "nowhere", "--features", "vgg"], "clip:SOURCE"),
+        (["--images", "nowhere"], "expected --features"),
+        (["--images", "nowhere", "--features", "shapes"], "nowhere"),
+        (["--images", "nowhere", "--features", "vgg"], "clip:SOURCE"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, words: list[str], message: str) -> None:

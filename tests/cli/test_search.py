@@ -1,4 +1,4 @@
-"""`maskunet search` from prompts to pictures and masks that `generate` takes."""
+"""`maskunet search` from prompts to images and masks that `generate` takes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
     assert code == 0, err
     assert out.count("reward") == 2
-    assert "2 pictures" in out
+    assert "2 images in found" in out
     record = json.loads((tmp_path / "found" / "00001.json").read_text())
     assert (record["prompt"], record["seed"], record["rewards"]) == ("a blue star", 1, "shapes-matching")
     assert record["config"]["guidance_scale"] == 4.0
     assert len(record["history"]) == 4
-    with Image.open(tmp_path / "found" / "base" / "00001.png") as picture:
-        assert picture.size == (64, 64)
+    with Image.open(tmp_path / "found" / "base" / "00001.png") as image:
+        assert image.size == (64, 64)
     masks = [
         "--masker",
         "found/masks/00001",
@@ -42,7 +42,7 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     first, again = (np.asarray(Image.open(tmp_path / p), np.int16) for p in ("found/00001.png", "again/00000.png"))
     assert abs(first - again).max() <= 3
     words_again = ["--prompt", "a green ring", "--steps", 2, "--device", "cpu", "--output", "merged"]
-    code, out, err = run("generate", "--masks", "found", *words_again)  # all that were found, for another prompt
+    code, out, err = run("generate", "--masker", "found", *words_again)  # all of the search, for another prompt
     assert code == 0, err
     assert "merged 2 schedules of found by majority" in out
     assert (tmp_path / "merged" / "00000.png").is_file()
@@ -60,7 +60,7 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     assert "MaskSchedule" in out
 
 
-def test_drafted_noises_are_said_and_give_the_picture_again(run: Run, tmp_path: Path) -> None:
+def test_the_drafted_noise_is_printed_and_gives_the_image_again(run: Run, tmp_path: Path) -> None:
     words = ["search", "--prompt", "a red circle", "--steps", 2, "--iterations", 0, "--candidates", 3, "--seed", 2]
     code, out, err = run(*words, "--device", "cpu", "--output", "found")
     assert code == 0, err

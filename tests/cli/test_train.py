@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,25 @@ from maskunet.shapes.scenes import training_scene
 
 Run = Callable[..., tuple[int, str, str]]
 
-SMALL = ["--max_train_steps", 2, "--train_batch_size", 2, "--validation_samples", 4, "--device", "cpu"]
+SMALL = ["--max-train-steps", 2, "--train-batch-size", 2, "--validation-samples", 4, "--device", "cpu"]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     scenes = [training_scene(i) for i in range(6)]
     with (folder / "metadata.jsonl").open("w") as file:
-        for i, (scene, picture) in enumerate(zip(scenes, draw(scenes), strict=True)):
-            Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+        for i, (scene, image) in enumerate(zip(scenes, draw(scenes), strict=True)):
+            Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
             file.write(json.dumps({"file_name": f"{i}.png", "text": scene.caption}) + "\n")
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:100])
     return folder
 
 
 def test_bundled_world_gives_a_masker_that_the_other_commands_take(run: Run, tmp_path: Path) -> None:
-    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 8, *SMALL]
-    code, out, err = run(*words, "--initial_logit", 0.5, "--output_dir", "run")
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max-train-samples", 8, *SMALL]
+    code, out, err = run(*words, "--initial-logit", 0.5, "--output", "run")
     assert code == 0, err
     assert "masker in run" in out
     assert "validation gain" in out
@@ -52,30 +51,30 @@ def test_bundled_world_gives_a_masker_that_the_other_commands_take(run: Run, tmp
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
     # The same command again has nothing left to do.
     stamp = (tmp_path / "run" / "checkpoint-000002" / "state.pt").stat().st_mtime_ns
-    assert run(*words, "--initial_logit", 0.5, "--output_dir", "run")[0] == 0
+    assert run(*words, "--initial-logit", 0.5, "--output", "run")[0] == 0
     assert (tmp_path / "run" / "checkpoint-000002" / "state.pt").stat().st_mtime_ns == stamp
 
 
 def test_the_papers_generator_by_name(run: Run, tmp_path: Path) -> None:
-    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 8, *SMALL]
-    code, _, err = run(*words, "--masker", "paper", "--output_dir", "run")
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max-train-samples", 8, *SMALL]
+    code, _, err = run(*words, "--masker-kind", "paper", "--output", "run")
     assert code == 0, err
     assert isinstance(mu.load(tmp_path / "run" / "masker"), mu.MaskGenerator)
-    code, _, err = run(*words, "--masker", "dense", "--output_dir", "other")
+    code, _, err = run(*words, "--masker-kind", "dense", "--output", "other")
     assert code == 2
-    assert "expected masker low-rank or paper, got 'dense'" in err
+    assert "expected --masker-kind to be one of low-rank, paper, got 'dense'" in err
 
 
 @pytest.mark.parametrize(("method", "made"), [("lora", "lora/pytorch_lora_weights.safetensors"), ("full", "unet")])
-def test_folder_of_pictures_with_a_broken_one(
+def test_folder_of_images_with_a_broken_one(
     run: Run,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     method: str,
     made: str,
 ) -> None:
-    words = ["train", "--pretrained_model_name_or_path", "shapes", "--train_data_dir", pictures, *SMALL]
-    code, _, err = run(*words, "--method", method, "--output_dir", "run", "--rank", 2)
+    words = ["train", "--pretrained-model-name-or-path", "shapes", "--train-data-dir", images, *SMALL]
+    code, _, err = run(*words, "--method", method, "--output", "run", "--rank", 2)
     assert code == 0, err
     assert (tmp_path / "run" / made).exists()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -84,25 +83,25 @@ def test_folder_of_pictures_with_a_broken_one(
 
 
 def test_reward_as_the_objective(run: Run, tmp_path: Path) -> None:
-    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL]
-    own = ["--reward_batch_size", 2, "--reward_num_inference_steps", 2, "--validation_rewards", 2]
-    code, _, err = run(*words, "--objective", "reward", *own, "--output_dir", "run")
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max-train-samples", 4, *SMALL]
+    own = ["--reward-batch-size", 2, "--reward-num-inference-steps", 2, "--validation-rewards", 2]
+    code, _, err = run(*words, "--objective", "reward", *own, "--output", "run")
     assert code == 2
     assert "reward" in err
-    code, out, err = run(*words, "--objective", "reward", "--reward", "shapes", *own, "--output_dir", "run")
+    code, out, err = run(*words, "--objective", "reward", "--reward", "shapes", *own, "--output", "run")
     assert code == 0, err
     assert "reward gain on held-out captions" in out
     (last,) = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()][-1:]
     assert {"reward", "reward_gain", "gain", "density"} <= set(last)
 
 
-def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
-    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL]
-    words += ["--validation_prompts", "a red circle", "--validation_prompts", "a blue star"]
-    words += ["--validation_num_inference_steps", 2, "--validation_guidance_scale", 4, "--validation_steps", 1]
+def test_validation_images_repeat(run: Run, tmp_path: Path) -> None:
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max-train-samples", 4, *SMALL]
+    words += ["--validation-prompts", "a red circle", "--validation-prompts", "a blue star"]
+    words += ["--validation-num-inference-steps", 2, "--validation-guidance-scale", 4, "--validation-steps", 1]
     drawn = []
     for name in ("a", "b"):
-        code, _, err = run(*words, "--initial_logit", -0.36, "--output_dir", name)
+        code, _, err = run(*words, "--initial-logit", -0.36, "--output", name)
         assert code == 0, err
         files = sorted((tmp_path / name / "validation").rglob("*.png"))
         assert [f"{f.parent.name}/{f.name}" for f in files] == [
@@ -116,8 +115,8 @@ def test_validation_pictures_repeat(run: Run, tmp_path: Path) -> None:
 def test_what_is_pushed_carries_the_recipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = []
     monkeypatch.setattr(Masker, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
-    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max_train_samples", 4, *SMALL]
-    code, _, err = run(*words, "--output_dir", "run", "--hub_model_id", "me/masks")
+    words = ["train", "--model", "shapes", "--dataset", "shapes-art", "--max-train-samples", 4, *SMALL]
+    code, _, err = run(*words, "--output", "run", "--hub-model-id", "me/masks")
     assert code == 0, err
     ((name, options),) = pushed
     assert name == "me/masks"
@@ -126,23 +125,33 @@ def test_what_is_pushed_carries_the_recipe(run: Run, monkeypatch: pytest.MonkeyP
 
 
 def test_dry_run_says_what_it_costs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
-    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max_train_samples", 4, *SMALL, "--dry-run"]
-    code, out, err = run(*words, "--output_dir", "run")
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max-train-samples", 4, *SMALL, "--dry-run"]
+    code, out, err = run(*words, "--output", "run")
     assert code == 0, err
     assert "s a step" in out
     assert "2 steps take about" in out
     assert not (tmp_path / "run").exists()
 
 
-def test_every_setting_has_a_flag_and_a_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "240")  # a narrow terminal cuts names
-    from maskunet.cli.train import _help
+def test_diffusers_spellings(run: Run, images: Path, tmp_path: Path) -> None:
+    words = ["train", "--pretrained_model_name_or_path", "shapes", "--train_data_dir", images, "--output_dir", "run"]
+    words += ["--max_train_steps", 1, "--train_batch_size", 2, "--lr_warmup_steps", 0, "--validation_samples", 0]
+    code, out, err = run(*words, "--device", "cpu", "--no_timestep", "--mixed_precision", "no", "--seed", 3)
+    assert code == 0, err
+    assert out == "masker in run\n"
+    masker = mu.load(tmp_path / "run" / "masker")
+    assert (masker.config.use_timestep, masker.config.use_sample) == (False, True)
 
-    assert {f.name for f in fields(mu.TrainConfig)} == _help(mu.TrainConfig).keys()
-    code, out, _ = run("train", "--help")
-    assert code == 0
-    for field in fields(mu.TrainConfig):
-        assert f"--{field.name}" in out
+
+def test_defaults_of_the_bundled_model(run: Run, tmp_path: Path) -> None:
+    words = ["train", "--model", "shapes", "--dataset", "shapes", "--max-train-samples", 4, "--device", "cpu"]
+    code, _, err = run(*words, "--max-train-steps", 1, "--validation-samples", 2, "--output", "run")
+    assert code == 0, err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (64, 1)
+    assert config["validation_guidance_scale"] == 4.0
+    masker = mu.load(tmp_path / "run" / "masker")
+    assert masker.config == mu.LowRankMaskerConfig()
 
 
 @pytest.mark.parametrize(
@@ -150,14 +159,14 @@ def test_every_setting_has_a_flag_and_a_text(run: Run, monkeypatch: pytest.Monke
     [
         (["--dataset", "./nowhere"], "nowhere"),
         (["--dataset", "shapes", "--method", "dora"], "mask, lora, full"),
-        (["--dataset", "shapes", "--learning_rate", "-1"], "learning_rate above 0"),
+        (["--dataset", "shapes", "--learning-rate", "-1"], "expected --learning-rate to be a finite number > 0"),
         (["--dataset", "shapes", "--targets", "nothing"], "nothing"),
-        (["--dataset", "shapes", "--mixed_precision", "fp16", "--max_train_samples", 4], "on a CPU"),
-        (["--dataset", "shapes", "--method", "lora", "--hub_model_id", "a/b"], "mask or mask"),
+        (["--dataset", "shapes", "--mixed-precision", "fp16", "--max-train-samples", 4], "on a CPU"),
+        (["--dataset", "shapes", "--method", "lora", "--hub-model-id", "a/b"], "mask or mask"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, tmp_path: Path, words: list[str], message: str) -> None:
-    code, _, err = run("train", "--model", "shapes", *SMALL, *words, "--output_dir", "run")
+    code, _, err = run("train", "--model", "shapes", *SMALL, *words, "--output", "run")
     assert code == 2
     assert message in err
     assert "Traceback" not in err

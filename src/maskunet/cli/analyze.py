@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import DataError
-from .options import Device, Dtype, MaskerPath, Model, Seed, Steps
-
-analyze_app = typer.Typer(
-    help="What masks switch off, when, and what that does, as plots and data.", no_args_is_help=True
+from ..errors import TargetError
+from .app import Command, new_app, without_options
+from .checks import all_finite, check_exists, check_features, check_output, read_prompts
+from .defaults import guidance_scale as guidance_of
+from .defaults import is_bundled, num_inference_steps
+from .loading import open_pipeline
+from .options import (
+    Device,
+    Dtype,
+    Guidance,
+    MaskerSource,
+    Model,
+    Prompts,
+    PromptsFile,
+    Scheduler,
+    Seed,
+    Steps,
+    batch_size,
+    option,
+    output,
 )
+
+analyze_app = new_app("Analyse what masks switch off, when, and what that does, as plots and data.")
 
 #: Commands and their help; "all" runs one after the other.
 _HELP = {
-    "random": "Random masks: what they remove, single pictures that they mend or spoil, and the average.",
-    "density": "How many weights are switched off: by layer, projection, block, timestep, and over training.",
-    "masks": "Bits of a layer over timesteps; overlap of masks between timesteps and between samples.",
-    "weights": "Are large weights switched off too? Removed against kept magnitudes, by step.",
-    "emergence": "Predicted clean pictures over steps, without and with masks: what comes earlier?",
-    "samples": "Base, masked and real pictures in a plane of features, and their distances.",
-    "all": "All of them, one after the other.",
+    "random": "Measure random masks: what they remove, the images that they mend or spoil, and the average.",
+    "density": "Measure how many weights are switched off: by layer, projection, block, timestep, and over training.",
+    "masks": "Compare the masks of a layer between timesteps and between samples.",
+    "weights": "Compare the magnitudes of removed and kept weights, by step.",
+    "emergence": "Compare the predicted clean images over the steps, without and with masks.",
+    "samples": "Place base, masked and real images in a plane of features, and measure their distances.",
+    "all": "Run all analyses, one after the other.",
 }
 #: Options that one analysis alone reads.
-_OWN = {
-    "rates": "random",
+_ONLY = {
+    "rate": "random",
     "mask_seeds": "random",
     "layer": "masks",
     "run": "density",
@@ -39,70 +57,93 @@ _OWN = {
 def _analyze(
     context: typer.Context,
     model: Model = "shapes",
-    masker: MaskerPath = None,
-    output: Annotated[Path, typer.Option(help="Folder for NAME.png, .svg, .csv and .json.")] = Path("analysis"),
-    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be repeated. 'shapes' has its own.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    masker: MaskerSource = None,
+    output: Annotated[Path, output("Folder for NAME.png, .svg, .csv and .json.", "analysis")] = Path("analysis"),
+    prompt: Prompts = None,
+    prompts_file: PromptsFile = None,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures a side; prompts repeat with other noise. As each analysis needs."),
+        option(text="Images per side; prompts repeat with other noise.", default="what the analysis needs", min=1),
     ] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="random: a drop ratio, in (0, 1); may be repeated.")] = None,
-    mask_seeds: Annotated[int | None, typer.Option(min=1, help="random: sets of masks a drop ratio; 3.")] = None,
-    layer: Annotated[str | None, typer.Option(help="masks: the layer whose bits are drawn; the most masked.")] = None,
+    rate: Annotated[
+        list[float] | None,
+        option(
+            text="Drop ratio between 0 and 1; may be repeated.", default="0.03, 0.1, 0.3 and 0.5", callback=all_finite
+        ),
+    ] = None,
+    mask_seeds: Annotated[int | None, option(text="Sets of masks per drop ratio.", default=3, min=1)] = None,
+    layer: Annotated[
+        str | None, option(text="Layer whose bits are drawn.", default="the one with most weights switched off")
+    ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="density: a training run's folder or stats.jsonl, for 'over training'.")
+        Path | None,
+        option(text="Training run (folder or stats.jsonl), for density over training.", default="none"),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="samples: folder of real pictures; 'shapes' has its own.")
+        Path | None, option(text="Folder of real images.", default="drawn with shapes, else required")
     ] = None,
     features: Annotated[
-        str | None, typer.Option(help="samples: clip:SOURCE, dinov2:SOURCE or inception; 'shapes' has its own.")
+        str | None,
+        option(
+            text="Feature space: clip:SOURCE, dinov2:SOURCE or inception.",
+            default="the bundled CLIP with shapes, else required",
+        ),
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option(min=8, help="samples: pixels a side that real pictures are brought to.")
+        int | None, option(text="Pixels per side that images are resized to.", default="256; 64 with shapes", min=8)
     ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
-    steps: Steps = 25,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Strength of classifier-free guidance; 4 for 'shapes', else 7.5.")
-    ] = None,
+    scheduler: Scheduler = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
     seed: Seed = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts a call; 24 for 'shapes', else 4.")] = None,
+    batch_size: Annotated[int | None, batch_size("4; 24 with shapes")] = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
     from ..analysis import NAMES, AnalysisSettings
-    from ..files import make_folder
-    from .options import open_pipeline, read_prompts
 
     command = str(context.info_name)
     names = NAMES if command == "all" else (command,)
-    own: dict[str, Any] = {
+    options = {
         "rates": tuple(rate) if rate else None,
         "mask_seeds": mask_seeds,
         "layer": layer,
         "run": run,
+        "reference": reference,
+        "features": features,
+        "resolution": resolution,
     }
-    own |= {"reference": reference, "features": features, "resolution": resolution}
-    given = {name: value for name, value in own.items() if value is not None}
-    if wrong := [name for name in given if _OWN[name] not in names]:
-        raise DataError(
-            f"expected --{wrong[0].replace('_', '-').rstrip('s')} with {_OWN[wrong[0]]}, got it with {command}"
-        )
     settings = AnalysisSettings(
         prompts=tuple(read_prompts(prompt, prompts_file)) if prompt or prompts_file else None,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale if guidance_scale is not None else 4.0 if model == "shapes" else 7.5,
+        num_inference_steps=num_inference_steps(model, steps),
+        guidance_scale=guidance_of(model, guidance_scale),
         seed=seed,
-        batch_size=batch_size or (24 if model == "shapes" else 4),
+        batch_size=batch_size or (24 if is_bundled(model) else 4),
         count=count,
-        **given,
+        **{name: value for name, value in options.items() if value is not None},
     )
-    make_folder(output)  # before minutes of work
+    if masker is None and command != "random":
+        raise TargetError(f"expected a masker to analyse (--masker) with {command}, got none")
+    if features is not None:
+        check_features(features)
+    check_exists(run, "--run", "a training run's folder or its stats.jsonl")
+    check_exists(reference, "--reference", "a folder of images")
+    check_output(output)
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
+    if layer is not None:
+        _check_layer(layer, pipe)
     for name in names:
         _run(name, pipe, settings, output)
+
+
+def _check_layer(layer: str, pipe: Any) -> None:
+    from ..attaching import attachment_of
+
+    attachment = attachment_of(pipe)
+    names = [] if attachment is None else [spec.name for spec in attachment.masker.network.layers]
+    if layer not in names:
+        near = difflib.get_close_matches(layer, names, cutoff=0) or names[:3]
+        raise TargetError(f"expected --layer to be a masked layer, such as {', '.join(near)}; got {layer!r}")
 
 
 def _run(name: str, pipe: Any, settings: Any, output: Path) -> None:
@@ -125,4 +166,5 @@ def _run(name: str, pipe: Any, settings: Any, output: Path) -> None:
 
 
 for _name, _help in _HELP.items():
-    analyze_app.command(_name, help=_help)(_analyze)
+    _others = {option for option, owner in _ONLY.items() if _name not in ("all", owner)}
+    analyze_app.command(_name, help=_help, cls=Command)(without_options(_analyze, _others))

@@ -1,242 +1,169 @@
-"""`maskunet evaluate --benchmark`: GenEval or T2I-CompBench on the base model, a masker, a search, or several of them."""
+"""`maskunet benchmark`: GenEval or T2I-CompBench on the base model, a masker, a search, SynGen, or several of them."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
 import typer
 
-from ..errors import DataError
-from ..searching.config import SearchConfig
-from ..version import __version__
-from .options import local_device, open_pipeline, open_rewards, reward_sources
+from ..errors import SettingError
+from ..evaluation.published import BENCHMARKS, read_sides
+from ..zoo import defaults as bundled
+from .app import Command, new_app, without_options
+from .checks import check_output, finite
+from .defaults import guidance_scale as guidance_of
+from .defaults import is_bundled, num_inference_steps
+from .loading import local_device, masker_to_attach, open_pipeline
+from .options import (
+    MAX_STEPS,
+    Device,
+    Dtype,
+    Limit,
+    MaskerSource,
+    OptionalModel,
+    Rewards,
+    Scheduler,
+    Seed,
+    batch_size,
+    option,
+    output,
+)
 
-if TYPE_CHECKING:
-    from ..evaluation import Benchmark, Scores
-    from ..sampling import Side
+benchmark_app = new_app("Run a benchmark on a model, or score a folder of images in its layout.")
 
-#: What makes the pictures: the model, its masks, masks found by reward, and those found on top of the masker's; SynGen
-#: without and with its masks.
-SIDES = ("base", "masker", "search", "search+masker", "syngen", "syngen+masker")
-#: Prompts of the shapes world where none are given: as many a task as GenEval has, 553 over six.
-_BUNDLED_PROMPTS = 552
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a benchmark's own script generates: pictures a prompt, denoising steps, guidance."""
-
-    samples: int
-    steps: int
-    guidance_scale: float
+_HELP = {
+    "geneval": "Run GenEval: are the objects, their number, colours and positions those of the prompt?",
+    "t2i-compbench": "Run T2I-CompBench: are colours, shapes and textures bound to the right objects?",
+}
+#: Options of one benchmark alone.
+_ONLY = {"detector": "geneval", "clip": "geneval", "vqa": "t2i-compbench"}
 
 
-SETTINGS = {"geneval": Setting(4, 50, 9.0), "t2i-compbench": Setting(10, 30, 7.5)}
+def _published(name: str, with_shapes: float | None = None) -> str:
+    """Return the text of a default that each benchmark's own script sets."""
+    text = ", ".join(f"{getattr(values, name):g} with {benchmark}" for benchmark, values in BENCHMARKS.items())
+    return text if with_shapes is None else f"{text}; {with_shapes:g} with shapes"
 
 
-def run_benchmark_command(
-    name: str,
-    *,
-    model: str | None,
-    masker: str | None,
-    prompts_file: Path | None,
-    pictures: Path | None,
-    sides: str | None,
-    rewards: list[str] | None,
-    preset: str | None,
-    search_batch_size: int,
-    samples: int | None,
-    sources: Mapping[str, str | None],
-    limit: int | None,
-    output: Path,
-    scheduler: str | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    seed: int,
-    batch_size: int,
-    dtype: str | None,
-    device: str | None,
+def _benchmark(
+    context: typer.Context,
+    model: OptionalModel = None,
+    masker: MaskerSource = None,
+    images: Annotated[
+        Path | None, option(text="Folder of images to score instead of generating with --model.", default="none")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        option(
+            text="The benchmark's prompts: evaluation_metadata.jsonl; color_val.txt, or a folder of such files.",
+            default="held-out prompts with shapes and geneval, else required",
+        ),
+    ] = None,
+    sides: Annotated[
+        str | None,
+        option(
+            text="Sides with commas: base, masker, search, syngen, search+masker, syngen+masker.",
+            default="base, and masker if there is one",
+        ),
+    ] = None,
+    reward: Rewards = None,
+    preset: Annotated[
+        str | None, option(text="Preset of a search: default, masks, fast or paper.", default="default")
+    ] = None,
+    images_per_prompt: Annotated[
+        int | None, option(text="Images per prompt.", default=_published("images_per_prompt"), min=1)
+    ] = None,
+    limit: Limit = None,
+    detector: Annotated[
+        str | None,
+        option(
+            text="Detector: 'judge' (of shapes), or a folder or hub id of a Mask2Former.",
+            default="judge with shapes, else Mask2Former Swin-S on COCO",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        option(text="CLIP that names colours: a folder or a hub id.", default="OpenAI's ViT-L/14"),
+    ] = None,
+    vqa: Annotated[
+        str | None, option(text="BLIP that answers questions: a folder or a hub id.", default="the benchmark's")
+    ] = None,
+    output: Annotated[Path, output("Folder for images, summary.json and summary.md.", "benchmark")] = Path(
+        "benchmark"
+    ),
+    steps: Annotated[
+        int | None,
+        option(
+            text="Denoising steps.",
+            default=_published("num_inference_steps", bundled.NUM_INFERENCE_STEPS),
+            min=1,
+            max=MAX_STEPS,
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        option(
+            text="Strength of classifier-free guidance.",
+            default=_published("guidance_scale", bundled.GUIDANCE_SCALE),
+            min=0,
+            callback=finite,
+        ),
+    ] = None,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, batch_size(8)] = 8,
+    search_batch_size: Annotated[int, option(text="Prompts that are searched at once.", default=1, min=1)] = 1,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
-    """Generate where there is a model, score, print a table and write `summary.json` and `summary.md`.
+    name = str(context.info_name)
+    if (model is None) == (images is None):
+        raise SettingError("expected --model to generate with or --images to score, one of them")
+    check_output(output)
+    from ..distributed import process_rank
 
-    Raises:
-        DataError: options that do not fit each other, or prompts that cannot be used.
-    """
-    if name not in SETTINGS:
-        raise DataError(f"expected a benchmark ({', '.join(SETTINGS)}), got {name!r}")
-    if (model is None) == (pictures is None):
-        raise DataError(
-            "expected --model to generate with, or --pictures in the benchmark's layout to score, not both"
-        )
-    if pictures is not None and (sides or masker or prompts_file or limit):
-        raise DataError(
-            "expected --pictures without --sides, --masker, --prompts-file and --limit; the folder says what it holds"
-        )
-    chosen = read_sides(sides, masker)
-    searched = any("search" in side for side in chosen)
-    if not searched and (rewards or preset):
-        raise DataError("expected --reward and --preset with --sides search or search+masker, got neither of them")
-    sources_of_reward = reward_sources(rewards, str(model)) if searched else []
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if pictures is not None and rank > 0:
+    scorers = {"detector": detector, "clip": clip, "vqa": vqa}
+    if model is None:
+        if process_rank()[0] == 0:
+            from ..evaluation import score_images
+
+            scored = score_images(images or "", name, output_dir=output, device=local_device(device), **scorers)
+            typer.echo(scored.to_markdown())
         return
-    setting, where = SETTINGS[name], local_device(device)
-    drawing: dict[str, Any] = {
-        "num_inference_steps": steps or setting.steps,
-        "guidance_scale": setting.guidance_scale if guidance_scale is None else guidance_scale,
-    }
-    config = SearchConfig.preset(preset or "default", **drawing)
-    options = {"samples": samples or setting.samples, "seed": seed}
-    bundled = model == "shapes"
-    # Whoever scores reads its networks first: errors before hours of work.
-    found = (_geneval if name == "geneval" else _t2i_compbench)(
-        prompts_file,
-        limit,
-        sources,
-        bundled=bundled,
-        generate=model is not None,
-        score=rank == 0,
-        where=where,
-        **options,
+    from ..evaluation import evaluate
+    from ..evaluation.checks import check_search
+    from ..evaluation.loading import load_benchmark
+
+    check_search(read_sides(sides, masker is not None), reward or None, preset, bundled=is_bundled(model))
+    load_benchmark(name, prompts_file, limit=limit, bundled=is_bundled(model), scores=False, **scorers)
+    loaded_masker = masker_to_attach(masker)
+    pipe = open_pipeline(model, None, device, dtype, scheduler)
+    published = BENCHMARKS[name]
+    report = evaluate(
+        pipe,
+        name,
+        prompts=prompts_file,
+        masker=loaded_masker,
+        sides=sides,
+        reward=reward or None,
+        search_config=preset,
+        images_per_prompt=images_per_prompt,
+        output_dir=output,
+        num_inference_steps=num_inference_steps(model, steps, published.num_inference_steps),
+        guidance_scale=guidance_of(model, guidance_scale, published.guidance_scale),
+        seed=seed,
+        batch_size=batch_size,
+        search_batch_size=search_batch_size,
+        limit=limit,
+        settings={"model": model},
+        on_generated=lambda folder, count: typer.echo(f"{count} images made, {folder}"),
+        **scorers,
     )
-    record: dict[str, Any] = {"benchmark": name, "samples": options["samples"], "seed": seed}
-    if pictures is not None:
-        _save(_score(found, pictures, output), record | {"pictures": str(pictures)}, output)
-        return
-    from ..evaluation import run_benchmark, search_side
-    from ..evaluation.sides import search_settings
-    from ..sampling import pipeline_side
-    from ..syngen import shapes_phrases, syngen_side
-    from ..syngen.guide import SCALE
-
-    needed = masker if any("masker" in side for side in chosen) else None
-    pipe = open_pipeline(str(model), needed, device, dtype, scheduler)
-    reward = open_rewards(sources_of_reward, pipe) if searched else None
-    shared = {"model": model, "scheduler": type(pipe.scheduler).__name__} | drawing
-    by_search = {"search": search_settings(config), "reward_sources": sources_of_reward, "dtype": str(pipe.unet.dtype)}
-    phrases = shapes_phrases if bundled else None
-    makers: dict[str, Side] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    sizes: dict[str, int] = {}
-    for side in chosen:
-        masks = "masker" in side
-        settings[side] = shared | {"masker": masker if masks else None}
-        if reward is not None and "search" in side:
-            makers[side], sizes[side] = search_side(pipe, reward, config, masks=masks), search_batch_size
-            settings[side] |= by_search | {"rewards": reward.name}
-        elif "syngen" in side:
-            makers[side], sizes[side] = syngen_side(pipe, masks=masks, phrases=phrases, **drawing), batch_size
-            settings[side] |= {"syngen": {"scale": SCALE, "phrases": "shapes" if bundled else "spacy"}}
-        else:
-            makers[side], sizes[side] = pipeline_side(pipe, masks=masks, **drawing), batch_size
-    scores = run_benchmark(
-        found, makers, output, settings=settings, batch_size=sizes, rank=rank, world=world, say=typer.echo
-    )
-    if scores is not None:
-        _save(scores, record | {"settings": settings}, output)
+    if report.scores is not None:
+        typer.echo(report.to_markdown())
 
 
-def read_sides(text: str | None, masker: str | None) -> tuple[str, ...]:
-    """Return the sides that a comma list names; "both" stands for base and masker, the default where there is a masker.
-
-    Raises:
-        DataError: an unknown side, one twice, or masks without a masker.
-    """
-    text = text or ("both" if masker else "base")
-    names = [name.strip() for name in text.replace("both", "base,masker").split(",")]
-    if len(set(names)) < len(names) or not set(names) <= set(SIDES):
-        raise DataError(f"expected --sides as a comma list of {', '.join(SIDES)}, or both, each once, got {text!r}")
-    if masker is None and any("masker" in name for name in names):
-        raise DataError(f"expected --masker with --sides {text}, got none")
-    return tuple(names)
-
-
-def _geneval(
-    file: Path | None,
-    limit: int | None,
-    sources: Mapping[str, str | None],
-    *,
-    bundled: bool,
-    generate: bool,
-    score: bool,
-    where: Any,
-    **options: Any,
-) -> Benchmark:
-    from ..evaluation import GenEval
-    from ..evaluation.detectors import Detector, JudgeDetector
-    from ..evaluation.geneval import read_metadata
-    from ..evaluation.mask2former import CLIP, MASK2FORMER, Mask2FormerDetector
-    from ..shapes.scenes import held_out_prompts
-
-    _refuse(sources, ("vqa",), "geneval")
-    if file is not None:
-        metadata = list(read_metadata(file))[:limit]
-    elif bundled:
-        metadata = [prompt.metadata() for prompt in held_out_prompts(limit or _BUNDLED_PROMPTS)]
-    elif generate:
-        raise DataError("expected --prompts-file with GenEval's evaluation_metadata.jsonl; only 'shapes' has its own")
-    else:
-        metadata = []
-    source = sources["detector"] or ("judge" if bundled else MASK2FORMER)
-    detector: Detector | None = None
-    if score and source == "judge":
-        _refuse(sources, ("clip",), "the judge")
-        detector = JudgeDetector()
-    elif score:
-        detector = Mask2FormerDetector.from_pretrained(source, clip=sources["clip"] or CLIP, device=where)
-    return GenEval(metadata, detector, **options)
-
-
-def _t2i_compbench(
-    file: Path | None,
-    limit: int | None,
-    sources: Mapping[str, str | None],
-    *,
-    bundled: bool,
-    generate: bool,
-    score: bool,
-    where: Any,
-    **options: Any,
-) -> Benchmark:
-    from ..evaluation import T2ICompBench
-    from ..evaluation.blip_vqa import BLIP_VQA, BlipVqa
-    from ..evaluation.t2i_compbench import read_prompts, spacy_phrases
-
-    _refuse(sources, ("detector", "clip"), "t2i-compbench")
-    if file is None and generate:
-        raise DataError("expected --prompts-file with T2I-CompBench's color_val.txt, or a folder of such files")
-    prompts = {} if file is None else {name: of_one[:limit] for name, of_one in read_prompts(file).items()}
-    if not score:
-        return T2ICompBench(prompts, **options)
-    phrases = spacy_phrases()
-    return T2ICompBench(prompts, BlipVqa.from_pretrained(sources["vqa"] or BLIP_VQA, device=where), phrases, **options)
-
-
-def _refuse(sources: Mapping[str, str | None], names: tuple[str, ...], what: str) -> None:
-    if given := [f"--{name}" for name in names if sources[name]]:
-        raise DataError(f"expected no {', '.join(given)} with {what}")
-
-
-def _score(benchmark: Benchmark, pictures: Path, output: Path) -> Scores:
-    from ..evaluation import Scores
-
-    found = benchmark.score(pictures, output)
-    return Scores.of({"pictures": found}, overall=benchmark.overall, digits=benchmark.digits)
-
-
-def _save(scores: Scores, record: dict[str, Any], output: Path) -> None:
-    import torch
-
-    from ..files import make_folder, save_text
-
-    make_folder(output)
-    versions = {"maskunet": __version__, "torch": torch.__version__}
-    record |= {"scores": scores.to_dict(), "versions": versions}
-    save_text(json.dumps(record, indent=1) + "\n", output / "summary.json")
-    save_text(scores.to_markdown() + "\n", output / "summary.md")
-    typer.echo(scores.to_markdown())
+for _name, _help in _HELP.items():
+    _others = {option for option, owner in _ONLY.items() if _name != owner}
+    benchmark_app.command(_name, help=_help, cls=Command)(without_options(_benchmark, _others))

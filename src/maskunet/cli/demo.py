@@ -1,31 +1,44 @@
-"""The demo: the main job on the bundled model, from loading to a page."""
+"""`maskunet demo`: the main job on the bundled model, from loading to a page."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
-from .. import zoo
-from ..attaching import attach, record
-from ..evaluation import compare
-from ..files import make_folder, save_text
-from ..images import save_png, to_pil
-from ..maskers import load
-from ..pipelines import silence_loading
-from ..sampling import generate
-from ..shapes.scenes import held_out_prompts
-from ..targets import LayerSpec
-from .demo_page import demo_page
-from .image_files import write_comparison
+from .checks import check_output
+from .defaults import guidance_scale as guidance_of
+from .defaults import num_inference_steps
+from .options import BundledGuidance, Seed, Steps, option, output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..targets import LayerSpec
 
 _RECORDED = 6  # prompts on which the density is measured
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def demo(
+    output: Annotated[Path, output("Folder for the page and the images.", "demo")] = Path("demo"),
+    count: Annotated[int, option(text="How many prompts; they alternate over the six tasks.", default=96, min=6)] = 96,
+    steps: Steps = None,
+    guidance_scale: BundledGuidance = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare the bundled model with and without masks, from the same noise: a judged table and a page."""
+    check_output(output)
+    run_demo(
+        output,
+        count=count,
+        steps=num_inference_steps("shapes", steps),
+        guidance_scale=guidance_of("shapes", guidance_scale),
+        seed=seed,
+    )
 
 
 def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, seed: int) -> None:
@@ -41,6 +54,20 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
     Raises:
         DataError: the folder cannot be written.
     """
+    import torch
+
+    from .. import zoo
+    from ..attaching import attach, record
+    from ..evaluation import compare
+    from ..files import make_folder, save_text
+    from ..images import save_png, to_pil
+    from ..maskers import load
+    from ..pipelines import silence_loading
+    from ..sampling import generate
+    from ..shapes.scenes import held_out_prompts
+    from .demo_page import demo_page
+    from .image_files import write_comparison
+
     start = time.monotonic()
     make_folder(output)
     silence_loading()
@@ -61,7 +88,7 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         batch_size=min(48, count),
-        keep=keep,
+        on_images=keep,
     )
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "progress": False}
     with record(pipe, keep="density") as trace:

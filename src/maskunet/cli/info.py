@@ -1,23 +1,34 @@
-"""What `maskunet info` prints."""
+"""`maskunet info`: what a masker or a model consists of."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .. import zoo
-from ..checkpoint import CONFIG, load
+import typer
+
 from ..errors import CheckpointError, MaskUNetError
-from ..maskers import Masker
-from ..pipelines import load_pipeline, silence_loading
-from ..targets import Network, describe
+from .options import option
+
+
+def info(
+    source: Annotated[
+        str, typer.Argument(help="Masker (a folder, a hub id or 'shapes-masker') or model (as for --model).")
+    ],
+    targets: Annotated[
+        str, option(text="Layers to count in a model: a preset, a regular expression.", default="decoder-attention")
+    ] = "decoder-attention",
+) -> None:
+    """Show the parameters, target layers and density of a masker or a model."""
+    for line in describe_source(source, targets):
+        typer.echo(line)
 
 
 def _count(module: Any) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _layers(network: Network) -> list[str]:
+def _layer_lines(network: Any) -> list[str]:
     lines = [f"targets        {network.weights:,} weights in {len(network.layers)} layers"]
     for block in network.blocks:
         weights = sum(layer.weights for layer in block.layers)
@@ -25,55 +36,63 @@ def _layers(network: Network) -> list[str]:
     return lines
 
 
-def _masker_lines(masker: Masker) -> list[str]:
+def _masker_lines(masker: Any) -> list[str]:
     lines = [f"masker         {type(masker).__name__}", f"parameters     {_count(masker):,}"]
     lines += [f"{name:<15}{value}" for name, value in masker.settings.items() if name != "samples"]
-    lines += _layers(masker.network)
-    density = _density(masker)
-    if density is not None:
-        lines.append(f"density        {density}")
-    return lines
+    return [*lines, *_layer_lines(masker.network), f"density        {_density(masker)}"]
 
 
-def _density(masker: Masker) -> str | None:
-    """Say what is kept, where that can be known without running a model."""
+def _density(masker: Any) -> str:
+    """Return the kept fraction, where it can be known without running a model."""
     from ..maskers import FixedMasks, MaskTable, RandomMasks
     from ..relaxation import threshold
 
     if isinstance(masker, RandomMasks):
         return f"{masker.density} (drawn)"
     if isinstance(masker, FixedMasks):
-        kept = sum(float(masker[x.name].float().mean()) * x.weights for x in masker.network.layers)
+        layers = masker.network.layers
+        kept = sum(float(masker[layer.name].float().mean()) * layer.weights for layer in layers)
         return f"{kept / masker.network.weights:.4f}"
     if isinstance(masker, MaskTable):
-        kept = sum(float(threshold(v.detach()).mean()) * v.numel() for v in masker.logits.values())
-        return f"{kept / sum(v.numel() for v in masker.logits.values()):.4f} (without noise)"
-    return "depends on timestep and sample; record it with maskunet.record, or see it in maskunet demo"
+        logits = list(masker.logits.values())
+        kept = sum(float(threshold(value.detach()).mean()) * value.numel() for value in logits)
+        return f"{kept / sum(value.numel() for value in logits):.4f} (without noise)"
+    return "depends on timestep and sample; record it with maskunet.record, or run maskunet analyze density"
 
 
 def describe_source(source: str, targets: str) -> list[str]:
     """Return the lines that describe a masker or a model.
 
+    Args:
+        source: a masker or a model, as the command takes it.
+        targets: the layers to count in a model.
+
     Raises:
         CheckpointError: it is neither.
+        TargetError: the targets match no layer of the model.
     """
+    from .. import load, zoo
+    from ..checkpoint import CONFIG
+    from ..pipelines import load_pipeline, silence_loading
+    from ..targets import describe
+
     path = zoo.path(source) if source == "shapes-masker" else Path(source)
     if (path / CONFIG).is_file() and not (path / "model_index.json").is_file():
         return _masker_lines(load(path))
     silence_loading()
     try:
         pipe = load_pipeline(source)
-    except MaskUNetError as not_a_model:
+    except MaskUNetError as no_model:
         if source.count("/") != 1 or path.exists():
             raise
         try:
             return _masker_lines(load(source))
-        except MaskUNetError as not_a_masker:
-            raise CheckpointError(f"{not_a_model}; nor is it a masker: {not_a_masker}") from not_a_masker
+        except MaskUNetError as no_masker:
+            raise CheckpointError(f"{no_model}; nor is it a masker: {no_masker}") from no_masker
     lines = [f"model          {type(pipe).__name__}"]
-    for name, part in pipe.components.items():
-        if hasattr(part, "parameters"):
-            lines.append(f"  {name:<13}{_count(part):>12,} parameters ({type(part).__name__})")
-    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-    lines.append(f"scheduler      {type(pipe.scheduler).__name__}, predicts {kind}")
-    return lines + _layers(describe(pipe, targets))
+    for name, component in pipe.components.items():
+        if hasattr(component, "parameters"):
+            lines.append(f"  {name:<13}{_count(component):>12,} parameters ({type(component).__name__})")
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    lines.append(f"scheduler      {type(pipe.scheduler).__name__}, predicts {prediction}")
+    return lines + _layer_lines(describe(pipe, targets))

@@ -1,138 +1,153 @@
-"""`maskunet search`: masks for given prompts, found at generation time by reward."""
+"""`maskunet search`: masks for the prompts of a call, found by reward. Its flags are the fields of `SearchConfig`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..searching.config import SearchConfig
+from ..errors import CheckpointError, UnscoredError, first_line
+from ..searching.config import PRESETS, SearchConfig
+from ..zoo import defaults as bundled
+from .checks import check_output, read_prompts
+from .config_flags import ConfigFlags, shown, with_flags
+from .defaults import is_bundled
+from .loading import open_pipeline, open_reward, reward_sources
 from .options import (
     Device,
     Dtype,
-    MaskerPath,
+    MaskerSource,
     Model,
     Preset,
+    Prompts,
+    PromptsFile,
     Rewards,
-    Seed,
-    open_pipeline,
-    open_rewards,
-    read_prompts,
-    reward_sources,
+    Scheduler,
+    batch_size,
+    option,
+    output,
 )
 
 
+def _default(name: str) -> str:
+    """Return the default of a setting: that of the preset "default", and other presets' where they differ."""
+    base = shown(getattr(SearchConfig(), name))
+    others: dict[str, list[str]] = {}
+    for preset in PRESETS:
+        value = shown(getattr(SearchConfig.preset(preset), name))
+        if value != base:
+            others.setdefault(value, []).append(preset)
+    if name == "guidance_scale":
+        return f"{base}; {bundled.GUIDANCE_SCALE:g} with shapes"
+    return "; ".join([base, *(f"{value} with preset {' or '.join(names)}" for value, names in others.items())])
+
+
+FLAGS = ConfigFlags(
+    SearchConfig,
+    _default,
+    heading="Settings of the search, with the defaults of the preset 'default' of SearchConfig",
+    names={"num_inference_steps": ["--steps"], "time_limit_s": ["--time-limit"]},
+)
+
+
+@with_flags(FLAGS)
 def search(
-    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be repeated.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with a prompt a line.")] = None,
+    settings: dict[str, Any],
+    prompt: Prompts = None,
+    prompts_file: PromptsFile = None,
     reward: Rewards = None,
     model: Model = "shapes",
-    masker: MaskerPath = None,
-    output: Annotated[Path, typer.Option(help="Folder for pictures, masks and histories.")] = Path("found"),
+    masker: MaskerSource = None,
+    output: Annotated[Path, output("Folder for images, masks and histories.", "found")] = Path("found"),
     preset: Preset = "default",
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="Noises a prompt, of which coarse drafts choose one; the preset's.")
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(min=0, help="Iterations a step; the preset's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Rate on the mask logits; the preset's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the preset's.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Strength of guidance; the preset's.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Stop optimising after so many seconds a batch.")] = None,
-    target_reward: Annotated[float | None, typer.Option(help="Stop improving a step once this is reached.")] = None,
     preview_decoder: Annotated[
-        str | None, typer.Option(help="Folder or hub id of an AutoencoderTiny that rewards are computed on.")
+        str | None,
+        option(text="Folder or hub id of an AutoencoderTiny that rewards are computed on.", default="the model's own"),
     ] = None,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Trade time for memory.")] = False,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver++, ...; the model's own.")] = None,
-    seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are searched at once.")] = 1,
+    scheduler: Scheduler = None,
+    batch_size: Annotated[int, batch_size(1, "Prompts that are searched at once.")] = 1,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Find masks for prompts by the gradient of rewards; the same command again goes on where it was interrupted."""
-    from ..errors import UnscoredError
-    from ..files import make_folder
-    from ..searching import search as run
+    """Search masks for prompts by the gradient of a reward. The same command again makes only what is missing.
 
+    Settings without a flag come from the preset.
+    """
     prompts = read_prompts(prompt, prompts_file)
     sources = reward_sources(reward, model)
-    given: dict[str, Any] = {
-        "candidates": candidates,
-        "iterations": iterations,
-        "learning_rate": learning_rate,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "time_limit_s": time_limit,
-        "target_reward": target_reward,
-        "gradient_checkpointing": gradient_checkpointing or None,
-        "seed": seed,
-    }
-    if model == "shapes" and guidance_scale is None:
-        given["guidance_scale"] = 4.0  # what the bundled model is made for
-    config = SearchConfig.preset(preset or "default", **{k: v for k, v in given.items() if v is not None})
-    make_folder(output)
+    model_settings = {"guidance_scale": bundled.GUIDANCE_SCALE} if is_bundled(model) else {}
+    config = SearchConfig.preset(preset, **model_settings | settings)
+    check_output(output)
+
+    from ..searching import search as run_search
+    from .loading import local_device
+
+    local_device(device)  # a wrong device before a reward is loaded
+    loaded_reward = open_reward(sources)
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
-    judged = open_rewards(sources, pipe)
-    decoder = _preview(preview_decoder, pipe) if preview_decoder else None
-    settings = {
+    loaded_reward = loaded_reward.to(pipe.unet.device, pipe.unet.dtype)
+    decoder = _open_decoder(preview_decoder, pipe) if preview_decoder else None
+    record = {
         "model": model,
         "masker": masker,
         "scheduler": type(pipe.scheduler).__name__,
-        "rewards": judged.name,
+        "rewards": loaded_reward.name,
         "reward_sources": sources,
         "preview_decoder": preview_decoder,
         "dtype": str(pipe.unet.dtype),
     }
     for start in range(0, len(prompts), batch_size):
-        chunk = list(enumerate(prompts))[start : start + batch_size]
-        if all(_finished(output, i, p, seed + i, config, settings) for i, p in chunk):
+        texts = prompts[start : start + batch_size]
+        seeds = [config.seed + start + i for i in range(len(texts))]
+        jobs = zip(range(start, start + len(texts)), texts, seeds, strict=True)
+        if all(_is_finished(output / f"{i:05d}.json", text, seed, config, record) for i, text, seed in jobs):
             continue
-        texts, seeds = [p for _, p in chunk], [seed + i for i, _ in chunk]
         try:
-            found = run(pipe, texts, judged, config, seeds=seeds, decoder=decoder)
+            result = run_search(pipe, texts, loaded_reward, config, seeds=seeds, decoder=decoder)
         except UnscoredError as error:
-            error.result.save(output, first=start, **settings)
+            _save(error.result, output, start, record)
             raise
-        found.save(output, first=start, **settings)
-        for (i, text), after in zip(chunk, found.rewards.tolist(), strict=True):
-            before = found.base_rewards
-            shown = "" if before is None else f"{float(before[i - start]):.4f} -> "
-            start_seed = found.settings["start_seeds"][i - start]
-            noise = "" if start_seed == seed + i else f"  from noise {start_seed}"
-            typer.echo(f"{i:05d}  reward {shown}{after:.4f}  {text}{noise}")
-    typer.echo(f"{len(prompts)} pictures in {output}; their masks in {output / 'masks'}")
+        _save(result, output, start, record)
+        for i in range(len(texts)):
+            typer.echo(f"{start + i:05d}  {_summary(result, i)}")
+    typer.echo(f"{len(prompts)} images in {output}; their masks in {output / 'masks'}")
 
 
-def _finished(
-    output: Path, index: int, prompt: str, seed: int, config: SearchConfig, settings: dict[str, Any]
-) -> bool:
-    """Whether an earlier call with the same settings finished this very picture."""
-    path = output / f"{index:05d}.json"
-    if not (path.is_file() and path.with_suffix(".png").is_file() and (output / "masks" / path.stem).is_dir()):
+def _save(result: Any, output: Path, first: int, record: dict[str, Any]) -> None:
+    replace(result, settings={**result.settings, **record}).save(output, first=first)
+
+
+def _summary(result: Any, index: int) -> str:
+    base = "" if result.base_rewards is None else f"{float(result.base_rewards[index]):.4f} -> "
+    start_seed = result.start_seeds[index]
+    noise = "" if start_seed == result.seeds[index] else f"  from noise {start_seed}"
+    return f"reward {base}{float(result.rewards[index]):.4f}  {result.prompts[index]}{noise}"
+
+
+def _is_finished(path: Path, prompt: str, seed: int, config: SearchConfig, settings: dict[str, Any]) -> bool:
+    """Return whether an earlier call with the same settings finished the image of a record."""
+    masks = path.parent / "masks" / path.stem
+    if not (path.is_file() and path.with_suffix(".png").is_file() and masks.is_dir()):
         return False
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    wanted = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
-    return record.get("reward") is not None and all(record.get(k) == v for k, v in wanted.items())
+    expected = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
+    return record.get("reward") is not None and all(record.get(key) == value for key, value in expected.items())
 
 
-def _preview(source: str, pipe: Any) -> Any:
+def _open_decoder(source: str, pipe: Any) -> Any:
     from diffusers import AutoencoderTiny
-
-    from ..errors import CheckpointError
 
     try:
         decoder = AutoencoderTiny.from_pretrained(source, dtype=pipe.vae.dtype).to(pipe.vae.device)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"expected an AutoencoderTiny as --preview-decoder, could not read {source!r}: {str(error).splitlines()[0]}"
+            f"expected --preview-decoder to be an AutoencoderTiny, could not read {source!r}: {first_line(error)}"
         ) from error
     if decoder.config.latent_channels != pipe.vae.config.latent_channels:
         raise CheckpointError(

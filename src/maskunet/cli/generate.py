@@ -1,0 +1,99 @@
+"""`maskunet generate`: images from prompts, one image and its record at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import DataError
+from .checks import check_output, finite, read_prompts
+from .defaults import guidance_scale as guidance_of
+from .defaults import is_bundled, num_inference_steps
+from .loading import open_pipeline
+from .options import (
+    Device,
+    Dtype,
+    Guidance,
+    MaskerSource,
+    Model,
+    NegativePrompt,
+    Prompts,
+    PromptsFile,
+    Scheduler,
+    Seed,
+    Steps,
+    batch_size,
+    option,
+    output,
+)
+
+
+def generate(
+    prompt: Prompts = None,
+    prompts_file: PromptsFile = None,
+    model: Model = "shapes",
+    masker: MaskerSource = None,
+    output: Annotated[Path, output("Folder for 00000.png, 00000.json and so on.", "images")] = Path("images"),
+    compare_base: Annotated[
+        bool, option("--compare-base", text="Also generate without masks and SynGen, side by side.", default="off")
+    ] = False,
+    syngen: Annotated[
+        bool,
+        option(
+            "--syngen",
+            text="Bind modifiers to their nouns by attention (SynGen); needs spaCy except with shapes.",
+            default="off",
+        ),
+    ] = False,
+    syngen_scale: Annotated[
+        float, option(text="Length of SynGen's gradient steps.", default="20, its authors'", min=0, callback=finite)
+    ] = 20.0,
+    negative_prompt: NegativePrompt = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, batch_size(4)] = 4,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Generate images from prompts, with or without masks. The same command again makes only what is missing."""
+    prompts = read_prompts(prompt, prompts_file)
+    if compare_base and masker is None and not syngen:
+        raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
+    check_output(output)
+    options: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps(model, steps),
+        "guidance_scale": guidance_of(model, guidance_scale),
+        "negative_prompt": negative_prompt,
+    }
+    pipe = open_pipeline(model, masker, device, dtype, scheduler)
+
+    from ..evaluation.image_jobs import ImageJob, generate_missing
+    from ..sampling import pipeline_side
+    from .image_files import beside
+
+    settings = options | {
+        "model": model,
+        "masker": masker,
+        "scheduler": type(pipe.scheduler).__name__,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "compare_base": compare_base,
+    }
+    if syngen:
+        from ..syngen import shapes_phrases, syngen_side
+
+        phrases = shapes_phrases if is_bundled(model) else None
+        side = syngen_side(pipe, phrases=phrases, scale=syngen_scale, **options)
+        settings["syngen_scale"] = syngen_scale
+    else:
+        side = pipeline_side(pipe, **options)
+    if compare_base:
+        side = beside(pipeline_side(pipe, masks=False, **options), side)
+    jobs = [
+        ImageJob(output / f"{i:05d}.png", output / f"{i:05d}.json", text, seed + i) for i, text in enumerate(prompts)
+    ]
+    count = generate_missing(side, jobs, settings=settings, batch_size=batch_size)
+    typer.echo(f"{count} images made, {len(jobs)} in {output}")
