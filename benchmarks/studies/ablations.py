@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks.studies.world import ArtRuns, Sampling, World, cached_cell, load_base
-from maskunet.attaching.attachment import attach
+from maskunet.attaching import attach
 from maskunet.errors import SettingError
-from maskunet.maskers import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig, build_masker
+from maskunet.maskers import LowRankMaskerConfig, Masker, MaskGeneratorConfig, build_masker
+from maskunet.maskers.conditional import ConditionalConfig
 from maskunet.version import __version__
 from maskunet.zoo.dataset import TRAIN_SAMPLES
 
@@ -38,7 +39,7 @@ class Variant:
         training: further settings of the trainer.
     """
 
-    mask: TrainableConfig = field(default_factory=MaskGeneratorConfig)
+    mask: ConditionalConfig = field(default_factory=MaskGeneratorConfig)
     rate: float = 1.0
     seeds: int | None = None
     logit: float | None = None
@@ -108,6 +109,7 @@ def run_ablations(
     *,
     names: Sequence[str] | None = None,
     variants: Mapping[str, Variant] = VARIANTS,
+    build: Callable[..., Masker] = build_masker,
     log: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Run every missing cell and return the whole record.
@@ -117,6 +119,7 @@ def run_ablations(
         config: settings.
         names: variants to run in addition to the reference; None runs all.
         variants: variants by name, with the reference.
+        build: builds a masker from U-Net, config and `seed`.
         log: receives one line per finished cell.
 
     Raises:
@@ -136,7 +139,7 @@ def run_ablations(
         cell = world.measure(pipe, seed, "test", prompts=config.prompts, images_per_prompt=1)
         return cell | {"density": world.density(pipe)}
 
-    def mask_config(name: str) -> TrainableConfig:
+    def mask_config(name: str) -> ConditionalConfig:
         logit = variants[name].logit
         return replace(variants[name].mask, initial_logit=config.initial_logit if logit is None else logit)
 
@@ -148,6 +151,7 @@ def run_ablations(
             seed=seed,
             steps=config.steps,
             mask=mask_config(name),
+            build=build,
             config={"validation_steps": every, "checkpointing_steps": every, "checkpoints_total_limit": None}
             | variants[name].training,
         )
@@ -161,7 +165,7 @@ def run_ablations(
     def measure_snapshot(step: int) -> dict[str, Any]:
         pipe = copy.deepcopy(base)
         if step:
-            masker = build_masker(pipe.unet, mask_config(REFERENCE), seed=0)
+            masker = build(pipe.unet, mask_config(REFERENCE), seed=0)
             path = work / "runs" / cell_name(REFERENCE, 0) / f"checkpoint-{step:06d}" / "state.pt"
             masker.load_state_dict(torch.load(path, weights_only=True)["trained"])
             attach(pipe, masker.eval())

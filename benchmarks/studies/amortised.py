@@ -1,8 +1,8 @@
-"""The search, amortised: masks and LoRA trained by the reward's gradient, with the same objective and budget.
+"""The amortised search: masks and LoRA trained by the reward's gradient, with the same objective and budget.
 
-Both climb the bundled reward of their own guided samples (ReFL) with the diffusion loss beside, on training captions. The
-rate of each is chosen by the judge on validation prompts; test prompts are held out from training and choice. Referees are
-the judge and a second reward that nothing is optimised for. Finished cells are kept, so the same call again goes on.
+Both optimise a bundled reward on their own guided samples (ReFL) together with the diffusion loss, on training captions.
+The judge selects each method's learning rate on validation prompts; test prompts play no part in training or selection.
+Nothing is optimised for the judge or for the referee, a second reward. Finished cells are saved: the same call resumes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,14 +19,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from benchmarks.studies.rivals import plain
-from benchmarks.studies.search import Method, mean_reward, reward_digest
-from benchmarks.studies.world import Sampling, Split, World, accuracy_by_task, cell, load_base
-from maskunet.attaching.attachment import attach, attachment_of, reattach
-from maskunet.checkpoint import load
+from benchmarks.studies import rivals
+from benchmarks.studies.generation_methods import GenerationMethod
+from benchmarks.studies.search import reward_digest, rewards_of
+from benchmarks.studies.world import Sampling, Split, World, accuracy_by_task, cached_cell, load_base
+from maskunet import load
+from maskunet.attaching import attach, attachment_of, reattach
 from maskunet.data import CachedLatents
 from maskunet.maskers import LowRankMaskerConfig
-from maskunet.metrics.distances import frechet_distance
 from maskunet.relaxation import derive_seed
 from maskunet.rewards import Reward
 from maskunet.rewards import load as load_reward
@@ -42,19 +43,23 @@ logger = logging.getLogger(__name__)
 class AmortisedConfig:
     """Settings of the comparison.
 
-    Args:
-        seeds: training seeds.
+    Main:
+        seeds: number of training seeds.
         steps: optimiser steps.
-        rates: learning rates tried for each method.
+        rates: learning rates by method.
+        reward: name of the bundled reward to optimise.
+        reward_weight: weight of the reward relative to the diffusion loss.
+        prompts: number of held-out prompts per cell, one image each.
+
+    Fine-tuning:
         initial_logit: every mask logit at the start.
-        train_samples: pictures whose captions are trained on.
-        train_batch_size, reward_batch_size: samples a step of the diffusion loss and of the reward.
-        reward_weight: weight of the reward beside the diffusion loss.
-        refl_start: ReFL takes the reward at a random step past this share of the steps.
-        prompts: held-out prompts of a cell, a picture each.
-        reference_pictures: real pictures that distances are measured to.
-        num_inference_steps, guidance_scale: settings of generation, in training too.
-        reward: name of the bundled reward that is climbed.
+        train_samples: number of images with training captions.
+        train_batch_size: samples per step in the diffusion loss.
+        reward_batch_size: samples per step in the reward.
+        refl_start: ReFL takes the reward at a random step after this share of the steps.
+        reference_images: number of real images in a distance.
+        num_inference_steps: denoising steps, also in training.
+        guidance_scale: strength of classifier-free guidance, also in training.
     """
 
     seeds: int = 3
@@ -69,19 +74,24 @@ class AmortisedConfig:
     reward_weight: float = 0.1
     refl_start: float = 0.25
     prompts: int = 600
-    reference_pictures: int = 2400
+    reference_images: int = 2400
     num_inference_steps: int = 8
     guidance_scale: float = 4.0
     reward: str = "shapes"
 
     @classmethod
-    def of(cls, reward: str, **changes: Any) -> Self:
-        """Return the settings for a reward, with changes: of those that differ in scale each has its own."""
-        return cls(**({"reward": reward} | _SETTINGS.get(reward, {}) | changes))
+    def preset(cls, reward: str, **changes: Any) -> Self:
+        """Return the settings for a reward; rewards differ in scale.
+
+        Args:
+            reward: name of a bundled reward.
+            changes: settings to replace.
+        """
+        return cls(**({"reward": reward} | _PRESETS.get(reward, {}) | changes))
 
 
-#: The first reward's gentle settings changed next to nothing.
-_SETTINGS: dict[str, dict[str, Any]] = {
+#: The settings for `shapes` change next to nothing here.
+_PRESETS: dict[str, dict[str, Any]] = {
     "shapes-matching": {
         "steps": 120,
         "rates": {"mask": (1e-3, 3e-3), "lora": (3e-4, 1e-3)},
@@ -90,31 +100,30 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def reproduce_amortised(
-    work: Path, config: AmortisedConfig | None = None, *, say: Callable[[str], None] = logger.info
+def run_amortised(
+    work: Path, config: AmortisedConfig | None = None, *, log: Callable[[str], None] = logger.info
 ) -> dict[str, Any]:
-    """Run every cell that is missing and return the whole record.
+    """Run every missing cell and return the whole record.
 
     Args:
-        work: folder of the runs and the finished cells; the same call again goes on there.
+        work: folder of the runs and the finished cells; the same call resumes there.
         config: settings.
-        say: told of each cell as it is finished.
+        log: receives one line per finished cell.
 
     Raises:
-        RewardError: the reward is no bundled one.
+        RewardError: the reward is not a bundled one.
     """
     config = config or AmortisedConfig()
-    mark = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
+    settings = f"{asdict(replace(config, seeds=0, rates={}))} {reward_digest(config.reward)}"
     base = load_base()
-    climbed, referee = load_reward(config.reward), load_reward("shapes-referee")
-    world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_pictures)
-    scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
-    data = encode_scenes(base, scenes, style)
+    reward, referee = load_reward(config.reward), load_reward("shapes-referee")
+    world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_images)
+    data = _training_data(base, config)
 
-    def measured(pipe: Any, split: Split) -> dict[str, Any]:
+    def measure(pipe: Any, split: Split) -> dict[str, Any]:
         prompts = held_out_prompts(config.prompts, split)
         texts = [p.prompt for p in prompts]
-        made = generate(
+        images = generate(
             pipe,
             texts,
             seeds=[derive_seed("amortised", split, i) % 2**31 for i in range(len(texts))],
@@ -124,46 +133,55 @@ def reproduce_amortised(
             progress=False,
         ).tensor
         return {
-            "n": len(made),
-            "reward": mean_reward(climbed, made, texts),
-            "referee": mean_reward(referee, made, texts),
-            "accuracy": accuracy_by_task(made, prompts),
-            "fid": {s: frechet_distance(x, world.real[split][s]) for s, x in world.features(made).items()},
+            "n": len(images),
+            "reward": statistics.fmean(rewards_of(reward, images, texts)),
+            "referee": statistics.fmean(rewards_of(referee, images, texts)),
+            "accuracy": accuracy_by_task(images, prompts),
+            "fid": world.distances(images, split),
             "density": world.density(pipe),
         }
 
-    def trained(method: str, rate: float, seed: int, split: Split) -> dict[str, Any]:
+    def train_and_measure(method: str, rate: float, seed: int, split: Split) -> dict[str, Any]:
         folder = work / "runs" / f"{method}-{rate:g}-{seed}"
-        return measured(train_one(base, data, config, method, rate, seed, folder, climbed), split)
+        return measure(train_one(base, data, config, method, rate, seed, folder, reward), split)
 
-    def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        found = cell(work / "cells" / f"{name}.json", make, mark)
-        say(
-            f"{name}: reward {found['reward']:.4f}, referee {found['referee']:.4f}, "
-            f"overall {found['accuracy']['overall']:.3f}, FID {found['fid']['clip']:.2f}"
+    def cell(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        values = dict(cached_cell(work / "cells" / f"{name}.json", run, settings))
+        del values["settings"]  # the record has them once
+        log(
+            f"{name}: reward {values['reward']:.4f}, referee {values['referee']:.4f}, "
+            f"overall {values['accuracy']['overall']:.3f}, FID {values['fid']['clip']:.2f}"
         )
-        return found
+        return values
 
-    validation: dict[str, Any] = {"base": kept("val-base", partial(measured, base, "val"))}
-    cells: dict[str, list[dict[str, Any]]] = {"base": [kept("test-base", partial(measured, base, "test"))]}
-    chosen: dict[str, float] = {}
+    validation: dict[str, Any] = {"base": cell("val-base", partial(measure, base, "val"))}
+    cells: dict[str, list[dict[str, Any]]] = {"base": [cell("test-base", partial(measure, base, "test"))]}
+    selected: dict[str, float] = {}
     for method, rates in config.rates.items():
-        tried = {r: kept(f"val-{method}-{r:g}", partial(trained, method, r, 0, "val")) for r in rates}
-        validation[method] = {f"{r:g}": c for r, c in tried.items()}
-        # Of rates that the judge cannot tell apart the one that raised the reward most.
-        chosen[method] = max(tried, key=lambda r: (tried[r]["accuracy"]["overall"], tried[r]["reward"]))
-        # Training seeds of the test are others than the one that the rate was chosen with.
+        by_rate = {
+            rate: cell(f"val-{method}-{rate:g}", partial(train_and_measure, method, rate, 0, "val")) for rate in rates
+        }
+        validation[method] = {f"{rate:g}": values for rate, values in by_rate.items()}
+        # The reward breaks ties of the judge.
+        selected[method] = max(by_rate, key=lambda r: (by_rate[r]["accuracy"]["overall"], by_rate[r]["reward"]))
+        # Seed 0 selected the rate, so the test cells have other training seeds.
         cells[method] = [
-            kept(f"test-{method}-{seed}", partial(trained, method, chosen[method], seed, "test"))
+            cell(f"test-{method}-{seed}", partial(train_and_measure, method, selected[method], seed, "test"))
             for seed in range(1, config.seeds + 1)
         ]
     return {
         "config": asdict(config),
-        "chosen": chosen,
+        "reward_weights": reward_digest(config.reward),
+        "selected": selected,
         "validation": validation,
         "cells": cells,
         "version": __version__,
     }
+
+
+def _training_data(base: Any, config: AmortisedConfig) -> CachedLatents:
+    scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
+    return encode_scenes(base, scenes, style)
 
 
 def train_one(
@@ -174,19 +192,19 @@ def train_one(
     rate: float,
     seed: int,
     folder: Path,
-    climbed: Reward,
+    reward: Reward,
 ) -> Any:
-    """Train a method by the reward, unless done, and return a copy of the pipeline that carries it.
+    """Train a method by the reward, unless its run is finished; return a copy of the pipeline with its parameters.
 
     Args:
         base: the bundled pipeline.
-        data: what the diffusion loss sees; its captions are what the reward is climbed on.
+        data: images of the diffusion loss; the reward takes their captions.
         config: settings.
         method: "mask" or "lora".
         rate: learning rate.
-        seed: of the training.
-        folder: of the run; the same call again goes on there.
-        climbed: the reward.
+        seed: training seed.
+        folder: folder of the run; the same call resumes there.
+        reward: the reward to optimise.
     """
     pipe = copy.deepcopy(base)
     training = TrainConfig(
@@ -209,8 +227,8 @@ def train_one(
         seed=seed,
     )
     mask = LowRankMaskerConfig(initial_logit=config.initial_logit)
-    chosen = build_method(method, pipe, mask, gumbel=False, seed=seed)
-    run = train(pipe, chosen, data, training, folder, reward=climbed, progress=False)
+    built = build_method(method, pipe, mask, gumbel=False, seed=seed)
+    run = train(pipe, built, data, training, folder, reward=reward, progress=False)
     if method == "lora":
         pipe.load_lora_weights(folder / "lora")
     else:
@@ -219,54 +237,33 @@ def train_one(
 
 
 def amortised_masker(
-    work: Path, config: AmortisedConfig, *, rate: float, seed: int = 1, say: Callable[[str], None] = logger.info
-) -> Method:
-    """Return sampling under a masker that the reward trained, as a method beside a search; it is trained unless done.
+    work: Path, config: AmortisedConfig, *, rate: float, seed: int = 1, log: Callable[[str], None] = logger.info
+) -> GenerationMethod:
+    """Return sampling under a masker trained by the reward, as a rival of a search; trains it on the first call.
 
     Args:
         work: folder of its run.
-        config: settings; its reward is what is climbed.
+        config: settings, with the reward to optimise.
         rate: learning rate.
-        seed: of the training.
-        say: told before it is trained.
+        seed: training seed.
+        log: receives one line before a training.
     """
     settings = f"{asdict(replace(config, seeds=0, rates={}))} {rate} {seed} {reward_digest(config.reward)}"
     folder = work / "runs" / f"amortised-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     if not (folder / "masker").is_dir():
-        say(f"amortised masker: {config.steps} steps at {rate:g}, in {folder}")
+        log(f"amortised masker: {config.steps} steps at {rate:g}, in {folder}")
         base = load_base()
-        scenes, style = scenes_of("shapes", config.train_samples, seed=TRAIN_SEED)
-        train_one(
-            base, encode_scenes(base, scenes, style), config, "mask", rate, seed, folder, load_reward(config.reward)
-        )
+        data = _training_data(base, config)
+        train_one(base, data, config, "mask", rate, seed, folder, load_reward(config.reward))
     return partial(_under_masker, folder=str(folder / "masker"))
 
 
 def _under_masker(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], reward: Reward, *, folder: str, **options: Any
 ) -> Tensor:
-    before = attachment_of(pipe)
+    previous = attachment_of(pipe)
     attach(pipe, load(folder, pipe))
     try:
-        return plain(pipe, prompts, seeds, **options)
+        return rivals.plain(pipe, prompts, seeds, **options)
     finally:
-        reattach(pipe, before)
-
-
-def shortened(config: AmortisedConfig, share: float) -> AmortisedConfig:
-    """Return settings with a share of steps, samples and prompts, to try the command out."""
-
-    def cut(count: int, least: int = 12) -> int:
-        return max(least, round(count * share))
-
-    return replace(
-        config,
-        seeds=max(2, round(config.seeds * share)),
-        steps=cut(config.steps, 2),
-        rates={method: rates[:1] for method, rates in config.rates.items()},
-        train_samples=cut(config.train_samples, 64),
-        train_batch_size=cut(config.train_batch_size, 4),
-        reward_batch_size=cut(config.reward_batch_size, 2),
-        prompts=cut(config.prompts),
-        reference_pictures=cut(config.reference_pictures, 64),
-    )
+        reattach(pipe, previous)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskunet.attaching.attachment import attach, attachment_of, reattach
+from maskunet.attaching import attach, attachment_of, reattach
 from maskunet.errors import DataError
 from maskunet.maskers import RandomMasks
 from maskunet.relaxation import derive_seed

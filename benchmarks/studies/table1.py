@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.world import ArtRuns, Sampling, Split, World, cached_cell, load_base
-from maskunet.attaching.attachment import attach
+from maskunet.attaching import attach
 from maskunet.maskers import MaskGeneratorConfig, RandomMasks
 from maskunet.version import __version__
 from maskunet.zoo.dataset import TRAIN_SAMPLES

@@ -1,4 +1,4 @@
-"""What the tables share: the world that pictures are judged in, runs on the art domain, and cells that are kept."""
+"""What the studies share: the shapes world as an evaluation set, training runs on the art domain, cached cells."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from maskunet import zoo
-from maskunet.attaching.attachment import attach, attachment_of, record
+from maskunet.attaching import attach, attachment_of, record
 from maskunet.data import CachedLatents
-from maskunet.maskers import TrainableConfig
+from maskunet.files import make_folder, save_json
+from maskunet.maskers import Masker, build_masker
+from maskunet.maskers.conditional import ConditionalConfig
 from maskunet.metrics.distances import frechet_distance
 from maskunet.metrics.geneval_rules import check
 from maskunet.relaxation import derive_seed
@@ -27,21 +29,21 @@ from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import Prompt, held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
-from maskunet.training import Run, TrainConfig, build_method, train
+from maskunet.training import Method, Run, TrainConfig, build_method, train
 from maskunet.zoo.dataset import HELD_OUT_SEED, TRAIN_SEED, encode_scenes, scenes_of
 
 Split = Literal["val", "test"]
 
-HELD_OUT = 512  # art pictures on which a method's own gain is measured
+HELD_OUT = 512  # art images on which a method's own gain is measured
 DENSITY_PROMPTS = 24
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are generated.
+    """How images are generated.
 
     Args:
-        num_inference_steps: denoising steps of DPM-Solver++, which needs fewer than DDIM for the same accuracy.
+        num_inference_steps: denoising steps.
         guidance_scale: strength of classifier-free guidance.
     """
 
@@ -50,54 +52,72 @@ class Sampling:
 
 
 class World:
-    """The evaluation world: prompts, real pictures and two feature spaces.
+    """The evaluation set: held-out prompts, real images and two feature spaces.
 
     Args:
-        pipe: the base pipeline; its autoencoder gives the second feature space.
-        sampling: how pictures are generated.
-        reference_pictures: real pictures that distances are measured to.
+        pipe: the base pipeline; its autoencoder is the second feature space.
+        sampling: how images are generated.
+        reference_images: number of real images in a distance.
     """
 
-    def __init__(self, pipe: Any, sampling: Sampling, reference_pictures: int) -> None:
+    def __init__(self, pipe: Any, sampling: Sampling, reference_images: int) -> None:
         self.pipe, self.sampling = pipe, sampling
         self.clip = zoo.load_clip()
         splits: tuple[Split, ...] = ("val", "test")
-        self.real = {split: self.features(draw(held_out_scenes(reference_pictures, split))) for split in splits}
+        self.real = {split: self.features(draw(held_out_scenes(reference_images, split))) for split in splits}
 
     @torch.inference_mode()
-    def features(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Return the bundled CLIP's pooled features, and the autoencoder's latents pooled to 2 x 2."""
-        clip = [self.clip.vision_model(p * 2 - 1).pooler_output for p in pictures.split(250)]
-        vae = [self.pipe.vae.encode(p * 2 - 1).latent_dist.mode() for p in pictures.split(250)]
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the bundled CLIP's pooled features, and the autoencoder's latents pooled to 2 x 2.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+        """
+        clip = [self.clip.vision_model(x * 2 - 1).pooler_output for x in images.split(250)]
+        vae = [self.pipe.vae.encode(x * 2 - 1).latent_dist.mode() for x in images.split(250)]
         return {"clip": torch.cat(clip), "vae": torch.cat([F.adaptive_avg_pool2d(z, 2).flatten(1) for z in vae])}
 
+    def distances(self, images: Tensor, split: Split) -> dict[str, float]:
+        """Return the FID to the real images of a split, by feature space.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            split: "val" or "test".
+        """
+        return {space: frechet_distance(x, self.real[split][space]) for space, x in self.features(images).items()}
+
     @torch.inference_mode()
-    def clip_score(self, pictures: Tensor, captions: Sequence[str]) -> float:
-        """Return the mean cosine of pictures and their captions under the bundled CLIP."""
+    def clip_score(self, images: Tensor, captions: Sequence[str]) -> float:
+        """Return the mean cosine of images and their captions under the bundled CLIP.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            captions: N captions.
+        """
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         tokenizer = self.pipe.tokenizer
         scores = []
-        for start in range(0, len(pictures), 250):
+        for start in range(0, len(images), 250):
             chunk = list(captions[start : start + 250])
             ids = tokenizer(chunk, max_length=tokenizer.model_max_length, **options).input_ids
-            image = self.clip.get_image_features(pixel_values=pictures[start : start + 250] * 2 - 1).pooler_output
+            image = self.clip.get_image_features(pixel_values=images[start : start + 250] * 2 - 1).pooler_output
             text = self.clip.get_text_features(input_ids=ids).pooler_output
             scores.append(F.cosine_similarity(image, text))
         return float(torch.cat(scores).mean())
 
-    def measure(self, pipe: Any, seed: int, split: Split, *, prompts: int, pictures: int) -> dict[str, Any]:
-        """Generate `pictures` for each of `prompts` and return accuracy by task, FID in both spaces and CLIP score.
+    def measure(self, pipe: Any, seed: int, split: Split, *, prompts: int, images_per_prompt: int) -> dict[str, Any]:
+        """Generate images and return accuracy by task, FID in both spaces and CLIP score.
 
         Args:
-            pipe: the pipeline to measure.
-            seed: picks the noise; the same seed means the same noise for every method.
+            pipe: the pipeline.
+            seed: picks the noise; the same seed gives every method the same noise.
             split: "val" or "test".
-            prompts: how many prompts.
-            pictures: pictures a prompt.
+            prompts: number of prompts.
+            images_per_prompt: images per prompt.
         """
-        chosen = held_out_prompts(prompts, split)
-        texts = [p.prompt for p in chosen]
-        made = torch.cat(
+        requests = held_out_prompts(prompts, split)
+        texts = [p.prompt for p in requests]
+        images = torch.cat(
             [
                 generate(
                     pipe,
@@ -108,19 +128,22 @@ class World:
                     batch_size=100,
                     progress=False,
                 ).tensor
-                for run in range(pictures)
+                for run in range(images_per_prompt)
             ]
         )
-        features = self.features(made)
         return {
-            "n": len(made),
-            "accuracy": accuracy_by_task(made, chosen * pictures),
-            "fid": {space: frechet_distance(x, self.real[split][space]) for space, x in features.items()},
-            "clip_score": self.clip_score(made, texts * pictures),
+            "n": len(images),
+            "accuracy": accuracy_by_task(images, requests * images_per_prompt),
+            "fid": self.distances(images, split),
+            "clip_score": self.clip_score(images, texts * images_per_prompt),
         }
 
     def density(self, pipe: Any) -> float | None:
-        """Return the mean density over the steps of one batch of pictures; None without masks."""
+        """Return the mean density over the steps of one batch; None without masks.
+
+        Args:
+            pipe: the pipeline.
+        """
         if attachment_of(pipe) is None:
             return None
         prompts = [p.prompt for p in held_out_prompts(DENSITY_PROMPTS, "val")]
@@ -137,37 +160,37 @@ class World:
         return sum(calls) / len(calls)
 
 
-def right(pictures: Tensor, prompts: Sequence[Prompt]) -> list[bool]:
-    """Return of each picture whether the judge finds in it what its prompt asks for.
+def match_prompts(images: Tensor, prompts: Sequence[Prompt]) -> list[bool]:
+    """Return the judge's verdict for each image: does it show what its prompt requires?
 
     Args:
-        pictures: (B, 3, H, W) in [0, 1].
-        prompts: a prompt for each.
+        images: (N, 3, H, W) in [0, 1].
+        prompts: N prompts.
     """
-    return [check(found, p.metadata()) is None for p, found in zip(prompts, judge(pictures), strict=True)]
+    return [check(objects, p.metadata()) is None for p, objects in zip(prompts, judge(images), strict=True)]
 
 
-def accuracy_by_task(pictures: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Return the share of right pictures by task, and "overall", the mean over tasks.
+def accuracy_by_task(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Return the share of images that match their prompt by task, and "overall", the mean over tasks.
 
     Args:
-        pictures: (B, 3, H, W) in [0, 1].
-        prompts: a prompt for each.
+        images: (N, 3, H, W) in [0, 1].
+        prompts: N prompts.
     """
-    by_task: dict[str, list[bool]] = {task: [] for task in TASKS}
-    for prompt, found in zip(prompts, right(pictures, prompts), strict=True):
-        by_task[prompt.task].append(found)
-    accuracy = {task: sum(r) / len(r) for task, r in by_task.items() if r}
+    verdicts: dict[str, list[bool]] = {task: [] for task in TASKS}
+    for prompt, is_match in zip(prompts, match_prompts(images, prompts), strict=True):
+        verdicts[prompt.task].append(is_match)
+    accuracy = {task: sum(v) / len(v) for task, v in verdicts.items() if v}
     return accuracy | {"overall": sum(accuracy.values()) / len(accuracy)}
 
 
 class ArtRuns:
-    """Runs on the art domain, all on the same pictures.
+    """Training runs on the art domain, all on the same images.
 
     Args:
         base: the base pipeline; every run trains a copy.
         folder: folder of the runs.
-        train_samples: art pictures to train on.
+        train_samples: number of art images to train on.
     """
 
     def __init__(self, base: Any, folder: Path, train_samples: int) -> None:
@@ -176,7 +199,7 @@ class ArtRuns:
 
     @property
     def data(self) -> tuple[CachedLatents, CachedLatents]:
-        """Training and held-out pictures, encoded on first use."""
+        """Training and held-out images, encoded on first use."""
         if self._data is None:
             scenes, style = scenes_of("shapes-art", self.train_samples, seed=TRAIN_SEED)
             held_out, _ = scenes_of("shapes-art", HELD_OUT, seed=HELD_OUT_SEED)
@@ -191,11 +214,12 @@ class ArtRuns:
         rate: float,
         seed: int,
         steps: int,
-        mask: TrainableConfig,
+        mask: ConditionalConfig,
         config: dict[str, Any] | None = None,
+        build: Callable[..., Masker] = build_masker,
         **options: Any,
     ) -> tuple[Any, Run]:
-        """Train a method by threshold masks and return a copy of the pipeline that carries what was trained.
+        """Train a method with masks by threshold; return a copy of the pipeline with the trained parameters, and the run.
 
         Args:
             name: name of the run's folder.
@@ -205,6 +229,7 @@ class ArtRuns:
             steps: optimiser steps.
             mask: settings of the masks.
             config: further settings of the trainer.
+            build: builds the masker of the method "mask" from U-Net, `mask` and `seed`.
             options: further options of the method.
         """
         pipe, (data, held_out) = copy.deepcopy(self.base), self.data
@@ -218,9 +243,13 @@ class ArtRuns:
             seed=seed,
             **settings,
         )
-        chosen = build_method(method, pipe, mask, gumbel=False, seed=seed, **options)
+        built: Method | Masker
+        if method == "mask":
+            built = build(pipe.unet, mask, seed=seed)
+        else:
+            built = build_method(method, pipe, mask, gumbel=False, seed=seed, **options)
         folder = self.folder / name
-        run = train(pipe, chosen, data, training, folder, validation=held_out, progress=False)
+        run = train(pipe, built, data, training, folder, validation=held_out, progress=False)
         if "lora" in method:
             pipe.load_lora_weights(folder / "lora")
         if "mask" in method:
@@ -229,29 +258,27 @@ class ArtRuns:
 
 
 def load_base() -> Any:
-    """Return the bundled pipeline with the sampler that pictures are generated with."""
+    """Return the bundled pipeline with DPM-Solver++, which needs fewer steps than DDIM for the same accuracy."""
     pipe = zoo.load("shapes")
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe
 
 
-def cell(path: Path, make: Callable[[], dict[str, Any]], settings: str | None = None) -> dict[str, Any]:
-    """Return a finished cell, or make it and keep it.
+def cached_cell(path: Path, run: Callable[[], dict[str, Any]], settings: str | None = None) -> dict[str, Any]:
+    """Return a finished cell of a table, or run and save it.
 
     Args:
         path: its file.
-        make: makes it.
-        settings: what it was made with; a cell of other settings is made anew. None if the path says it all.
+        run: measures the cell.
+        settings: what the cell depends on; a saved cell of other settings is measured again. None if the path covers it.
     """
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found.get("settings") == settings:
-            return found
+        cell: dict[str, Any] = json.loads(path.read_text())
+        if cell.get("settings") == settings:
+            return cell
     start = time.monotonic()
-    found = make() | ({} if settings is None else {"settings": settings})
-    found["minutes"] = round((time.monotonic() - start) / 60, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1))
-    part.replace(path)
-    return found
+    cell = run() | ({} if settings is None else {"settings": settings})
+    cell["minutes"] = round((time.monotonic() - start) / 60, 2)
+    make_folder(path.parent)
+    save_json(cell, path)
+    return cell

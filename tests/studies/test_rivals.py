@@ -13,7 +13,7 @@ from benchmarks.studies import rivals
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
+from maskunet.attaching import attachment_of
 from maskunet.rewards import FunctionReward
 from maskunet.searching.drafts import candidate_seeds
 

@@ -15,7 +15,7 @@ from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
+from maskunet.attaching import attachment_of
 from maskunet.errors import DataError
 from maskunet.maskers import MaskSchedule, RandomMasks
 from maskunet.sampling import StepwiseSampler
@@ -23,7 +23,7 @@ from maskunet.sampling.freezing import frozen
 from maskunet.syngen import Phrase, shapes_phrases, syngen, syngen_side
 from maskunet.syngen import guide as engine
 from maskunet.syngen.guide import Guide
-from maskunet.syngen.tokens import locate
+from maskunet.syngen.tokens import locate_tokens
 from maskunet.targets import describe
 
 PROMPTS, SEEDS = ["a b c d", "e f"], [4, 7]
@@ -58,14 +58,14 @@ def drawn_generator(pipe: Any) -> mu.MaskGenerator:
 def test_the_gradient_step_lowers_the_loss(shapes_pipe: Any) -> None:
     for resolution in (None, 4):
         sampler = StepwiseSampler(shapes_pipe, SHAPES, seeds=[0, 1], num_inference_steps=5, guidance_scale=4.0)
-        tokens = [locate(shapes_pipe.tokenizer, p, shapes_phrases(p)) for p in SHAPES]
+        tokens = [locate_tokens(shapes_pipe.tokenizer, p, shapes_phrases(p)) for p in SHAPES]
         guide = Guide(sampler, tokens, resolution)
         assert guide.positions == (64 if resolution is None else 16)
         with frozen(shapes_pipe):
             losses = []
             for _ in range(4):
                 losses.append(guide.gradient()[0])
-                guide.push(20.0)
+                guide.take_step(20.0)
         assert all(bool((after < before).all()) for before, after in itertools.pairwise(losses))
 
 
@@ -81,7 +81,7 @@ def test_no_scale_is_plain_sampling_and_scale_is_not(pipe: Any) -> None:
 
 
 def test_prompts_without_phrases_never_call_for_a_gradient(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Guide, "push", lambda *_: pytest.fail("pushed"))
+    monkeypatch.setattr(Guide, "take_step", lambda *_: pytest.fail("pushed"))
     plain = rivals.plain(pipe, ["e f"], [7], **OPTIONS)
     assert close(made(pipe, ["e f"], [7]), plain)
 
@@ -109,7 +109,7 @@ def test_masks_count_and_stay(pipe: Any) -> None:
     assert not close(masked[0], rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS)[0])
     assert attachment_of(pipe) is attachment
     assert [p.requires_grad for p in masker.parameters()] == flags
-    assert not attachment.constant
+    assert not attachment.is_frozen
     assert all(p.grad is None for p in [*masker.parameters(), *pipe.unet.parameters()])
     with mu.record(pipe, keep="density") as trace:
         made(pipe)
@@ -123,7 +123,7 @@ def test_masks_count_and_stay(pipe: Any) -> None:
 def test_masks_are_constants(pipe: Any) -> None:
     """The gradient under a masker is that under the very masks, given."""
     sampler = StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
-    guide = Guide(sampler, [locate(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
+    guide = Guide(sampler, [locate_tokens(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
     mu.attach(pipe, drawn_generator(pipe))
     with frozen(pipe):
         losses, gradient = guide.gradient()
@@ -145,7 +145,7 @@ def test_masks_of_a_search(pipe: Any, scheduler: str) -> None:
     """Masks of the conditional half alone count as those of whole batches do, and stay with their calls."""
     pipe.scheduler = getattr(diffusers, scheduler)(**({"skip_prk_steps": True} if scheduler[0] == "P" else {}))
     sampler = StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
-    guide = Guide(sampler, [locate(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
+    guide = Guide(sampler, [locate_tokens(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
     network, times = describe(pipe.unet, "decoder-attention"), [float(t) for t in sampler.timesteps]
     shapes = {layer.name: (2, *layer.shape) for layer in network.layers}
     found = []
@@ -178,10 +178,10 @@ def test_the_step_is_one_of_the_scaled_latents(pipe: Any) -> None:
         pipe.scheduler = scheduler
         sampler = StepwiseSampler(pipe, ["a b c"], seeds=[0], num_inference_steps=4, guidance_scale=1.0)
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-        sampler.latents = noise * (sampler.latents.std() / sampler.scaled().std())
-        before = sampler.scaled()
-        Guide(sampler, [locate(pipe.tokenizer, "a b c", [(1, [0])])], None).push(100.0)
-        moves.append(sampler.scaled() - before)
+        sampler.latents = noise * (sampler.latents.std() / sampler.scaled_latents().std())
+        before = sampler.scaled_latents()
+        Guide(sampler, [locate_tokens(pipe.tokenizer, "a b c", [(1, [0])])], None).take_step(100.0)
+        moves.append(sampler.scaled_latents() - before)
     # Both start from the last timestep with scaled latents of the same noise.
     torch.testing.assert_close(moves[0], moves[1], atol=2e-3 * float(moves[0].abs().max()), rtol=2e-2)
 
@@ -201,7 +201,7 @@ def test_half_precision(pipe: Any, dtype: torch.dtype) -> None:
         sampler = StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
         sampler.latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(precision)
         with frozen(pipe):
-            guide = Guide(sampler, [locate(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
+            guide = Guide(sampler, [locate_tokens(pipe.tokenizer, p, bind(p)) for p in PROMPTS], None)
             gradients.append(guide.gradient()[1][0])
     one, other = gradients
     assert float((one - other).norm() / one.norm()) < 0.1
@@ -256,7 +256,7 @@ def test_the_pipeline_is_left_as_it_was(
     assert weight.grad is None
     assert attachment_of(pipe) is attachment
     assert attachment.enabled
-    assert not attachment.constant
+    assert not attachment.is_frozen
 
 
 def test_mistakes(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

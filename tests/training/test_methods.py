@@ -17,7 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
+from maskunet.attaching import attachment_of
 from maskunet.data import CachedLatents
 from maskunet.errors import CheckpointError, DataError
 from maskunet.shapes.scenes import training_scene

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.attaching.attachment import Attachment, attachment_of
+from maskunet.attaching import Attachment, attachment_of
 from maskunet.data import CachedLatents
 from maskunet.errors import CheckpointError, DataError
 from maskunet.maskers import Masker, MaskTable, RandomMasks

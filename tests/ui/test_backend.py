@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
+from maskunet.attaching import attachment_of
 from maskunet.errors import MaskUNetError
 from maskunet.sampling import generate
 from maskunet.ui.backend import Backend, _latest

@@ -1,4 +1,4 @@
-"""Which rows of a U-Net's batch belong to which prompt: a guided batch holds every prompt twice."""
+"""Layout of a U-Net's batch: a guided batch holds every prompt twice."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..maskers import Masker
 
 
 def check_batch(masker: Masker, latents: Tensor, pipe: Callable[[], Any] | None = None) -> None:
-    """Refuse a batch whose prompts cannot be shared out among a masker's sets of masks.
+    """Refuse a batch whose prompts cannot be divided among a masker's masks.
 
-    A guided batch is recognised by its latents, which are the same in both halves.
+    A guided batch has the same latents in both halves.
 
     Args:
         masker: the attached masker.
         latents: the U-Net's input (rows, C, h, w).
-        pipe: returns the pipeline, which may know that its batches are not guided.
+        pipe: returns the pipeline, which may declare its batches unguided.
 
     Raises:
-        TargetError: the number of prompts is no multiple of the sets of masks.
+        TargetError: the number of prompts is no multiple of the number of masks.
     """
     rows = latents.shape[0]
     if masker.guided_half is not None:
-        if rows % 2 == 0:  # the masks themselves refuse an odd number
-            masker.check_prompts(rows // 2)
-    elif any(rows % sets or (rows % 2 == 0 and rows // 2 % sets) for sets in masker.sample_counts):
-        masker.check_prompts(_prompts_in(latents, pipe))
+        if rows % 2 == 0:  # the masks refuse an odd number themselves
+            masker.check_prompt_count(rows // 2)
+    elif any(rows % count or (rows % 2 == 0 and rows // 2 % count) for count in masker.mask_counts):
+        masker.check_prompt_count(_count_prompts(latents, pipe))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def _prompts_in(latents: Tensor, pipe: Callable[[], Any] | None) -> int:
-    """The number of prompts in a batch; comparing latents waits for a GPU, so it is asked only where it decides."""
+def _count_prompts(latents: Tensor, pipe: Callable[[], Any] | None) -> int:
+    """Number of prompts in a batch. Comparing latents waits for the GPU, so this is called only where it matters."""
     is_guided = None if pipe is None else getattr(pipe(), "do_classifier_free_guidance", None)
     half = latents.shape[0] // 2
-    halves_equal = len(latents) == 2 * half and torch.equal(latents[:half], latents[half:])
-    return half if is_guided is not False and halves_equal else len(latents)
+    has_equal_halves = len(latents) == 2 * half and torch.equal(latents[:half], latents[half:])
+    return half if is_guided is not False and has_equal_halves else len(latents)

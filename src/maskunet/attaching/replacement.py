@@ -1,9 +1,9 @@
-"""How hooks reach into a network: replacing a layer's computation, and following gradient checkpointing.
+"""Replace a layer's forward, and follow gradient checkpointing.
 
-Other libraries wrap `forward` too: accelerate's offload keeps the wrapped one in `_old_forward`, diffusers' hooks keep a
-chain in `_diffusers_hook`. A replacement must be innermost, where weights are in place and in the dtype of the
-computation, and it must come off in any order. So it is put where the layer's own forward is found, and later looked for
-wherever it has been moved to.
+Other libraries wrap `forward` too: accelerate's offload keeps the wrapped one in `_old_forward`, and diffusers' hooks
+keep a chain in `_diffusers_hook`. A replacement must be innermost, where weights are on the device and in the dtype of
+the computation, and removable in any order. So it replaces the layer's own forward wherever that is stored, and `remove`
+looks for it in every such attribute.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from torch import nn
 Context = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def _places(module: nn.Module) -> list[tuple[Any, str]]:
-    """Where the innermost forward of a module can be, the innermost place first."""
+def _forward_attributes(module: nn.Module) -> list[tuple[Any, str]]:
+    """Objects and attributes that can hold the innermost forward of a module, innermost first."""
     chain = getattr(module, "_diffusers_hook", None)
-    places: list[tuple[Any, str]] = [(reference, "forward") for reference in getattr(chain, "_fn_refs", [])]
+    attributes: list[tuple[Any, str]] = [(reference, "forward") for reference in getattr(chain, "_fn_refs", [])]
     if hasattr(module, "_hf_hook") and hasattr(module, "_old_forward"):
-        places.append((module, "_old_forward"))
-    return [*places, (module, "forward")]
+        attributes.append((module, "_old_forward"))
+    return [*attributes, (module, "forward")]
 
 
 class Replacement:
-    """A function in the place of a layer's own forward.
+    """A function that replaces a layer's own forward.
 
     Args:
         module: the layer.
-        make: given the layer's own forward, returns what is called instead.
+        wrap: returns the replacement of the layer's own forward.
     """
 
-    def __init__(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def __init__(self, module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self.module = module
-        owner, name = _places(module)[0]
+        owner, name = _forward_attributes(module)[0]
         self.original: Callable[..., Any] = getattr(owner, name)
-        self.function = functools.update_wrapper(make(self.original), self.original)
+        self.function = functools.update_wrapper(wrap(self.original), self.original)
         setattr(owner, name, self.function)
 
     def remove(self) -> None:
-        """Put the layer's own forward back, wherever the replacement is now."""
-        for owner, name in _places(self.module):
+        """Restore the layer's own forward, wherever the replacement is now."""
+        for owner, name in _forward_attributes(self.module):
             if getattr(owner, name) is self.function:
                 setattr(owner, name, self.original)
-        own = self.module.__dict__.get("forward")
-        if getattr(own, "__func__", None) is type(self.module).forward:
-            del self.module.forward  # as it was: the class's
+        forward = self.module.__dict__.get("forward")
+        if getattr(forward, "__func__", None) is type(self.module).forward:
+            del self.module.forward  # the class's again
 
 
 def follow_checkpointing(modules: Iterable[nn.Module], capture: Callable[[], Context]) -> None:
-    """Run what gradient checkpointing computes again in the state of its first time.
+    """Make gradient checkpointing recompute in the state of the first computation.
 
     Args:
         modules: modules that may checkpoint.
-        capture: called at the first computation; its result gives the context for each further one.
+        capture: called at the first computation; returns the context of the further ones.
     """
     for module in modules:
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
@@ -81,7 +81,11 @@ def _following(checkpoint: Callable[..., Any], capture: Callable[[], Context]) -
 
 
 def leave_checkpointing(modules: Iterable[nn.Module]) -> None:
-    """Undo `follow_checkpointing`."""
+    """Undo `follow_checkpointing`.
+
+    Args:
+        modules: the same modules.
+    """
     for module in modules:
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
         if hasattr(checkpoint, "followed"):

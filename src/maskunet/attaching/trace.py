@@ -1,4 +1,4 @@
-"""What `maskunet.record` hands back: logits, masks and density by layer and by call of the U-Net."""
+"""The trace of `maskunet.record`: logits, masks and densities by layer and call of the U-Net."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Call:
+class CallRecord:
     """One call of the U-Net.
 
     Args:
-        timestep: the timestep that it was called with.
-        logits: S by layer, on the CPU, (B, *weight.shape); layers whose masks have no logits are left out.
+        timestep: its timestep.
+        logits: S by layer, on the CPU, (B, *weight.shape); without layers whose masks have no logits.
         masks: masks by layer, boolean, on the CPU, (B, *weight.shape).
         density: kept fraction by layer, (B,).
-        sizes: how many weights each of these layers has.
+        sizes: number of weights by layer.
     """
 
     timestep: float | None = None
@@ -35,32 +35,46 @@ class Call:
 
 
 class Trace:
-    """Calls of a U-Net, in order; `logits` and `masks` are those of the latest.
+    """The calls of a U-Net, in order; `logits` and `masks` are those of the latest.
 
     Args:
-        keep: "all" calls' tensors, the "last" call's only, or none of them ("density"). Densities are always kept.
-        limit_gb: past this much memory the tensors of further calls are left out, with a warning.
+        keep: the tensors to keep: "all", those of the "last" call, or none ("density"). Densities are always kept.
+        limit_gb: memory for the tensors, in GiB; further calls keep densities only, with a warning.
+
+    Raises:
+        SettingError: there is no such `keep`.
     """
 
     def __init__(self, keep: str = "all", limit_gb: float = 4.0) -> None:
         if keep not in ("all", "last", "density"):
             raise SettingError(f"expected keep to be 'all', 'last' or 'density', got {keep!r}")
-        self.calls: list[Call] = []
+        self.calls: list[CallRecord] = []
         self.keep = keep
-        self._room = int(limit_gb * 2**30)
-        self._warned = False
+        self._free_bytes = int(limit_gb * 2**30)
+        self._has_warned = False
 
     def begin(self, timestep: Any) -> None:
-        """Start the record of a call."""
+        """Start the record of a call.
+
+        Args:
+            timestep: its timestep, a number or a tensor.
+        """
         if self.keep == "last" and self.calls:
             self.calls[-1].logits, self.calls[-1].masks = {}, {}
         number = None
         if timestep is not None:
             number = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
-        self.calls.append(Call(number))
+        self.calls.append(CallRecord(number))
 
     def add(self, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
-        """Record one layer's logits and mask of the current call; `ndim` is that of its weight."""
+        """Record the logits and the mask of a layer in the current call.
+
+        Args:
+            layer: name of the layer.
+            logits: (*weight.shape) or (B, *weight.shape); None if there are none.
+            mask: (*weight.shape) or (B, *weight.shape).
+            ndim: dimensions of the layer's weight.
+        """
         call = self.calls[-1]
         mask = mask.detach()
         mask = mask if mask.ndim > ndim else mask[None]
@@ -68,17 +82,17 @@ class Trace:
         call.sizes[layer] = mask[0].numel()
         if self.keep == "density":
             return
-        need = mask.numel() * (1 if logits is None else 5)
-        if self.keep == "all" and need > self._room:
-            if not self._warned:
+        size = mask.numel() * (1 if logits is None else 5)
+        if self.keep == "all" and size > self._free_bytes:
+            if not self._has_warned:
                 logger.warning(
-                    "record: out of room for logits and masks; only densities are kept from here on. "
-                    "Pass keep='last' or a larger limit_gb."
+                    "record: limit_gb is used up; only densities are kept from here on. Pass keep='last' or a larger "
+                    "limit_gb."
                 )
-                self._warned = True
+                self._has_warned = True
             return
         if self.keep == "all":
-            self._room -= need
+            self._free_bytes -= size
         call.masks[layer] = mask.to("cpu", torch.bool, copy=True)
         if logits is not None:
             logits = logits.detach()
@@ -96,14 +110,14 @@ class Trace:
 
     @property
     def density(self) -> dict[str, list[float]]:
-        """Kept fraction by layer, one mean over the batch for each call."""
+        """Kept fraction by layer, one mean over the batch per call."""
         names = self.calls[-1].density if self.calls else {}
         return {name: [float(c.density[name].mean()) for c in self.calls if name in c.density] for name in names}
 
     def overall_density(self) -> list[float]:
-        r"""Return the kept fraction of all masked weights, one mean over the batch for each call.
+        r"""Return the kept fraction of all masked weights, one mean over the batch per call.
 
-        With :math:`n_l` weights in layer l, of which the share :math:`d_{lb}` is kept for sample b,
+        With :math:`n_l` weights in layer l and its kept fraction :math:`d_{lb}` for sample b,
 
         .. math:: \frac{\sum_l n_l \, \frac{1}{B} \sum_b d_{lb}}{\sum_l n_l}
         """

@@ -1,4 +1,4 @@
-"""Files of maskers, local or on the hub: `save`, `push`, `load`, and the model card that goes with them."""
+"""Files of maskers, local or on the hub: `save`, `push`, `load`, and their model card."""
 
 from .files import CONFIG, WEIGHTS, load, masker_names, push, read_config, register, save
 from .model_card import hub_id, write_card

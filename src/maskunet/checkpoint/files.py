@@ -24,25 +24,25 @@ from .model_card import write_card
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
 FORMAT = 1
-#: Classes of maskers by the name that their files carry; each registers itself when it is defined.
+#: Masker classes by name, as in their config.json; each class registers itself when it is defined.
 _REGISTRY: dict[str, type[Any]] = {}
 
 
 class Savable(Protocol):
-    """What a masker has that its files hold."""
+    """The part of a masker that its files hold."""
 
     network: Network
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Constructor arguments beside the network, as JSON values."""
+        """Constructor arguments after the network, as JSON values."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to write."""
+        """Return the tensors to save."""
 
 
 def register(masker_class: type[Any]) -> None:
-    """Let `load` make maskers of a class; `Masker` calls it for every subclass.
+    """Make a masker class known to `load`; `Masker` calls it for every subclass.
 
     Args:
         masker_class: the class, with `from_settings` and `load_tensors`.
@@ -51,7 +51,7 @@ def register(masker_class: type[Any]) -> None:
 
 
 def masker_names() -> list[str]:
-    """Return the names of the masker classes that `load` knows."""
+    """Return the names of the masker classes that `load` reads."""
     return sorted(name for name, masker_class in _REGISTRY.items() if not inspect.isabstract(masker_class))
 
 
@@ -65,15 +65,15 @@ def save(
 ) -> Path:
     """Write a masker to a folder.
 
-    The files are written under temporary names and renamed together, so an interrupted save leaves the former ones
-    whole. A model card that is there already is kept.
+    The files are written under temporary names and renamed together, so an interrupted save leaves the previous masker
+    intact. An existing model card is kept, as are other files.
 
     Args:
         masker: the masker.
-        folder: where to; made if missing.
-        base_model: name of the model that it was made for, for the card.
-        dataset: name of the data set that it was trained on, for the card.
-        recipe: how it was made, for the card.
+        folder: the folder; made if missing.
+        base_model: name of its base model, for the card.
+        dataset: name of its training data set, for the card.
+        recipe: rows of the card's recipe table.
 
     Returns:
         The folder.
@@ -105,14 +105,16 @@ def save(
             save_file(tensors, parts[WEIGHTS], metadata={"format": "pt"})
             parts[CONFIG].write_text(json.dumps(config, indent=1) + "\n")
             parts[CARD].write_text(card)
-            for name, part in parts.items():  # only when all are whole do they take their names
+            for name, part in parts.items():  # renamed only when all are complete
                 if name != CARD or not (path / CARD).exists():
                     part.replace(path / name)
         finally:
             for part in parts.values():
                 part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"expected a folder that can be written, {path} cannot be: {error}") from error
+        raise CheckpointError(
+            f"expected a folder that can be written, {path} cannot be: {first_line(error)}"
+        ) from error
     return path
 
 
@@ -128,17 +130,17 @@ def push(
     revision: str | None = None,
     commit_message: str = "Upload masker",
 ) -> str:
-    """Upload a masker to the hub; what `save` writes, in one commit.
+    """Upload the files of `save` to the hub, in one commit.
 
     Args:
         masker: the masker.
         repo_id: "user/name"; created if missing.
-        base_model: name of the model that it was made for, for the card.
-        dataset: name of the data set that it was trained on, for the card.
-        recipe: how it was made, for the card.
-        private: whether a new repository is private.
+        base_model: name of its base model, for the card.
+        dataset: name of its training data set, for the card.
+        recipe: rows of the card's recipe table.
+        private: whether a new repository is private; the account's default if None.
         token: access token; the stored one if None.
-        revision: branch to commit to.
+        revision: branch to commit to; the main one if None.
         commit_message: message of the commit.
 
     Returns:
@@ -153,6 +155,10 @@ def push(
 
 
 def _folder(source: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(
+            f"expected a masker's folder, a hub id or a bundled name, got {type(source).__name__} {source!r:.80}"
+        )
     path, text = Path(source), os.fspath(source)
     if path.is_dir():
         return path
@@ -160,8 +166,8 @@ def _folder(source: str | os.PathLike[str], revision: str | None, token: str | N
         return bundled_path(text)
     if not is_hub_id(text):
         raise CheckpointError(
-            f"expected a masker's folder or a hub id like 'user/name', got {text!r}, which is "
-            f"{'a file' if path.exists() else 'not there'}"
+            f"expected a masker's folder or a hub id like 'user/name', got {text!r}, which "
+            f"{'is a file' if path.exists() else 'does not exist'}"
         )
     try:
         return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
@@ -173,7 +179,13 @@ def _folder(source: str | os.PathLike[str], revision: str | None, token: str | N
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a masker's config.json, checked.
+    """Read and check a masker's config.json.
+
+    Args:
+        folder: the masker's folder.
+
+    Returns:
+        Its content.
 
     Raises:
         CheckpointError: it is missing, unreadable, or not a masker's.
@@ -182,11 +194,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"expected a masker's {CONFIG} in {folder}, could not read one: {error}") from error
+        raise CheckpointError(
+            f"expected a masker's {CONFIG} in {folder}, could not read one: {first_line(error)}"
+        ) from error
     config = config if isinstance(config, dict) else {}
     name, version = config.get("masker"), config.get("format")
-    newer = isinstance(name, str) and isinstance(version, int) and version > FORMAT
-    if not newer and (not isinstance(name, str) or name not in masker_names()):
+    is_newer = isinstance(name, str) and isinstance(version, int) and version > FORMAT
+    if not is_newer and (not isinstance(name, str) or name not in masker_names()):
         kind = config.get("_class_name", name)
         raise CheckpointError(
             f"expected {path} to name a masker ({', '.join(masker_names())}), got {kind!r}. Is {folder} a masker's folder?"
@@ -208,17 +222,17 @@ def load(
 
     Args:
         source: the folder, a hub id "user/name", or a bundled name ("shapes-masker").
-        model: the pipeline or U-Net that it is for; a masker made for another one is refused.
+        model: the pipeline or U-Net to attach it to; a masker for another one is refused.
         revision: branch, tag or commit on the hub.
-        token: access token for the hub.
-        device: where to put it; it follows the features at use anyway.
+        token: access token for the hub; the stored one if None.
+        device: device of its tensors; an attached masker follows the U-Net in any case.
 
     Returns:
         The masker, in evaluation mode.
 
     Raises:
-        CheckpointError: missing or unreadable files, or files that are not a masker's.
-        TargetError: made for another network; the differing layers are named.
+        CheckpointError: files are missing, unreadable, or not a masker's.
+        TargetError: it was made for another network; the differing layers are named.
     """
     folder = _folder(source, revision, token)
     config = read_config(folder)
@@ -231,9 +245,10 @@ def load(
         masker.load_tensors(tensors)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {error}"
+            f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {first_line(error)}"
         ) from error
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        # PyTorch names the tensors that do not fit on the second line.
         raise CheckpointError(
             f"expected {folder / WEIGHTS} and {CONFIG} to describe the same {config['masker']}, they do not: "
             f"{' '.join(str(error).strip().splitlines()[:2])}"

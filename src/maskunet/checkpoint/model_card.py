@@ -1,4 +1,4 @@
-"""The model card of a masker's folder: front matter as the hub reads it, how to use the masker, how it was made."""
+"""The model card of a masker: the hub's front matter, usage, recipe and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from ..targets import Network
 
 
 def hub_id(name: str | None) -> str | None:
-    """Return a name if it can be a repository "user/name"; None for a folder here, which says nothing to others."""
+    """Return a name if it can be a repository "user/name"; None for a local folder, which nobody else can open.
+
+    Args:
+        name: name of a model or a data set.
+    """
     if name is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) or Path(name).exists():
         return None
     return name
@@ -33,9 +37,9 @@ def write_card(
         masker: name of the masker's class.
         network: the blocks and layers that it masks.
         settings: its settings, as JSON values.
-        base_model: name of the model that it was made for; the front matter names hub ids only.
-        dataset: name of the data set that it was trained on; the same.
-        recipe: how it was made, a table's rows.
+        base_model: name of its base model; the front matter lists it if it is a hub id.
+        dataset: name of its training data set; likewise.
+        recipe: rows of the recipe table.
     """
     layers, model, data = network.layers, hub_id(base_model), hub_id(dataset)
     header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
@@ -44,13 +48,13 @@ def write_card(
     if data:
         header += ["datasets:", f"- {data}"]
     header += ["tags:", "- maskunet", "- text-to-image", "- diffusers", "---", ""]
-    # Of a folder its last part: the rest is this machine's business.
+    # Only the last part of a folder: its path is private.
     shown = model or (Path(base_model).name if base_model else None)
     name = shown or "the model it was made for"
     if model:
-        loading = ["from diffusers import DiffusionPipeline"], f'DiffusionPipeline.from_pretrained("{model}")'
+        import_line, call = "from diffusers import DiffusionPipeline", f'DiffusionPipeline.from_pretrained("{model}")'
     else:
-        loading = ["from maskunet.pipelines import load_pipeline"], f"load_pipeline({json.dumps(name)})"
+        import_line, call = "from maskunet.pipelines import load_pipeline", f"load_pipeline({json.dumps(name)})"
     text = [
         f"# {masker} for {shown or 'a diffusion U-Net'}",
         "",
@@ -60,10 +64,10 @@ def write_card(
         "## Use",
         "",
         "```python",
-        *loading[0],
+        import_line,
         "import maskunet as mu",
         "",
-        f"pipe = {loading[1]}",
+        f"pipe = {call}",
         'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
         'image = pipe("a prompt").images[0]',
         "```",
@@ -82,5 +86,5 @@ def write_card(
 
 
 def _cell(text: str) -> str:
-    """Return a text that stays within its cell of a Markdown table."""
+    """Escape a text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..attaching.attachment import attachment_of
+from ..attaching import attachment_of
 from ..errors import SettingError, TargetError
 from ..maskers import Masker
 from ..rewards.base import Reward

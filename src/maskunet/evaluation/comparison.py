@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attaching.attachment import attachment_of, disabled
+from ..attaching import attachment_of, disabled
 from ..errors import SettingError
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval_rules import check

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attaching.attachment import attach, attachment_of, reattach
+from ..attaching import attach, attachment_of, reattach
 from ..distributed import process_rank
 from ..errors import SettingError
 from ..maskers import Masker

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attaching.attachment import disabled
+from ..attaching import disabled
 from ..rewards.base import Reward
 from ..sampling.generation import Side, pipeline_side
 from ..searching import SearchConfig, search

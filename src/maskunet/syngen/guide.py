@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attaching.attachment import attachment_of, disabled
+from ..attaching import attachment_of, disabled
 from ..errors import DataError
 from ..sampling.freezing import frozen
 from ..sampling.generation import Side
@@ -239,7 +239,7 @@ def _unobserved(pipe: Any) -> Iterator[None]:
         yield
         return
     states = [(owner, dict(vars(owner))) for owner in (attached, attached.masker)]
-    attached.constant, attached.trace, attached.keep_probabilities = True, None, None
+    attached.is_frozen, attached.trace, attached.keep_probabilities = True, None, None
     try:
         yield
     finally:

@@ -1,0 +1,170 @@
+"""Attach a masker to a pipeline or a U-Net, in place and reversibly; disable, record and detach it."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError, TargetError
+from ..maskers import Masker, load
+from ..targets import check_fits, unet_of
+from .attachment import Attachment
+from .block_hook import refuse_fused
+from .trace import Trace
+
+_ATTRIBUTE = "_maskunet_attachment"
+
+
+def _is_compiled(model: Any, unet: nn.Module) -> bool:
+    return getattr(model, "unet", model) is not unet or getattr(unet, "_compiled_call_impl", None) is not None
+
+
+def attachment_of(model: Any) -> Attachment | None:
+    """Return the attachment of a model, or None.
+
+    Args:
+        model: a pipeline or a U-Net.
+
+    Raises:
+        TargetError: there is no U-Net.
+    """
+    return unet_of(model).__dict__.get(_ATTRIBUTE)
+
+
+def attach(
+    model: Any,
+    masker: Masker | str | os.PathLike[str],
+    seed: int | None = None,
+    noise: Mapping[str, Tensor] | None = None,
+) -> Attachment:
+    """Attach a masker to a pipeline or a U-Net, in place; it replaces the attached one.
+
+    Masks are deterministic by default. With a `seed` they are drawn with Gumbel noise: the same seed, prompt and
+    scheduler give the same image. A masker in training mode always draws, with new noise at every call.
+
+    Args:
+        model: a Stable Diffusion pipeline (1.x, 2.x, XL) or its U-Net.
+        masker: a masker for this U-Net, or its folder, hub id, or bundled name.
+        seed: seed of the Gumbel noise; None draws no noise at inference.
+        noise: Gumbel noise by layer name, (B, *weight.shape), which replaces drawn noise.
+
+    Returns:
+        The attachment; most callers ignore it.
+
+    Raises:
+        TargetError: there is no U-Net, the masker was made for another one, or its projections or a LoRA are fused.
+        CheckpointError: the masker's files are missing or unreadable.
+        SettingError: an argument has the wrong type.
+    """
+    unet = unet_of(model)
+    if isinstance(masker, str | os.PathLike):
+        masker = load(masker, model)
+    if not isinstance(masker, Masker):
+        raise SettingError(
+            f"expected a masker, its folder, a hub id or a bundled name to attach, got {type(masker).__name__}; build one "
+            "with maskunet.LowRankMasker.for_unet(pipe.unet)"
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
+        raise SettingError(f"expected seed to be an integer or None, got {seed!r:.80}")
+    if noise is not None and not isinstance(noise, Mapping):
+        raise SettingError(f"expected noise to be a mapping from layer names to tensors, got {type(noise).__name__}")
+    check_fits(unet, masker.network)
+    for block in masker.network.blocks:
+        refuse_fused(unet, block)
+    detach(model)
+    attachment = Attachment(unet, masker, seed, noise)
+    attachment.pipe = None if model is unet else weakref.ref(model)
+    attachment.install()
+    unet.__dict__[_ATTRIBUTE] = attachment
+    if _is_compiled(model, unet):
+        torch.compiler.reset()  # graphs compiled so far lack the hooks
+    return attachment
+
+
+def detach(model: Any) -> None:
+    """Remove the attached masker, if any; the model then gives the same bits as if none had ever been attached.
+
+    Args:
+        model: a pipeline or a U-Net.
+
+    Raises:
+        TargetError: there is no U-Net.
+    """
+    unet = unet_of(model)
+    if (attachment := unet.__dict__.pop(_ATTRIBUTE, None)) is not None:
+        attachment.remove()
+        if _is_compiled(model, unet):
+            torch.compiler.reset()
+
+
+def reattach(model: Any, attachment: Attachment | None) -> None:
+    """Restore an earlier attachment of a model.
+
+    Args:
+        model: a pipeline or a U-Net.
+        attachment: what `attachment_of` returned; None detaches.
+
+    Raises:
+        TargetError: there is no U-Net.
+    """
+    if attachment_of(model) is attachment:
+        return
+    detach(model)
+    if attachment is not None:
+        attachment.install()
+        unet_of(model).__dict__[_ATTRIBUTE] = attachment
+
+
+@contextlib.contextmanager
+def disabled(model: Any) -> Iterator[None]:
+    """Run the base model inside the context, exactly as if detached; contexts can be nested.
+
+    Args:
+        model: a pipeline or a U-Net, with or without a masker.
+
+    Raises:
+        TargetError: there is no U-Net.
+    """
+    attachment = attachment_of(model)
+    if attachment is None:
+        yield
+        return
+    previous, attachment.enabled = attachment.enabled, False
+    try:
+        yield
+    finally:
+        attachment.enabled = previous
+
+
+@contextlib.contextmanager
+def record(model: Any, *, keep: str = "all", limit_gb: float = 4.0) -> Iterator[Trace]:
+    """Record logits, masks and densities by layer and call of the U-Net inside the context.
+
+    Args:
+        model: a pipeline or a U-Net with a masker.
+        keep: the tensors to keep: "all", those of the "last" call, or none ("density").
+        limit_gb: memory for the tensors, in GiB; further calls keep densities only, with a warning.
+
+    Yields:
+        A `Trace`: `trace.logits[layer]` and `trace.masks[layer]` (B, *weight.shape) of the latest call,
+        `trace.density[layer]` with one value per call, and `trace.calls`.
+
+    Raises:
+        TargetError: there is no U-Net, or no masker is attached.
+        SettingError: there is no such `keep`.
+    """
+    attachment = attachment_of(model)
+    if attachment is None:
+        raise TargetError("expected a model with a masker, none is attached; call maskunet.attach first")
+    previous, attachment.trace = attachment.trace, Trace(keep, limit_gb)
+    try:
+        yield attachment.trace
+    finally:
+        attachment.trace = previous
