@@ -1,25 +1,28 @@
-"""Measure the bundled model and its masker: autoencoder, judge, accuracy by task, FID, base against masked.
+"""The bundled model with and without its masker: autoencoder, judge, accuracy by task, FID.
 
-    python benchmarks/bundled_model.py --prompts 600 --seeds 3
+    python -m benchmarks.bundled_model --prompts 600 --seeds 3     # twelve minutes on two cores
 
-Writes docs/results/bundled_model.json and .md. The prompts are the test split's; nothing was chosen on them.
+Writes docs/results/bundled_model.{json,md} and the model card of the bundled pipeline. The prompts are the test split's; no
+setting was selected on them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import maskunet as mu
-from machine import machine
+from benchmarks.records import RESULTS, bounds, machine_line, save_record
 from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.evaluation import compare
-from maskunet.evaluation.comparison import Estimate
+from maskunet.files import save_text
+from maskunet.machine import machine
 from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import is_exact, judge
@@ -27,50 +30,54 @@ from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.zoo.recipe.autoencoder import psnr
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+AUTOENCODED = 300  # images of the judge after the autoencoder
 
 
-def clip_features(batch: int = 250):
+def clip_features(batch: int = 250) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the bundled CLIP's pooled features as a function of images (N, 3, H, W)."""
     clip = zoo.load_clip()
 
     @torch.inference_mode()
-    def features(pictures: torch.Tensor) -> torch.Tensor:
-        parts = [clip.vision_model(p * 2 - 1).pooler_output for p in pictures.split(batch)]
-        return torch.cat(parts)
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([clip.vision_model(x * 2 - 1).pooler_output for x in images.split(batch)])
 
     return features
 
 
-def bounds(estimate: Estimate) -> list[float]:
-    return [round(x, 4) for x in (estimate.value, estimate.low, estimate.high)]
+def measure_world(pipe: Any, count: int, split: str) -> dict[str, float]:
+    """Return the judge's accuracy on drawn images and after the autoencoder, and the autoencoder's PSNR."""
+    prompts, scenes = held_out_prompts(count, split), held_out_scenes(count, split)
+    drawn = draw(scenes)
+    pairs = zip(judge(drawn), scenes, strict=True)
+    latents = pipe.vae.encode(drawn[:AUTOENCODED] * 2 - 1).latent_dist.mode()
+    decoded = (pipe.vae.decode(latents).sample / 2 + 0.5).detach()
+    verdicts = [check(objects, p.metadata()) is None for objects, p in zip(judge(decoded), prompts)]
+    return {
+        "judge_exact": sum(is_exact(objects, [(o.shape, o.colour) for o in s.objects]) for objects, s in pairs)
+        / count,
+        "judge_after_autoencoder": sum(verdicts) / len(verdicts),
+        "psnr_db": round(psnr(pipe.vae, drawn), 2),
+        "psnr_art_db": round(psnr(pipe.vae, draw(scenes, "art")), 2),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--split", default="test", choices=("val", "test"))
-    parser.add_argument("--masker", default=None, help="a masker's folder; the bundled one by default")
+    parser.add_argument("--masker", default=None, help="folder of a masker; the bundled one by default")
     parser.add_argument("--output", type=Path, default=RESULTS / "bundled_model.json")
     args = parser.parse_args()
     keep_freed_memory()
-    started = time.monotonic()
+    start = time.monotonic()
     pipe = zoo.load("shapes")
-    masker = mu.load(args.masker or zoo.path("shapes-masker"), pipe)
+    masker = mu.load(args.masker or "shapes-masker", pipe)
     mu.attach(pipe, masker)
-    prompts, scenes = held_out_prompts(args.prompts, args.split), held_out_scenes(args.prompts, args.split)
-    drawn = draw(scenes)
-    found = judge(drawn)
-    through = (pipe.vae.decode(pipe.vae.encode(drawn[:300] * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).detach()
-    world = {
-        "judge_exact": sum(is_exact(d, [(o.shape, o.colour) for o in s.objects]) for d, s in zip(found, scenes))
-        / len(found),
-        "judge_after_autoencoder": sum(check(d, p.metadata()) is None for d, p in zip(judge(through), prompts)) / 300,
-        "psnr_db": round(psnr(pipe.vae, drawn), 2),
-        "psnr_art_db": round(psnr(pipe.vae, draw(scenes, "art")), 2),
-    }
+    prompts = held_out_prompts(args.prompts, args.split)
+    world = measure_world(pipe, args.prompts, args.split)
     result = compare(
         pipe,
         prompts,
@@ -110,31 +117,29 @@ def main() -> None:
         "parameters": {
             n: sum(p.numel() for p in getattr(pipe, n).parameters()) for n in ("unet", "vae", "text_encoder")
         },
-        "minutes": round((time.monotonic() - started) / 60, 1),
+        "minutes": round((time.monotonic() - start) / 60, 1),
         "machine": machine(),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
-    place = f"{record['machine']['cpu']}, {record['machine']['cores']} cores, torch {record['machine']['torch']}"
     text = (
-        f"# The bundled model, without and with masks\n\n{args.prompts} held-out prompts ({args.split} split), {args.seeds} "
-        f"pictures each and side, from the same noise; {args.steps} DDIM steps, guidance {args.guidance_scale:g}; "
-        f"{place}. Brackets are 95 % intervals: bootstrap over prompts for accuracy, Student's t over seeds for FID.\n\n"
-        f"{result.to_markdown()}\n\nMean density of the masks {sum(density) / len(density):.4f}. Autoencoder: PSNR "
-        f"{world['psnr_db']} dB ({world['psnr_art_db']} dB on art). Judge: exact on {100 * world['judge_exact']:.1f} % of "
-        f"drawn pictures, right on {100 * world['judge_after_autoencoder']:.1f} % after the autoencoder.\n"
+        f"{args.prompts} held-out prompts ({args.split} split), {args.seeds} images per prompt and side from one noise, "
+        f"{args.steps} DDIM steps, guidance {args.guidance_scale:g}; {machine_line(record['machine'])}. Brackets are 95 % "
+        f"intervals: bootstrap over prompts for accuracy, Student's t over seeds for FID.\n\n{result.to_markdown()}\n\n"
+        f"Mean density of the masks: {sum(density) / len(density):.4f}. Autoencoder: PSNR {world['psnr_db']} dB "
+        f"({world['psnr_art_db']} dB on art). The judge names every object of {100 * world['judge_exact']:.1f} % of "
+        f"the drawn images, and finds {100 * world['judge_after_autoencoder']:.1f} % of them to match their prompt after "
+        "the autoencoder."
     )
-    args.output.with_suffix(".md").write_text(text)
     print(text)
+    save_record(record, args.output, "The bundled model with and without masks", text)
     if args.split == "test" and args.masker is None:
         write_card(record, result.to_markdown())
 
 
-def write_card(record: dict, table: str) -> None:
-    """Write the model card of the bundled pipeline, with the figures just measured."""
+def write_card(record: dict[str, Any], table: str) -> None:
+    """Write the model card of the bundled pipeline with the measured figures."""
     overall, single = record["accuracy"]["base"]["overall"], record["accuracy"]["base"]["single_object"]
     sizes = record["parameters"]
-    (zoo.path("shapes") / "README.md").write_text(
+    save_text(
         f"""---
 license: apache-2.0
 library_name: diffusers
@@ -146,9 +151,9 @@ tags:
 
 # shapes: a small Stable Diffusion
 
-A complete text-to-image pipeline in the standard diffusers format, trained from nothing by `maskunet zoo train` on 64 by
-64 pictures of one to four shapes (eight shapes, eight colours) with captions in GenEval's six tasks. It serves to try,
-test and compare masks on a machine without a GPU; it draws nothing but shapes.
+A complete text-to-image pipeline in diffusers format, trained from scratch by `maskunet zoo train` on images of 64 x 64
+pixels with one to four shapes (eight shapes, eight colours) and captions in GenEval's six tasks. It is made to try, test
+and compare masks on a machine without a GPU; it draws nothing but shapes.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -159,20 +164,21 @@ pipe("a red circle left of a blue star", guidance_scale=4.0, num_inference_steps
 ```
 
 - U-Net {sizes["unet"] / 1e6:.2f} M parameters and autoencoder {sizes["vae"] / 1e6:.2f} M in half precision, text encoder
-  {sizes["text_encoder"] / 1e6:.2f} M in single precision (diffusers and transformers differ in the precision they load by
-  default, and both must agree).
-- Latents 8 x 8 x 8, epsilon prediction, Stable Diffusion's noise schedule, 24 tokens, known words only.
+  {sizes["text_encoder"] / 1e6:.2f} M in single precision (diffusers and
+  transformers load different precisions by default, and both must agree).
+- Latents 8 x 8 x 8, epsilon prediction, Stable Diffusion's noise schedule, 24 tokens, a closed vocabulary.
 - Autoencoder: PSNR {record["world"]["psnr_db"]} dB, {record["world"]["psnr_art_db"]} dB on the art style.
-- Right pictures on held-out prompts, without masks: single objects {single[0]:.3f} [{single[1]:.3f}, {single[2]:.3f}],
+- Images that match a held-out prompt, without masks: single objects {single[0]:.3f} [{single[1]:.3f}, {single[2]:.3f}],
   overall {overall[0]:.3f} [{overall[1]:.3f}, {overall[2]:.3f}] (mean over the six tasks, 95 % intervals).
 
-{record["prompts"]} held-out prompts, {record["seeds"]} pictures each and side, {record["steps"]} DDIM steps, guidance
+{record["prompts"]} held-out prompts, {record["seeds"]} images per prompt and side, {record["steps"]} DDIM steps, guidance
 {record["guidance_scale"]:g}:
 
 {table}
 
-Limits: combinations that training never drew are harder than those it did; counting and positions fail most.
-"""
+Limits: combinations outside the training set are harder than those inside; counting and positions fail most.
+""",
+        zoo.path("shapes") / "README.md",
     )
 
 

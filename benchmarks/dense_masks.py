@@ -1,7 +1,7 @@
-"""What masks cost the plain way, as a yardstick: dense, one layer at a time, in hooks after layers that have already run.
+"""The plain way to apply masks, as a yardstick: dense, one layer at a time, in hooks that compute every layer twice.
 
-A restatement of the method's text, apart from the library: a generator a block, whose output every layer expands to a
-dense mask for each sample; the layer's first result is thrown away and computed again with masked weights.
+Written from the paper's text, without the library: one generator per block, whose output every layer expands to a dense
+mask per sample. A hook discards the layer's first result and computes it again with masked weights.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from torch import Tensor, nn
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-class Generator(nn.Module):
-    """The paper's networks of one block, with noise."""
+class DenseGenerator(nn.Module):
+    """The paper's networks of one block, with Gumbel noise.
+
+    Args:
+        channels: input channels of the block.
+        outputs: output channels of the block.
+        temb: width of the time embedding.
+        layers: masked layers by name.
+    """
 
     def __init__(self, channels: int, outputs: int, temb: int, layers: dict[str, nn.Linear]) -> None:
         super().__init__()
@@ -31,12 +38,12 @@ class Generator(nn.Module):
         self.state: Tensor | None = None
 
     def begin(self, features: Tensor, temb: Tensor) -> None:
-        """Compute Z of the block."""
+        """Compute Z of the block from its input (B, C, H, W) and the time embedding (B, T)."""
         z = features.mean((2, 3)) + self.time(temb)
         self.state = self.core(z).unflatten(1, self.size)
 
     def mask(self, name: str) -> Tensor:
-        """Return the dense mask of a layer, (B, O, I)."""
+        """Return the dense mask (B, O, I) of a layer."""
         key = name.replace(".", "_")
         assert self.state is not None
         logits = self.inp[key](self.out[key](self.state.transpose(1, 2)).transpose(1, 2))
@@ -47,29 +54,35 @@ class Generator(nn.Module):
 
 
 def attach_dense(unet: nn.Module) -> nn.ModuleList:
-    """Put the hooks on a U-Net's decoder; return the generators. There is no way back."""
+    """Put the hooks on a U-Net's decoder, irreversibly, and return the generators.
+
+    Args:
+        unet: a Stable Diffusion U-Net.
+    """
     generators = nn.ModuleList()
     for block in unet.up_blocks:
         layers = {n: m for n, m in block.named_modules() if n.endswith(PROJECTIONS) and isinstance(m, nn.Linear)}
         if not layers:
             continue
-        first = block.resnets[0]
-        generator = Generator(
-            first.conv1.in_channels, first.conv1.out_channels, first.time_emb_proj.in_features, layers
+        resnet = block.resnets[0]
+        generator = DenseGenerator(
+            resnet.conv1.in_channels, resnet.conv1.out_channels, resnet.time_emb_proj.in_features, layers
         )
         generators.append(generator)
 
-        def start(module: nn.Module, args: tuple, kwargs: dict, generator: Generator = generator) -> None:
+        def start(module: nn.Module, args: tuple, kwargs: dict, generator: DenseGenerator = generator) -> None:
             features = torch.cat([kwargs["hidden_states"], kwargs["res_hidden_states_tuple"][-1]], 1)
             generator.begin(features, kwargs["temb"])
 
         block.register_forward_pre_hook(start, with_kwargs=True)
         for name, layer in layers.items():
 
-            def again(m: nn.Linear, args: tuple, out: Tensor, g: Generator = generator, name: str = name) -> Tensor:
+            def recompute(
+                m: nn.Linear, args: tuple, out: Tensor, g: DenseGenerator = generator, name: str = name
+            ) -> Tensor:
                 weights = m.weight * g.mask(name)
                 y = torch.einsum("bni,boi->bno", args[0], weights)
                 return y if m.bias is None else y + m.bias
 
-            layer.register_forward_hook(again)
+            layer.register_forward_hook(recompute)
     return generators

@@ -36,10 +36,11 @@ from benchmarks.studies.report import ablations_markdown
 from maskunet.allocator import keep_freed_memory
 from maskunet.files import make_folder, save_json
 from maskunet.machine import machine
-from maskunet.maskers import MASKERS, BlockInput, ConditionalMasker, LayerMask, LowRankMaskerConfig
-from maskunet.maskers.conditional import layer_key
+from maskunet.maskers import BlockInput, ConditionalMasker, LayerMask, LowRankMaskerConfig, Masker, build_masker
+from maskunet.maskers.conditional import ConditionalConfig, layer_key
 from maskunet.maskers.forms import FactoredLogits
 from maskunet.relaxation import derive_seed
+from maskunet.settings import choice, integer
 from maskunet.targets import BlockSpec, LayerSpec
 
 FORMS = ("rows", "rows-and-columns", "heads", "blocks-4", "blocks-8", "shared", "hashed")
@@ -47,7 +48,7 @@ TABLE = 64  # rows of a hashed table
 
 
 @dataclass(frozen=True)
-class FormConfig:
+class FormConfig(ConditionalConfig):
     """Settings of a form.
 
     Args:
@@ -56,15 +57,10 @@ class FormConfig:
         targets, initial_logit, tau, rank, hidden, use_timestep, use_sample: as in `LowRankMaskerConfig`.
     """
 
-    form: str = "rows"
-    heads: int = 4
-    targets: str = "decoder-attention"
-    initial_logit: float = 5.0
-    tau: float = 1.0
-    rank: int = 16
-    hidden: int = 64
-    use_timestep: bool = True
-    use_sample: bool = True
+    form: str = choice(*FORMS)
+    heads: int = integer(4, at_least=1)
+    rank: int = integer(16, at_least=2)
+    hidden: int = integer(64, at_least=1)
 
 
 class _Table(nn.Module):
@@ -183,6 +179,13 @@ class FormMasker(ConditionalMasker):
         assert not set(missing) & set(dict(self.named_parameters())), missing
 
 
+def build_form(unet: nn.Module, config: ConditionalConfig, *, seed: int) -> Masker:
+    """Build the masker of a row, one of the library's or a `FormMasker`."""
+    if isinstance(config, FormConfig):
+        return FormMasker.for_unet(unet, config, seed=seed)
+    return build_masker(unet, config, seed=seed)
+
+
 #: The rows of the study.
 VARIANTS: dict[str, Variant] = {
     REFERENCE: Variant(),
@@ -216,11 +219,12 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="write nothing to docs/results")
     args = parser.parse_args()
     keep_freed_memory()
-    MASKERS["FormMasker"] = FormMasker
     config = AblationConfig(seeds=args.seeds)
     reuse_ablations(args.work, config)
     log = partial(print, flush=True)
-    record = run_ablations(args.work, config, names=args.only, variants=VARIANTS, log=log) | {"machine": machine()}
+    record = run_ablations(args.work, config, names=args.only, variants=VARIANTS, build=build_form, log=log) | {
+        "machine": machine()
+    }
     table = ablations_markdown(record)
     print(table)
     if not args.no_write:

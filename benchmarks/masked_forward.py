@@ -1,20 +1,19 @@
-"""What masks cost a call of the U-Net: real architectures with random weights, every side in turns in one run.
+"""Cost of masks in a U-Net call: real architectures with random weights, sides alternating in one run.
 
-    python benchmarks/masked_forward.py                                     # SD 1.5, batch 2: minutes on two cores
-    python benchmarks/masked_forward.py --models sd15 sd21 sdxl --batches 2 8 --device cuda --dtype float16
+    python -m benchmarks.masked_forward                                     # SD 1.5, batch 2: minutes on two cores
+    python -m benchmarks.masked_forward --models sd15 sd21 sdxl --batches 2 8 --device cuda --dtype float16
 
-Sides: the U-Net alone ("base"); the paper's generator and the low-rank masker; packed masks, fixed, a set for each half
-of a guided batch; and the plain dense way, which also draws noise ("dense", see dense_masks.py). "low-rank, tiled" and
-"packed, tiled" force tiles where small layers take the reference by themselves. A ratio is the median of ratios within a
+Sides: the U-Net alone ("base"); the paper's generator; the low-rank masker; fixed packed masks, one set per half of a
+guided batch; and the plain dense way, which also draws noise ("dense", see dense_masks.py). "low-rank, tiled" and
+"packed, tiled" force tiles where small layers take the reference by default. A ratio is the median of the ratios within a
 round. Memory is the peak of a process that runs one side (CPU) or of the allocator (GPU). Writes
-docs/results/masked_forward.json, one entry a model, batch and device.
+docs/results/masked_forward.{json,md}, one entry per model, batch and device.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import resource
 import statistics
 import subprocess
@@ -31,17 +30,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskunet as mu
-from dense_masks import attach_dense
-from machine import machine
+from benchmarks.dense_masks import attach_dense
+from benchmarks.records import RESULTS, machine_line, markdown_table, read_record, save_record
 from maskunet import targets
 from maskunet.allocator import keep_freed_memory
+from maskunet.machine import machine
 from maskunet.maskers import FixedMasks
 from maskunet.operators import using
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "masked_forward.json"
+COMMAND = [sys.executable, "-m", "benchmarks.masked_forward"]
 SIDES = ("base", "paper", "low-rank", "packed", "dense")
 TILED = ("low-rank, tiled", "packed, tiled")
-#: Config of the U-Net, latents a side, tokens.
+#: Config of the U-Net, and the side of its latents.
 ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
     "sd15": ({"cross_attention_dim": 768}, 64),
     "sd21": ({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, 96),
@@ -64,7 +64,7 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
 MODELS = ("shapes", *ARCHITECTURES)
 
 
-def build(name: str, batch: int, device: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+def build_unet(name: str, batch: int, device: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
     """Return a U-Net and the arguments of a call."""
     torch.manual_seed(0)
     if name == "shapes":
@@ -88,7 +88,7 @@ def build(name: str, batch: int, device: str, dtype: torch.dtype) -> tuple[nn.Mo
 
 
 def masker_of(side: str, unet: nn.Module) -> Any:
-    """Return the masker of a side; None for sides without."""
+    """Return the masker of a side; None for the sides without one."""
     if side == "paper":
         return mu.MaskGenerator.for_unet(unet, seed=0)
     if side.startswith("low-rank"):
@@ -99,7 +99,7 @@ def masker_of(side: str, unet: nn.Module) -> Any:
 
 
 class DrawnMasks(Mapping[str, Tensor]):
-    """Masks of density 0.9, two a layer, drawn when asked for: those of all layers at once are 1.3 GiB at SDXL size."""
+    """Masks of density 0.9, two per layer, drawn on access: all at once take 1.3 GiB at SDXL size."""
 
     def __init__(self, unet: nn.Module) -> None:
         self.shapes = {x.name: x.shape for x in targets.describe(unet, "decoder-attention").layers}
@@ -115,77 +115,100 @@ class DrawnMasks(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def implementation(side: str) -> AbstractContextManager[None]:
-    """What computes the masked layers of a side."""
+def operator_of(side: str) -> AbstractContextManager[None]:
+    """Return the context that selects the operator of a side."""
     return using("tiled" if side in TILED else "auto")
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Return the time of a call."""
+    """Return the time of a call in seconds."""
     if device != "cpu":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    start = time.perf_counter()
     with torch.inference_mode():
         run()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def network_of(side: str, unet: nn.Module, device: str) -> tuple[nn.Module, int | None]:
-    """Return a U-Net of the side's own, of the same weights, and how many parameters its masks add."""
-    own = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
+    """Return a copy of the U-Net that shares its weights and has the side's masks, and the parameters that these add."""
+    network = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
     if side == "dense":
-        generators = attach_dense(own).to(device, next(own.parameters()).dtype)
-        return own, sum(p.numel() for p in generators.parameters())
-    if (masker := masker_of(side, own)) is None:
-        return own, None
-    mu.attach(own, masker.to(device))
-    return own, sum(p.numel() for p in masker.parameters())
+        generators = attach_dense(network).to(device, next(network.parameters()).dtype)
+        return network, sum(p.numel() for p in generators.parameters())
+    if (masker := masker_of(side, network)) is None:
+        return network, None
+    mu.attach(network, masker.to(device))
+    return network, sum(p.numel() for p in masker.parameters())
 
 
 def time_sides(sides: list[str], args: argparse.Namespace, name: str, batch: int) -> dict[str, dict[str, Any]]:
-    """Return times, FLOPs and parameters of every side, rounds alternating."""
-    unet, call = build(name, batch, args.device, getattr(torch, args.dtype))
+    """Return times, FLOPs and parameters of every side; sides alternate."""
+    unet, call = build_unet(name, batch, args.device, getattr(torch, args.dtype))
     networks: dict[str, nn.Module] = {}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for side in sides:
         networks[side], added = network_of(side, unet, args.device)
-        found[side] = {} if added is None else {"parameters": added}
+        results[side] = {} if added is None else {"parameters": added}
     times: dict[str, list[float]] = {side: [] for side in sides}
     for i in range(args.repeats + 1):
         for side in sides if i or not args.warm_up_base else sides[:1]:
             network = networks[side]
             if i == 0 and not args.warm_up_base:  # the first round counts and warms up
-                with FlopCounterMode(display=False) as counter, torch.inference_mode(), implementation(side):
+                with FlopCounterMode(display=False) as counter, torch.inference_mode(), operator_of(side):
                     network(**call)
-                found[side]["tflop"] = round(counter.get_total_flops() / 1e12, 4)
+                results[side]["tflop"] = round(counter.get_total_flops() / 1e12, 4)
                 continue
-            with implementation(side):
-                taken = seconds(lambda n=network: n(**call), args.device)
-            print(f"{side}: {taken:.1f} s{'' if i else ', to warm up'}", file=sys.stderr, flush=True)
+            with operator_of(side):
+                duration = seconds(lambda n=network: n(**call), args.device)
+            print(f"{side}: {duration:.1f} s{'' if i else ', to warm up'}", file=sys.stderr, flush=True)
             if i:
-                times[side].append(taken)
+                times[side].append(duration)
     for side in sides:
         ratios = [t / b for t, b in zip(times[side], times["base"], strict=True)]
-        found[side] |= {
+        results[side] |= {
             "median_s": round(statistics.median(times[side]), 4),
             "ratio": round(statistics.median(ratios), 3),
             "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
         }
-    return found
+    return results
+
+
+def table(entries: dict[str, Any]) -> str:
+    """Return the record as Markdown."""
+    rows = []
+    for name, entry in entries.items():
+        for side, result in entry["sides"].items():
+            low, high = result["ratio_range"]
+            rows.append(
+                [
+                    name,
+                    side,
+                    f"{result['parameters'] / 1e6:.1f} M" if result.get("parameters") else None,
+                    result.get("tflop"),
+                    f"{result['median_s']:.3f}",
+                    f"{result['ratio']:.3f} ({low:.2f}-{high:.2f})",
+                    entry["settings"]["repeats"],
+                    f"{result['memory_gib']:.2f}" if "memory_gib" in result else None,
+                ]
+            )
+    header = ["case", "side", "parameters", "TFLOP", "seconds", "over base, by round", "rounds", "GiB"]
+    machines = dict.fromkeys(machine_line(entry["machine"]) for entry in entries.values())
+    return f"{'; '.join(machines)}.\n\n{markdown_table(header, rows)}"
 
 
 def peak_memory(side: str, args: argparse.Namespace, name: str, batch: int) -> float:
-    """Return the peak of this process, or of the allocator, after two calls of a side, in GiB."""
+    """Return the peak in GiB of this process, or of the allocator, after two calls of a side."""
     dtype = getattr(torch, args.dtype)
-    unet, call = build(name, batch, args.device, dtype)
+    unet, call = build_unet(name, batch, args.device, dtype)
     if side == "dense":
         attach_dense(unet).to(args.device, dtype)
     elif (masker := masker_of(side, unet)) is not None:
         mu.attach(unet, masker.to(args.device))
     for _ in range(2):
-        with implementation(side):
+        with operator_of(side):
             seconds(lambda: unet(**call), args.device)
     if args.device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -200,43 +223,42 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warm-up-base", action="store_true", help="warm up with the base alone and count nothing")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out: it starts a process a side")
+    parser.add_argument("--warm-up-base", action="store_true", help="warm up the base alone, and count no operations")
+    parser.add_argument("--no-memory", action="store_true", help="skip memory, which needs one process per side")
     parser.add_argument("--memory-of", choices=(*SIDES, *TILED), help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "masked_forward.json")
     args = parser.parse_args()
     keep_freed_memory()
     if args.memory_of:
         print(peak_memory(args.memory_of, args, args.models[0], args.batches[0]))
         return
-    entries: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
-    # Memory first, and a process for each case: a child's peak counts what its parent held when it started it.
+    entries = read_record(args.output)
+    # Memory comes first and each case has its own process: a child's peak includes its parent's memory at the start.
     cases = [(name, batch) for name in args.models for batch in args.batches]
     if len(cases) > 1:
         for name, batch in cases:
-            own = ["--models", name, "--batches", str(batch)]
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], check=True)
+            subprocess.run([*COMMAND, *sys.argv[1:], "--models", name, "--batches", str(batch)], check=True)
         return
     for name in args.models:
         for batch in args.batches:
             memory = {}
             for side in [] if args.no_memory else args.sides:
-                words = [sys.executable, __file__, "--memory-of", side, "--models", name, "--batches", str(batch)]
+                words = [*COMMAND, "--memory-of", side, "--models", name, "--batches", str(batch)]
                 words += ["--device", args.device, "--dtype", args.dtype]
                 out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
                 memory[side] = round(float(out.splitlines()[-1]), 3)
-            found = time_sides(args.sides, args, name, batch)
-            for side, used in memory.items():
-                found[side]["memory_gib"] = used
+            results = time_sides(args.sides, args, name, batch)
+            for side, peak in memory.items():
+                results[side]["memory_gib"] = peak
             for side in args.sides:
-                print(name, batch, side, found[side], flush=True)
+                print(name, batch, side, results[side], flush=True)
             settings = {k: getattr(args, k) for k in ("device", "dtype", "repeats", "warm_up_base")}
             entries[f"{name}, batch {batch}, {args.device}, {args.dtype}"] = {
                 "settings": settings,
-                "sides": found,
+                "sides": results,
                 "machine": machine(),
             }
-            args.output.write_text(json.dumps(entries, indent=1) + "\n")
+            save_record(entries, args.output, "A U-Net call with masks", table(entries))
 
 
 if __name__ == "__main__":

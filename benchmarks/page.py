@@ -1,16 +1,16 @@
-"""How soon the page of `maskunet ui` answers a newcomer: seconds from the press of "Compare" to both pictures.
+"""Response time of `maskunet ui`: seconds from pressing "Compare" to both images.
 
-    python benchmarks/page.py       # two minutes on two cores; docs/results/ui: page.json and a picture of every tab
+    python -m benchmarks.page                        # two minutes on two cores; docs/results/ui/page.{json,md}
+    python -m benchmarks.page --screenshots FOLDER   # also a screenshot of every tab
 
-Starts the real command in a folder of its own and drives it in headless Chromium (playwright; chromium on PATH) at desktop
-and phone width, with the page's own settings (bundled model and masker, 25 steps). The first press after the start is
-reported apart ("first"); the others have a new seed each.
+Starts the command in an empty folder and drives it in headless Chromium (playwright; chromium on PATH) at desktop and
+phone width, with the page's defaults (bundled model and masker, 25 steps). The first press after the start is reported
+separately ("first"); every other press has a new seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import socket
@@ -22,14 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from benchmarks.records import RESULTS, machine_line, markdown_table, save_record
+from maskunet.files import make_folder
+from maskunet.machine import machine
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "ui"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 def wait_for_text(page: Any, selector: str, text: str) -> None:
-    """Wait until an element says something."""
+    """Wait until an element contains a text."""
     page.wait_for_function(
         "([s, t]) => (document.querySelector(s)?.innerText ?? '').includes(t)", arg=[selector, text]
     )
@@ -57,52 +58,71 @@ def start(home: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def compare(page: Any, seed: int) -> float:
-    """Press the button and return the seconds until both pictures and their words are there."""
+    """Press the button and return the seconds until both images and their verdicts are shown."""
     page.get_by_label("Seed", exact=True).fill(str(seed))
     page.keyboard.press("Tab")
-    started = time.perf_counter()
+    start = time.perf_counter()
     page.get_by_role("button", name="Compare", exact=True).click()
     wait_for_text(page, "#compare-note", f"Seed {seed}")
     page.wait_for_function(
         "[...document.querySelectorAll('#compare-slider img')].filter(x => x.complete && x.naturalWidth).length >= 2"
     )
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
-def picture_tabs(page: Any, width: str, folder: Path) -> None:
-    """Use every tab and keep a picture of it."""
+def save_screenshots(page: Any, width: str, folder: Path) -> None:
+    """Use every tab and save a screenshot of it."""
 
-    def keep(name: str) -> None:
+    def save(name: str) -> None:
         page.wait_for_timeout(600)
         page.screenshot(path=folder / f"{name}-{width}.png", full_page=True)
 
-    keep("compare")
+    save("compare")
     page.get_by_role("tab", name="Seeds").click()
     page.get_by_role("button", name="Generate").click()
     wait_for_text(page, "#seeds-note", "Masked")
-    keep("seeds")
+    save("seeds")
     page.get_by_role("tab", name="Search").click()
     page.get_by_role("button", name="Search", exact=True).click()
     wait_for_text(page, "#search-status", "Done")
-    keep("search")
+    save("search")
     page.get_by_role("tab", name="Analyses").click()
     page.get_by_role("button", name="Analyse", exact=True).click()
     page.wait_for_selector("#analysis-figure img")
-    keep("analyses")
+    save("analyses")
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as Markdown."""
+    rows = [
+        [
+            width,
+            f"{s['first_s']:.2f}",
+            f"{s['median_s']:.2f} ({s['range_s'][0]:.2f}-{s['range_s'][1]:.2f})",
+        ]
+        for width, s in record["seconds"].items()
+    ]
+    text = (
+        f'Seconds from pressing "Compare" to both images, {record["settings"]["steps"]} steps, medians of '
+        f"{record['settings']['presses']} presses; {machine_line(record['machine'])}."
+    )
+    return f"{text}\n\n{markdown_table(['width', 'first press', 'later presses (range)'], rows)}"
 
 
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presses", type=int, default=10, help="warm ones, at each width")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--presses", type=int, default=10, help="warm presses per width")
+    parser.add_argument("--screenshots", type=Path, metavar="FOLDER", help="save a screenshot of every tab here")
+    parser.add_argument("--output", type=Path, default=RESULTS / "ui" / "page.json")
     args = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("expected chromium or google-chrome on PATH, found none: install one")
-    args.output.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
+    if args.screenshots:
+        make_folder(args.screenshots)
+    seconds: dict[str, Any] = {}
     for width, (across, down) in SIZES.items():
         with tempfile.TemporaryDirectory() as home, sync_playwright() as drive:
             process, address = start(Path(home))
@@ -114,20 +134,21 @@ def main() -> None:
                 page.wait_for_selector("#compare-run")
                 first = compare(page, 1)
                 warm = [compare(page, 2 + i) for i in range(args.presses)]
-                found[width] = {
+                seconds[width] = {
                     "first_s": round(first, 2),
                     "median_s": round(statistics.median(warm), 2),
                     "range_s": [round(min(warm), 2), round(max(warm), 2)],
                 }
-                print(width, found[width], flush=True)
-                picture_tabs(page, width, args.output)
+                print(width, seconds[width], flush=True)
+                if args.screenshots:
+                    save_screenshots(page, width, args.screenshots)
                 browser.close()
             finally:
                 process.terminate()
                 process.wait(30)
     settings = {"presses": args.presses, "sizes": SIZES, "steps": 25}
-    answer = json.dumps({"settings": settings, "seconds": found, "machine": machine()}, indent=1)
-    (args.output / "page.json").write_text(answer + "\n")
+    record = {"settings": settings, "seconds": seconds, "machine": machine()}
+    save_record(record, args.output, "Response time of the page", table(record))
 
 
 if __name__ == "__main__":

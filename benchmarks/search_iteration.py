@@ -1,39 +1,36 @@
-"""Cost of one iteration of a search at SD 1.5 size, 512 pixels, guided, with ViT-H/14 and ViT-L/16 rewards.
+"""Cost of one search iteration at SD 1.5 size, 512 pixels, guided, with ViT-H/14 and ViT-L/16 rewards.
 
-    python benchmarks/search_iteration.py               # FLOPs of every part, time of the U-Net part and the decoder
-    python benchmarks/search_iteration.py --no-time     # FLOPs and planned memory only, in seconds; writes nothing
+    python -m benchmarks.search_iteration               # ten minutes on two cores; docs/results/search_iteration.{json,md}
+    python -m benchmarks.search_iteration --no-time     # operations and planned memory in seconds; writes nothing
 
-FLOPs are counted on the meta device; time is measured with random weights in one run, part after part, since not all fit
-in memory at once, and on a GPU the peak of each part with it. What masks leave alone (the encoder, and the unconditional
-half) is computed once a step: "step of the default" has it in, over a step of as many plain iterations. Writes
-docs/results/search_iteration.json.
+FLOPs are counted on the meta device. Times are measured with random weights in one run, one part after the other, since
+together they do not fit in memory; on a GPU also the peak of each part. The U-Net's unmasked part (the encoder and the
+unconditional half) is computed once per step; "step of the default" includes it, relative to plain iterations.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import maskunet as mu
-from machine import machine
+from benchmarks.records import RESULTS, machine_line, markdown_table, save_record
 from maskunet.allocator import keep_freed_memory
+from maskunet.machine import machine
 from maskunet.relaxation import threshold
 from maskunet.searching.prefix_cache import PrefixCache
 from maskunet.searching.searched_masks import SearchedMasks
 from maskunet.targets import describe
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -41,36 +38,41 @@ VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "latent_channels": 4,
 }
+GIB = 2**30
 
 
-def unet_side(device: str, *, reuse: bool, rows: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """An iteration's U-Net part: forward with masks, backward to the logits."""
+def build_unet(device: str, rows: int, dtype: torch.dtype) -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor]]:
+    """Return SD 1.5's U-Net with random weights and the inputs of a call."""
     with torch.device(device):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         latents, embeds = torch.randn(rows, 4, 64, 64, dtype=dtype), torch.randn(rows, 77, 768, dtype=dtype)
         timestep = torch.tensor(500)
-    unet.to(dtype).requires_grad_(False)
+    return unet.to(dtype).requires_grad_(False), (latents, timestep, embeds)
+
+
+def unet_part(device: str, *, reuse: bool, rows: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """Return the U-Net part of an iteration: forward with masks, backward to the logits."""
+    unet, inputs = build_unet(device, rows, dtype)
     network = describe(unet, "decoder-attention")
-    live = SearchedMasks(network)
-    mu.attach(unet, live)
-    kept = PrefixCache(unet, network) if reuse else None
+    masker = SearchedMasks(network)
+    mu.attach(unet, masker)
     logits = {x.name: torch.ones(1, *x.shape, device=device, requires_grad=True) for x in network.layers}
 
     def call() -> None:
-        live.masks = {name: threshold(x, 1.0) for name, x in logits.items()}
-        unet(latents, timestep, embeds, return_dict=False)[0].sum().backward()
+        masker.masks = {name: threshold(x, 1.0) for name, x in logits.items()}
+        unet(*inputs, return_dict=False)[0].sum().backward()
         for x in logits.values():
             x.grad = None
 
-    if kept is not None:
+    if reuse:
+        PrefixCache(unet, network)
         with torch.no_grad():
-            live.masks = {}
-            unet(latents, timestep, embeds)  # the untouched part is computed here, once a step
+            unet(*inputs)  # fills the cache, once per step
     return call
 
 
-def decoder_side(device: str, size: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """Decoding for the reward, both ways."""
+def decoder_part(device: str, size: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """Return the decoder part of an iteration, forward and backward."""
     with torch.device(device):
         vae = AutoencoderKL(**VAE)
         latents = torch.randn(1, 4, size, size, dtype=dtype, requires_grad=True)
@@ -78,10 +80,10 @@ def decoder_side(device: str, size: int, dtype: torch.dtype = torch.float32) -> 
     return lambda: vae.decode(latents, return_dict=False)[0].sum().backward()
 
 
-def reward_side(
+def reward_part(
     device: str, layers: int, width: int, patch: int, dtype: torch.dtype = torch.float32
 ) -> Callable[[], None]:
-    """A reward's vision tower, both ways; its text side is computed once."""
+    """Return a reward's vision tower, forward and backward; its text tower runs once per prompt."""
     with torch.device(device):
         config = CLIPVisionConfig(
             hidden_size=width,
@@ -92,35 +94,32 @@ def reward_side(
             patch_size=patch,
         )
         model: Any = CLIPVisionModel(config)
-        pictures: Tensor = torch.randn(1, 3, 224, 224, dtype=dtype, requires_grad=True)
+        images: Tensor = torch.randn(1, 3, 224, 224, dtype=dtype, requires_grad=True)
     model.to(dtype).requires_grad_(False)
-    return lambda: model(pictures).pooler_output.sum().backward()
+    return lambda: model(images).pooler_output.sum().backward()
 
 
-def forward_side(device: str, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """What is computed once a step: the unconditional half, and the conditional half's encoder (counted as a whole half)."""
-    with torch.device(device):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        latents, embeds = torch.randn(2, 4, 64, 64, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
-        timestep = torch.tensor(500)
-    unet.to(dtype).requires_grad_(False)
+def step_part(device: str, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """Return the work of a step: the unconditional half and the conditional encoder, counted as two whole halves."""
+    unet, inputs = build_unet(device, 2, dtype)
 
     def call() -> None:
         with torch.no_grad():
-            unet(latents, timestep, embeds)
+            unet(*inputs)
 
     return call
 
 
+STEP_PART = "unet, both halves without gradient, once per step"
 PARTS: dict[str, Callable[..., Callable[[], None]]] = {
-    "unet, plain": lambda d, **o: unet_side(d, **o, reuse=False, rows=2),
-    "unet, reuse": lambda d, **o: unet_side(d, **o, reuse=True, rows=2),
-    "unet, reuse, conditional half": lambda d, **o: unet_side(d, **o, reuse=True, rows=1),
-    "unet, both halves without gradient, once a step": lambda d, **o: forward_side(d, **o),
-    "decoder, 512 px": lambda d, **o: decoder_side(d, 64, **o),
-    "decoder, 256 px": lambda d, **o: decoder_side(d, 32, **o),
-    "reward, ViT-H/14": lambda d, **o: reward_side(d, 32, 1280, 14, **o),
-    "reward, ViT-L/16": lambda d, **o: reward_side(d, 24, 1024, 16, **o),
+    "unet, plain": lambda d, **o: unet_part(d, **o, reuse=False, rows=2),
+    "unet, reuse": lambda d, **o: unet_part(d, **o, reuse=True, rows=2),
+    "unet, reuse, conditional half": lambda d, **o: unet_part(d, **o, reuse=True, rows=1),
+    STEP_PART: lambda d, **o: step_part(d, **o),
+    "decoder, 512 px": lambda d, **o: decoder_part(d, 64, **o),
+    "decoder, 256 px": lambda d, **o: decoder_part(d, 32, **o),
+    "reward, ViT-H/14": lambda d, **o: reward_part(d, 32, 1280, 14, **o),
+    "reward, ViT-L/16": lambda d, **o: reward_part(d, 24, 1024, 16, **o),
 }
 PLAIN, DEFAULT = "plain", "reuse, conditional half, 256 px"
 ITERATIONS = {
@@ -132,123 +131,157 @@ ITERATIONS = {
 
 
 def flops(call: Callable[[], None]) -> float:
-    """TFLOP of a call."""
+    """Return the TFLOP of a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e12
 
 
-def saved(call: Callable[[], None]) -> float:
-    """GiB that a call keeps for its backward pass, weights left out."""
-    seen: dict[int, int] = {}
+def saved_gib(call: Callable[[], None]) -> float:
+    """Return the GiB that a call saves for its backward pass, without weights."""
+    sizes: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if x.requires_grad or x.grad_fn is not None or x.is_leaf:
-            seen[storage._cdata] = storage.nbytes()
+            sizes[storage._cdata] = storage.nbytes()
         return x
 
     weights = {p.untyped_storage()._cdata for p in _parameters(call)}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         call()
-    return sum(size for key, size in seen.items() if key not in weights) / 2**30
+    return sum(size for key, size in sizes.items() if key not in weights) / GIB
 
 
 def _parameters(call: Callable[[], None]) -> list[Tensor]:
-    """Parameters of the modules that a call closes over."""
+    """Return the parameters of the modules in a call's closure."""
     cells = [c.cell_contents for c in call.__closure__ or ()]
-    return [p for x in cells if isinstance(x, torch.nn.Module) for p in x.parameters()]
+    return [p for x in cells if isinstance(x, nn.Module) for p in x.parameters()]
 
 
-#: GiB that stay in memory in half precision: parameters in millions, two bytes each; logits and Adam in single.
+#: GiB that stay in memory in half precision: weights take two bytes each; logits and Adam's moments four.
 RESIDENT = {
-    "U-Net": 859.5e6 * 2,
-    "autoencoder": 83.7e6 * 2,
-    "text encoder": 123.1e6 * 2,
-    "HPSv2 (ViT-H/14 and its text tower)": 986.1e6 * 2,
-    "ImageReward (ViT-L/16, BERT)": 447e6 * 2,
-    "mask logits, their gradient, Adam's two moments": 49.03e6 * 4 * 4,
-    "best masks of the step, one byte": 49.03e6,
+    "U-Net": 859.5e6 * 2 / GIB,
+    "autoencoder": 83.7e6 * 2 / GIB,
+    "text encoder": 123.1e6 * 2 / GIB,
+    "HPSv2 (ViT-H/14 and its text tower)": 986.1e6 * 2 / GIB,
+    "ImageReward (ViT-L/16, BERT)": 447e6 * 2 / GIB,
+    "mask logits, their gradient, Adam's two moments": 49.03e6 * 4 * 4 / GIB,
+    "best masks of the step, one byte": 49.03e6 / GIB,
 }
 
 
+def rewards_of(parts: dict[str, float]) -> float:
+    """Return the sum over both rewards."""
+    return sum(value for name, value in parts.items() if name.startswith("reward"))
+
+
 def step_of_default(parts: dict[str, float]) -> float:
-    """Ratio of a step of the preset "default", its evaluations and what is computed once, to plain ones of as many."""
+    """Return the cost of a step of the preset "default", with its once-per-step work, relative to plain iterations."""
     count = int(max(mu.SearchConfig.preset("default").iterations)) + 1
-    rewards = sum(v for name, v in parts.items() if name.startswith("reward"))
-    plain, ours = (sum(parts[p] for p in ITERATIONS[name]) + rewards for name in (PLAIN, DEFAULT))
-    return (count * ours + parts["unet, both halves without gradient, once a step"]) / (count * plain)
+    plain, default = (sum(parts[p] for p in ITERATIONS[name]) + rewards_of(parts) for name in (PLAIN, DEFAULT))
+    return (count * default + parts[STEP_PART]) / (count * plain)
 
 
 def totals(parts: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Whole iterations and their ratio to the plain one."""
-    rewards = sum(v for name, v in parts.items() if name.startswith("reward"))
-    whole = {name: sum(parts[p] for p in used) + rewards for name, used in ITERATIONS.items()}
-    unet = parts["unet, plain"]
+    """Return the cost of each kind of iteration, and its ratios to the plain one."""
+    sums = {name: sum(parts[p] for p in names) + rewards_of(parts) for name, names in ITERATIONS.items()}
     return {
         name: {
-            "whole": value,
-            "ratio": value / whole["plain"],
-            "unet_ratio": parts[ITERATIONS[name][0]] / unet,
+            "total": value,
+            "ratio": value / sums[PLAIN],
+            "unet_ratio": parts[ITERATIONS[name][0]] / parts["unet, plain"],
         }
-        for name, value in whole.items()
+        for name, value in sums.items()
     }
+
+
+def plan_memory() -> dict[str, Any]:
+    """Return the planned GiB in half precision, batch 1, without checkpointing."""
+    saved = {name: saved_gib(part("meta", dtype=torch.float16)) for name, part in PARTS.items()}
+    fixed = sum(RESIDENT.values()) + rewards_of(saved)
+    peak = {name: fixed + sum(saved[p] for p in names) for name, names in ITERATIONS.items()}
+    return {"saved": saved, "resident": RESIDENT, "peak": peak}
+
+
+def measure_time(device: str, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return seconds and, on a GPU, peak GiB of each part; one part is in memory at a time."""
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    for name, part in PARTS.items():
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        call, times = part(device), []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds[name] = statistics.median(times[1:])
+        print(f"{name}: {seconds[name]:.2f} s", flush=True)
+        if device != "cpu":
+            peaks[name] = torch.cuda.max_memory_allocated() / GIB
+    return seconds, peaks
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as Markdown."""
+    flop, memory, time_ = record["tflop"], record["gib_in_half_precision"], record.get("seconds")
+    iterations = []
+    for name, value in flop["iterations"].items():
+        row = [name, f"{value['total']:.2f}", f"{value['ratio']:.2f}", f"{value['unet_ratio']:.2f}"]
+        if time_:
+            seconds = time_["iterations"][name]
+            row += [f"{seconds['total']:.1f}", f"{seconds['ratio']:.2f}", f"{seconds['unet_ratio']:.2f}"]
+        iterations.append([*row, f"{memory['peak'][name]:.1f}"])
+    header = ["iteration", "TFLOP", "over plain", "U-Net over plain"]
+    header += ["seconds", "over plain", "U-Net over plain"] if time_ else []
+    parts = [
+        [name, f"{value:.2f}", f"{time_['parts'][name]:.2f}" if time_ else None, f"{memory['saved'][name]:.2f}"]
+        for name, value in flop["parts"].items()
+    ]
+    lines = [
+        f"SD 1.5 size, 512 pixels, batch 1, guided; {machine_line(record['machine'])}. GiB are planned for half precision "
+        "without checkpointing.",
+        markdown_table([*header, "GiB"], iterations),
+        markdown_table(["part", "TFLOP", "seconds", "GiB saved for the backward pass"], parts),
+        markdown_table(["resident", "GiB"], [[name, f"{gib:.2f}"] for name, gib in memory["resident"].items()]),
+    ]
+    if "step_of_default" in flop:
+        ratio = f"{flop['step_of_default']:.2f} in TFLOP"
+        ratio += f", {time_['step_of_default']:.2f} in time" if time_ else ""
+        lines.append(f"A step of the default over plain iterations: {ratio}.")
+    return "\n\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-time", action="store_true", help="no time is measured, and nothing written")
+    parser.add_argument("--no-time", action="store_true", help="measure no time and write nothing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
-    counted = {name: flops(make("meta")) for name, make in PARTS.items()}
-    result: dict[str, Any] = {"machine": machine(), "tflop": {"parts": counted, "iterations": totals(counted)}}
-    kept = {name: saved(make("meta", dtype=torch.float16)) for name, make in PARTS.items()}
-    without_offload = {name: size / 2**30 for name, size in RESIDENT.items()}
-    rewards = sum(v for name, v in kept.items() if name.startswith("reward"))
-    peaks = {name: sum(without_offload.values()) + sum(kept[p] for p in used) + rewards for name, used in ITERATIONS.items()}
-    result["gib_in_half_precision"] = {"saved": kept, "without_offload": without_offload, "peak": peaks}
-    for name, peak in peaks.items():
-        parts = ", ".join(f"{part} {kept[part]:.1f}" for part in ITERATIONS[name])
-        print(f"{name}: {peak:.1f} GiB planned at 512 px, batch 1, half precision, no checkpointing: {parts}")
-    shared = {k: v for k, v in kept.items() if k.startswith("reward")} | without_offload
-    print("of it in all of them:", ", ".join(f"{part} {size:.1f}" for part, size in shared.items()))
+    tflop = {name: flops(part("meta")) for name, part in PARTS.items()}
+    record: dict[str, Any] = {
+        "machine": machine(),
+        "tflop": {"parts": tflop, "iterations": totals(tflop), "step_of_default": step_of_default(tflop)},
+        "gib_in_half_precision": plan_memory(),
+    }
     if not args.no_time:
-        taken: dict[str, float] = {}
-        peak_of: dict[str, float] = {}
-        for name, make in PARTS.items():  # one part in memory at a time
-            if args.device != "cpu":
-                torch.cuda.reset_peak_memory_stats()
-            call, seconds = make(args.device), []
-            for _ in range(args.repeats + 1):
-                start = time.perf_counter()
-                call()
-                if args.device != "cpu":
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
-            taken[name] = statistics.median(seconds[1:])
-            print(f"{name}: {taken[name]:.2f} s", flush=True)
-            if args.device != "cpu":
-                peak_of[name] = torch.cuda.max_memory_allocated() / 2**30
-        result["seconds"] = {"parts": taken, "iterations": totals(taken), "repeats": args.repeats}
-        result["seconds"]["step_of_default"] = step_of_default(taken)
-        if peak_of:
-            result["gib_peak_of_part"] = peak_of
-    for name, parts in result["tflop"]["iterations"].items():
-        line = f"{name}: {parts['whole']:.2f} TFLOP, {parts['ratio']:.2f} x; U-Net part {parts['unet_ratio']:.2f} x"
-        if "seconds" in result:
-            found = result["seconds"]["iterations"][name]
-            line += f"; {found['whole']:.1f} s, {found['ratio']:.2f} x; U-Net part {found['unet_ratio']:.2f} x"
-        print(line)
-    result["tflop"]["step_of_default"] = step_of_default(counted)
-    line = f"a step of the default: {result['tflop']['step_of_default']:.2f} x in TFLOP"
-    print(line + (f", {result['seconds']['step_of_default']:.2f} x in time" if "seconds" in result else ""))
-    if args.no_time:
-        return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "search_iteration.json").write_text(json.dumps(result, indent=1) + "\n")
+        seconds, peaks = measure_time(args.device, args.repeats)
+        record["seconds"] = {
+            "parts": seconds,
+            "iterations": totals(seconds),
+            "repeats": args.repeats,
+            "step_of_default": step_of_default(seconds),
+        }
+        if peaks:
+            record["gib_peak_of_part"] = peaks
+    print(table(record))
+    if not args.no_time:
+        save_record(record, RESULTS / "search_iteration.json", "One search iteration", table(record))
 
 
 if __name__ == "__main__":

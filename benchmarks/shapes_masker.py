@@ -87,8 +87,8 @@ def table(record: dict[str, Any]) -> str:
         for c in v["curve"]
     ]
     return (
-        f"Paired gain in validation loss on {HELD_OUT} held-out images, 95 % intervals; {machine_line(record['machine'])}.\n\n"
-        + markdown_table(["variant", "step", "gain, 1e-5", "density"], rows)
+        f"Paired gain in validation loss on {HELD_OUT} held-out images, 95 % intervals; "
+        f"{machine_line(record['machine'])}.\n\n" + markdown_table(["variant", "step", "gain, 1e-5", "density"], rows)
     )
 
 

@@ -1,27 +1,26 @@
-"""What it takes until something happens: the help, imports, the bundled model, a picture.
+"""Start-up time: the help, imports, the bundled model, one image.
 
-    python benchmarks/startup.py      # a minute on two cores; docs/results/startup.json
+    python -m benchmarks.startup      # six minutes on two cores; docs/results/startup.{json,md}
 
-Each case is a process of its own, as a user starts it; cases take turns. A figure is the median over rounds, after one
-that fills the disk's cache.
+Each case is a separate process, as a user starts it; cases alternate. A figure is the median over the rounds, after one
+round that fills the disk cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from typing import Any
 
-from machine import machine
+from benchmarks.records import RESULTS, machine_line, markdown_table, save_record
+from maskunet.machine import machine
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "startup.json"
 COMMAND = [sys.executable, "-m", "maskunet"]
-PICTURE = ["generate", "--prompt", "a red circle", "--steps", "15", "--guidance-scale", "4", "--device", "cpu"]
+GENERATE = ["generate", "--prompt", "a red circle", "--steps", "15", "--guidance-scale", "4", "--device", "cpu"]
 CASES = {
     "maskunet --help": [*COMMAND, "--help"],
     "import maskunet": [sys.executable, "-c", "import maskunet"],
@@ -32,9 +31,19 @@ CASES = {
         "from diffusers import StableDiffusionPipeline",
     ],
     "load the bundled model": [sys.executable, "-c", "from maskunet import zoo; zoo.load('shapes')"],
-    "maskunet generate, a picture of the bundled model": [*COMMAND, *PICTURE],
-    "the same with masks": [*COMMAND, *PICTURE, "--masker", "shapes"],
+    "maskunet generate, one image of the bundled model": [*COMMAND, *GENERATE],
+    "the same with masks": [*COMMAND, *GENERATE, "--masker", "shapes-masker"],
 }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as Markdown."""
+    rows = [
+        [name, f"{case['median_s']:.2f} ({case['range_s'][0]:.2f}-{case['range_s'][1]:.2f})"]
+        for name, case in record["cases"].items()
+    ]
+    text = f"Medians of {record['rounds']} rounds, both cores free; {machine_line(record['machine'])}."
+    return f"{text}\n\n{markdown_table(['case', 'seconds (range)'], rows)}"
 
 
 def main() -> None:
@@ -43,19 +52,19 @@ def main() -> None:
     args = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.rounds + 1):
+        for i in range(args.rounds + 1):
             for name, words in CASES.items():
                 start = time.perf_counter()
                 subprocess.run(words, check=True, capture_output=True, cwd=folder)
-                if number:
+                if i:
                     times[name].append(time.perf_counter() - start)
     cases = {
         name: {"median_s": round(statistics.median(t), 2), "range_s": [round(min(t), 2), round(max(t), 2)]}
         for name, t in times.items()
     }
-    for name, found in cases.items():
-        print(name, found)
-    RESULTS.write_text(json.dumps({"rounds": args.rounds, "cases": cases, "machine": machine()}, indent=1) + "\n")
+    record = {"rounds": args.rounds, "cases": cases, "machine": machine()}
+    print(table(record))
+    save_record(record, RESULTS / "startup.json", "Start-up time", table(record))
 
 
 if __name__ == "__main__":

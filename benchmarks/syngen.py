@@ -1,12 +1,11 @@
-"""SynGen on the bundled model's held-out prompts: plain, SynGen, the masker, and both, by the judge.
+"""SynGen on the bundled model's held-out prompts: plain sampling, SynGen, the masker, and both, by the judge.
 
-    python benchmarks/syngen.py      # half an hour on one core; writes docs/results/syngen.json
-    python benchmarks/syngen.py --split val --scales 5 20 --resolutions 4 8     # an hour; syngen_validation.json
+    python -m benchmarks.syngen      # half an hour on one core; docs/results/syngen.{json,md}
+    python -m benchmarks.syngen --split val --resolutions 4 8     # three quarters of an hour; syngen_validation.{json,md}
 
-The default scale and resolution were chosen on validation prompts.
-
-Sides with "entities" also keep shapes without a colour apart. All sides start from the same noise, so differences to the
-first side are paired by prompt; intervals are bootstraps over prompts. Finished cells are kept in runs/syngen.
+The default scale and resolution were selected on validation prompts. Sides named "entities" also separate shapes without a
+colour. All sides start from the same noise: differences to the first side are paired by prompt, intervals are bootstraps
+over prompts. Finished cells are saved in runs/syngen.
 """
 
 from __future__ import annotations
@@ -14,115 +13,151 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.records import RESULTS, machine_line, markdown_table, save_record
 from benchmarks.studies import rivals
-from benchmarks.studies.world import cell
-from machine import machine
+from benchmarks.studies.world import cached_cell, match_prompts
 from maskunet import attach, detach, load, zoo
 from maskunet.allocator import keep_freed_memory
-from maskunet.evaluation import Scores
-from maskunet.evaluation.scores import Score
-from maskunet.metrics.geneval_rules import check
+from maskunet.evaluation.scores import Score, Scores
+from maskunet.machine import machine
 from maskunet.relaxation import derive_seed
 from maskunet.sampling import Side
-from maskunet.shapes.judge import judge
-from maskunet.shapes.scenes import held_out_prompts
+from maskunet.shapes.scenes import Prompt, held_out_prompts
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.syngen import shapes_phrases, syngen_side
 
-#: Tasks in which two words can be bound or told apart.
+#: Tasks with two words to bind or to separate.
 BINDING = ("two_object", "colors", "position", "color_attr")
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=60, help="prompts a task")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="val to choose settings on")
+@dataclass(frozen=True)
+class Setup:
+    """One side of the comparison.
+
+    Args:
+        with_masker: attach the bundled masker.
+        settings: settings of the side, as JSON values.
+        side: maps prompts and seeds to images.
+    """
+
+    with_masker: bool
+    settings: dict[str, Any]
+    side: Side
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=60, help="prompts per task")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="val to select settings")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=BINDING)
-    parser.add_argument("--seeds", type=int, default=3, help="pictures a prompt")
+    parser.add_argument("--seeds", type=int, default=3, help="images per prompt")
     parser.add_argument("--scales", type=float, nargs="+", default=[5.0])
     parser.add_argument("--resolutions", type=int, nargs="+", default=[4])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--batch-size", type=int, default=60)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/syngen"))
+    parser.add_argument("--work", type=Path, default=Path("runs/syngen"), help="folder of finished cells")
     parser.add_argument("--output", type=Path, help="docs/results/syngen.json, or syngen_validation.json")
     args = parser.parse_args()
     name = "syngen" if args.split == "test" else "syngen_validation"
-    args.output = args.output or Path(__file__).parents[1] / "docs" / "results" / f"{name}.json"
+    args.output = args.output or RESULTS / f"{name}.json"
     return args
 
 
-def sides(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[bool, dict[str, Any], Side]]:
-    """Whether the masker is attached, the settings and the pipeline_side of each side."""
+def build_setups(pipe: Any, args: argparse.Namespace) -> dict[str, Setup]:
+    """Return the sides by name."""
     shared = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    found: dict[str, tuple[bool, dict[str, Any], Side]] = {}
-    for masked in (False, True):
-        end = " + masker" if masked else ""
-        found["masker" if masked else "plain"] = (masked, shared, partial(rivals.plain, pipe, **shared))
+    setups: dict[str, Setup] = {}
+    for with_masker in (False, True):
+        suffix = " + masker" if with_masker else ""
+        name = "masker" if with_masker else "plain"
+        setups[name] = Setup(with_masker, shared, partial(rivals.plain, pipe, **shared))
         for entities in (False, True):
             for scale in args.scales:
                 for resolution in args.resolutions:
-                    own = shared | {"scale": scale, "resolution": resolution}
-                    make = syngen_side(pipe, phrases=partial(shapes_phrases, entities=entities), **own)
+                    options = shared | {"scale": scale, "resolution": resolution}
+                    side = syngen_side(pipe, phrases=partial(shapes_phrases, entities=entities), **options)
                     name = f"syngen{' entities' if entities else ''}"
                     if len(args.scales) * len(args.resolutions) > 1:
                         name += f" {scale:g} at {resolution}"
-                    found[name + end] = (masked, own | {"entities": entities}, make)
-    return found
+                    setups[name + suffix] = Setup(with_masker, options | {"entities": entities}, side)
+    return setups
+
+
+def measure(side: Side, prompts: list[Prompt], seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the verdicts on one image per prompt, and the time."""
+    texts = [p.prompt for p in prompts]
+    seeds = [derive_seed("syngen", args.split, seed, i) % 2**31 for i in range(len(texts))]
+    start, correct = time.monotonic(), []
+    for first in range(0, len(texts), args.batch_size):
+        rows = slice(first, first + args.batch_size)
+        correct += match_prompts(side(texts[rows], seeds[rows]), prompts[rows])
+    return {"correct": [int(c) for c in correct], "seconds": time.monotonic() - start}
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as Markdown: one row per side, one column per task."""
+    scores, config = record["scores"], record["study"]
+    sides = list(record["seconds"])
+    rows = []
+    for side in sides:
+        difference = scores["overall"].get(f"{side} - {sides[0]}")
+        paired = None
+        if difference is not None:
+            paired = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        rows.append([side, *(f"{row[side]['value']:.3f}" for row in scores.values()), paired])
+    return (
+        f"{config['prompts']} {config['split']} prompts per task, {config['seeds']} noises each, {config['steps']} DDIM "
+        f"steps, guidance {config['guidance_scale']:g}; share of images that match their prompt. Differences are paired by "
+        f"prompt; brackets: 95 % bootstrap over prompts. {machine_line(record['machine'])}.\n\n"
+        + markdown_table(["side", *scores, f"overall minus {sides[0]}"], rows)
+    )
 
 
 def main() -> None:
+    args = parse_arguments()
     keep_freed_memory()
-    args = arguments()
     pipe = zoo.load("shapes", device=args.device)
-    masker = load(zoo.path("shapes-masker"))
-    # The tasks alternate, so that this many hold as many of each.
+    masker = load("shapes-masker")
+    # The tasks alternate, so that each has as many prompts.
     prompts = [p for p in held_out_prompts(args.prompts * len(TASKS), args.split) if p.task in args.tasks]
-    texts = [p.prompt for p in prompts]
-
-    def measured(make: Side, seed: int) -> dict[str, Any]:
-        seeds = [derive_seed("syngen", args.split, seed, i) % 2**31 for i in range(len(texts))]
-        start, right = time.monotonic(), []
-        for first in range(0, len(texts), args.batch_size):
-            rows = slice(first, first + args.batch_size)
-            found = judge(make(texts[rows], seeds[rows]))
-            right += [check(d, p.metadata()) is None for d, p in zip(found, prompts[rows], strict=True)]
-        return {"right": right, "seconds": time.monotonic() - start}
-
     scores: dict[str, list[Score]] = {}
     seconds: dict[str, list[float]] = {}
-    chosen = f"{'-'.join(args.tasks)}-{args.prompts}" + ("" if args.split == "val" else f"-{args.split}")
-    for name, (masked, settings, make) in sides(pipe, args).items():
-        attach(pipe, masker) if masked else detach(pipe)
+    folder = args.work / (f"{'-'.join(args.tasks)}-{args.prompts}" + ("" if args.split == "val" else f"-{args.split}"))
+    for name, setup in build_setups(pipe, args).items():
+        attach(pipe, masker) if setup.with_masker else detach(pipe)
         scores[name], seconds[name] = [], []
         for seed in range(args.seeds):
-            path = args.work / chosen / f"{name.replace(' ', '-')}-{seed}.json"
-            run: Callable[[], dict[str, Any]] = partial(measured, make, seed)
-            found = cell(path, run, json.dumps(settings, sort_keys=True))
-            scores[name] += [Score(i, p.task, float(r)) for i, (p, r) in enumerate(zip(prompts, found["right"]))]
-            seconds[name].append(found["seconds"])
-            print(f"{name}, seed {seed}: {sum(found['right'])} of {len(texts)}, {found['seconds']:.0f} s")
-    table = Scores.gather(scores)
-    print(table.to_markdown())
-    study = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "output")}
-    result = {"study": study, "scores": table.to_dict(), "seconds": seconds}
-    result["minus masker"] = {
-        side: {task: vars(table.gain(side, "masker", task)) for task in table.task_names}
-        | {"overall": vars(table.gain(side, "masker"))}
-        for side in table.values
-        if side.endswith(" + masker")
+            path = folder / f"{name.replace(' ', '-')}-{seed}.json"
+            run = partial(measure, setup.side, prompts, seed, args)
+            cell = cached_cell(path, run, json.dumps(setup.settings, sort_keys=True))
+            pairs = zip(prompts, cell["correct"], strict=True)
+            scores[name] += [Score(i, p.task, float(c)) for i, (p, c) in enumerate(pairs)]
+            seconds[name].append(cell["seconds"])
+            print(
+                f"{name}, seed {seed}: {sum(cell['correct'])} of {len(prompts)}, {cell['seconds']:.0f} s", flush=True
+            )
+    result = Scores.gather(scores)
+    record = {
+        "study": {k: v for k, v in vars(args).items() if k not in ("work", "output")},
+        "scores": result.to_dict(),
+        "seconds": seconds,
+        "minus masker": {
+            side: {task: vars(result.gain(side, "masker", task)) for task in result.task_names}
+            | {"overall": vars(result.gain(side, "masker"))}
+            for side in result.values
+            if side.endswith(" + masker")
+        },
+        "machine": machine(),
     }
-    result["machine"] = machine() | {"device": str(torch.device(args.device))}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(record))
+    save_record(record, args.output, f"SynGen with and without the masker, {args.split} prompts", table(record))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The paper's tables, reproduced in kind on the bundled model."""
+"""The paper's experiments on the bundled model: `python -m benchmarks.studies table1|ablations|search|amortised`."""

@@ -1,88 +1,105 @@
-"""The comparison of masks and LoRA trained by a reward as a table and a figure."""
+"""The comparison of masks and LoRA trained by a reward, as tables and a figure."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies.report import half_width, mean, student
+from benchmarks.records import half_width, markdown_table, mean_text, over_runs
 from maskunet.plotting import COLOURS, MARKERS, new_figure, save_figure
 
 
-def amortised_markdown(result: dict[str, Any]) -> str:
-    """Return the tables: test cells over training seeds, then the rates that were tried on validation prompts."""
-    config, cells = result["config"], result["cells"]
-    lines = [
-        f"{config['steps']} steps, {config['reward_batch_size']} rewarded samples a step; {config['prompts']} test prompts, "
-        f"{config['num_inference_steps']} DPM-Solver++ steps, guidance {config['guidance_scale']:g}, the same noise for "
-        f"all. Climbed: {config['reward']}, weight {config['reward_weight']:g}. Brackets: Student's 95 % interval over "
-        f"{config['seeds']} training seeds. The referee is another reward, trained apart.",
-        "",
-        "| method | rate | reward | referee | overall | minus base | FID, CLIP | FID, VAE | density |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    base = cells["base"][0]
-    for name, made in cells.items():
-        overall = [c["accuracy"]["overall"] for c in made]
-        row = [
-            name,
-            f"{result['chosen'][name]:g}" if name in result["chosen"] else "",
-            student([c["reward"] for c in made]),
-            student([c["referee"] for c in made]),
-            student(overall),
-            "" if name == "base" else student([o - base["accuracy"]["overall"] for o in overall]),
-            student([c["fid"]["clip"] for c in made]),
-            student([c["fid"]["vae"] for c in made]),
-            "" if made[0]["density"] is None else f"{mean([c['density'] for c in made]):.4f}",
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    tasks = list(base["accuracy"])
-    lines += ["", f"| method | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks)]
-    for name, made in cells.items():
-        lines.append(f"| {name} | {' | '.join(student([c['accuracy'][t] for c in made]) for t in tasks)} |")
-    lines += ["", "Rates tried on validation prompts, one seed; the judge chose.", ""]
-    lines += ["| method | rate | reward | referee | overall | FID, CLIP |", "|---|---|---|---|---|---|"]
-    for label, found in _tried(result):
-        values = (found["reward"], found["referee"], found["accuracy"]["overall"])
-        lines.append(f"| {label} | {' | '.join(f'{v:.3f}' for v in values)} | {found['fid']['clip']:.2f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _tried(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    validation = result["validation"]
-    rows = [("base | ", validation["base"])]
-    return rows + [(f"{m} | {r}", c) for m in result["chosen"] for r, c in validation[m].items()]
-
-
-def plot_amortised(result: dict[str, Any], folder: Path, name: str = "amortised") -> list[Path]:
-    """Draw judge and referee against the reward that was climbed.
+def amortised_markdown(record: dict[str, Any]) -> str:
+    """Return the test cells over training seeds, accuracy by task, and every learning rate on validation prompts.
 
     Args:
-        result: what `reproduce_amortised` returned.
-        folder: where to.
-        name: of the figure's files.
+        record: from `run_amortised`.
+    """
+    config, all_cells, selected = record["config"], record["cells"], record["selected"]
+    base = all_cells["base"][0]
+    rows = []
+    for name, cells in all_cells.items():
+        overall = [c["accuracy"]["overall"] for c in cells]
+        densities = [c["density"] for c in cells if c["density"] is not None]
+        rows.append(
+            [
+                name,
+                f"{selected[name]:g}" if name in selected else None,
+                mean_text([c["reward"] for c in cells]),
+                mean_text([c["referee"] for c in cells]),
+                mean_text(overall),
+                None if name == "base" else mean_text([o - base["accuracy"]["overall"] for o in overall]),
+                mean_text([c["fid"]["clip"] for c in cells]),
+                mean_text([c["fid"]["vae"] for c in cells]),
+                f"{sum(densities) / len(densities):.4f}" if densities else None,
+            ]
+        )
+    tasks = list(base["accuracy"])
+    by_task = [[n, *(mean_text([c["accuracy"][t] for c in cells]) for t in tasks)] for n, cells in all_cells.items()]
+    validation = [("base", None, record["validation"]["base"])]
+    validation += [(name, rate, cell) for name in selected for rate, cell in record["validation"][name].items()]
+    rates = [
+        [
+            name,
+            rate,
+            f"{c['reward']:.3f}",
+            f"{c['referee']:.3f}",
+            f"{c['accuracy']['overall']:.3f}",
+            f"{c['fid']['clip']:.2f}",
+        ]
+        for name, rate, c in validation
+    ]
+    columns = ["method", "rate", "reward", "referee", "overall", "minus base", "FID, CLIP", "FID, VAE", "density"]
+    return "\n\n".join(
+        [
+            f"{config['steps']} steps with {config['reward_batch_size']} rewarded samples each; {config['prompts']} test "
+            f"prompts, {config['num_inference_steps']} DPM-Solver++ steps, guidance {config['guidance_scale']:g}, the same "
+            f"noise for all. Optimised reward: `{config['reward']}`, weight {config['reward_weight']:g}. Brackets: "
+            f"Student's 95 % interval over {config['seeds']} training seeds. The referee is another reward, trained "
+            "separately.",
+            markdown_table(columns, rows),
+            markdown_table(["method", *tasks], by_task),
+            "Learning rates on validation prompts, one seed; the judge selects.",
+            markdown_table(["method", "rate", "reward", "referee", "overall", "FID, CLIP"], rates),
+        ]
+    )
+
+
+def plot_amortised(record: dict[str, Any], folder: Path, name: str = "amortised") -> list[Path]:
+    """Draw judge and referee against the optimised reward; return the figure's path.
+
+    Args:
+        record: from `run_amortised`.
+        folder: output folder.
+        name: name of the figure, without its suffix.
     """
     figure, axes = new_figure(1, 2)
     panels = ((lambda c: c["accuracy"]["overall"], "judge, overall"), (lambda c: c["referee"], "referee"))
     for axis, (value, label) in zip(axes[0], panels, strict=True):
-        for i, (method, made) in enumerate(result["cells"].items()):
-            style = {"color": COLOURS[i], "marker": MARKERS[i]}
-            across, up = [c["reward"] for c in made], [value(c) for c in made]
+        for i, (method, cells) in enumerate(record["cells"].items()):
+            x, y = [c["reward"] for c in cells], [value(c) for c in cells]
             axis.errorbar(
-                mean(across), mean(up), half_width(up), half_width(across), capsize=3, label=f"{method}, test", **style
+                over_runs(x).value,
+                over_runs(y).value,
+                half_width(y),
+                half_width(x),
+                capsize=3,
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                label=f"{method}, test",
             )
-            if method in result["chosen"]:
-                tried = result["validation"][method].values()
+            if method in record["selected"]:
+                by_rate = record["validation"][method].values()
                 axis.scatter(
-                    [c["reward"] for c in tried],
-                    [value(c) for c in tried],
+                    [c["reward"] for c in by_rate],
+                    [value(c) for c in by_rate],
                     facecolors="none",
                     edgecolors=COLOURS[i],
                     marker=MARKERS[i],
                     label=f"{method}, validation, by rate",
                 )
-        axis.set_xlabel("reward that is climbed")
+        axis.set_xlabel("optimised reward")
         axis.set_ylabel(label)
     axes[0, 0].legend(fontsize=7)
-    figure.suptitle("What climbing a reward does to what it does not see")
-    return save_figure(figure, folder / name)
+    figure.suptitle("Judge and referee against the optimised reward")
+    return save_figure(figure, folder / f"{name}.png", ["png"])

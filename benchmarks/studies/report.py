@@ -1,18 +1,15 @@
-"""A finished table as text: means over training seeds, intervals, the paper's figures beside ours."""
+"""Tables of Table 1 and the ablations: means over training seeds with intervals, the paper's figures in a column."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from scipy.stats import t
-
+from benchmarks.records import markdown_table, mean_text
 from maskunet.shapes.vocabulary import TASKS
 
-#: What the paper reports on COCO 2017 (FID-5k), for the column beside ours.
-PAPER = {
+#: The paper's Table 1 on COCO 2017 (FID-5k).
+PAPER_TABLE1 = {
     "base": 23.39,
     "full": 24.45,
     "full + dropout": 26.56,
@@ -20,92 +17,6 @@ PAPER = {
     "masks": 21.88,
     "random masks": 270.22,
 }
-
-
-def student(values: Sequence[float]) -> str:
-    """Return "mean [low, high]" with Student's 95 % interval; the mean alone for a single value."""
-    middle = mean(values)
-    if len(values) < 2:
-        return f"{middle:.3f}"
-    half = half_width(values)
-    return f"{middle:.3f} [{middle - half:.3f}, {middle + half:.3f}]"
-
-
-def seeds_of(config: dict[str, Any]) -> str:
-    """Return how many training seeds, in words."""
-    return "one training seed" if config["seeds"] == 1 else f"{config['seeds']} training seeds"
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half of Student's 95 % interval of the mean; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-
-
-def table1_markdown(result: dict[str, Any]) -> str:
-    """Return the table: mean over training seeds with Student's 95 % interval, and differences to the base."""
-    config, cells = result["config"], result["cells"]
-    lines = [
-        "| method | rate | density | FID, CLIP | minus base | FID, VAE | overall | minus base | CLIP score | paper, FID |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-
-    def values(name: str, *keys: str) -> list[float]:
-        found: list[float] = []
-        for cell in cells[name]:
-            value: Any = cell
-            for key in keys:
-                value = value[key]
-            found.append(float(value))
-        return found
-
-    def difference(name: str, *keys: str) -> str:
-        pairs = zip(values(name, *keys), values("base", *keys), strict=True)
-        return "" if name == "base" else student([a - b for a, b in pairs])
-
-    for name in cells:
-        first = cells[name][0]
-        rate = f"{first['learning_rate']:g}" if "learning_rate" in first else ""
-        density = "" if first.get("density") is None else f"{sum(values(name, 'density')) / len(cells[name]):.4f}"
-        row = [
-            name,
-            rate,
-            density,
-            student(values(name, "fid", "clip")),
-            difference(name, "fid", "clip"),
-            student(values(name, "fid", "vae")),
-            student(values(name, "accuracy", "overall")),
-            difference(name, "accuracy", "overall"),
-            student(values(name, "clip_score")),
-            f"{PAPER[name]:.2f}" if name in PAPER else "",
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    tasks = ["", f"| method | {' | '.join(TASKS)} |", "|---|" + "---|" * len(TASKS)]
-    for name in cells:
-        tasks.append(f"| {name} | {' | '.join(student(values(name, 'accuracy', task)) for task in TASKS)} |")
-    head = (
-        f"{config['seeds']} training seeds, {config['prompts'] * config['pictures']} pictures a cell, {config['steps']} "
-        f"steps of 64 on `shapes-art`, evaluated zero-shot on `shapes` ({config['num_inference_steps']} DPM-Solver++ steps, "
-        f"guidance {config['guidance_scale']:g}). Brackets: Student's 95 % interval over training seeds; differences "
-        "are paired by seed and noise. Rates chosen by FID on the validation split.\n"
-    )
-    tried = [
-        "",
-        "Every rate that was tried (seed 0, validation split): what a method gains on held-out art pictures, in diffusion",
-        "loss, and what it costs on the first world.",
-        "",
-        "| method | rate | art gain | density | FID, CLIP | overall |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, rates in result["rates"].items():
-        for rate, cell in rates.items():
-            density = "" if cell["density"] is None else f"{cell['density']:.4f}"
-            own = f"{cell['art_gain']:.4f} | {density} | {cell['fid']['clip']:.2f} | {cell['accuracy']['overall']:.3f}"
-            tried.append(f"| {name} | {rate} | {own} |")
-    return "\n".join([head, *lines, *tasks, *tried]) + "\n"
-
-
 #: The paper's ablations on COCO 2017 (FID-5k).
 PAPER_ABLATIONS = {
     "decoder attention, both": 21.88,
@@ -116,34 +27,139 @@ PAPER_ABLATIONS = {
 }
 
 
-def ablations_markdown(result: dict[str, Any]) -> str:
-    """Return the ablations as a table, and density and FID over training as another."""
-    config, cells = result["config"], result["cells"]
-    lines = [
-        f"{seeds_of(config)}, {config['prompts']} pictures a cell, {config['steps']} steps of 64 on "
-        f"`shapes-art` at rate {config['learning_rate']:g} from logits {config['initial_logit']:g}. Brackets: Student's "
-        "95 % interval over training seeds; a row without brackets has one seed.",
-        "",
-        "| masks | parameters | art gain | density | FID, CLIP | FID, VAE | overall | paper, FID |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, made in cells.items():
-        own = ["", "", ""]
-        if name != "base":
-            gain = student([c["art_gain"] for c in made])
-            own = [f"{made[0]['parameters'] / 1e6:.2f} M", gain, student([c["density"] for c in made])]
-        row = [
+def seeds_text(config: dict[str, Any]) -> str:
+    """Return the number of training seeds in words.
+
+    Args:
+        config: a study's config as JSON values.
+    """
+    return "one training seed" if config["seeds"] == 1 else f"{config['seeds']} training seeds"
+
+
+def value_at(cell: dict[str, Any], *keys: str) -> float:
+    """Return a figure of a cell.
+
+    Args:
+        cell: a study's cell.
+        keys: the path to the figure.
+    """
+    value: Any = cell
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def table1_markdown(record: dict[str, Any]) -> str:
+    """Return the test table, its differences to the base, accuracy by task, and every rate on the validation split.
+
+    Args:
+        record: from `run_table1`.
+    """
+    config, cells = record["config"], record["cells"]
+
+    def values(name: str, *keys: str) -> list[float]:
+        return [value_at(cell, *keys) for cell in cells[name]]
+
+    def difference(name: str, *keys: str) -> str | None:
+        pairs = zip(values(name, *keys), values("base", *keys), strict=True)
+        return None if name == "base" else mean_text([a - b for a, b in pairs])
+
+    def row(name: str) -> list[Any]:
+        cell = cells[name][0]
+        return [
             name,
-            *own,
-            student([c["fid"]["clip"] for c in made]),
-            student([c["fid"]["vae"] for c in made]),
-            student([c["accuracy"]["overall"] for c in made]),
-            f"{PAPER_ABLATIONS[name]:.2f}" if name in PAPER_ABLATIONS else "",
+            f"{cell['learning_rate']:g}" if "learning_rate" in cell else None,
+            None if cell.get("density") is None else f"{mean(values(name, 'density')):.4f}",
+            mean_text(values(name, "fid", "clip")),
+            difference(name, "fid", "clip"),
+            mean_text(values(name, "fid", "vae")),
+            mean_text(values(name, "accuracy", "overall")),
+            difference(name, "accuracy", "overall"),
+            mean_text(values(name, "clip_score")),
+            f"{PAPER_TABLE1[name]:.2f}" if name in PAPER_TABLE1 else None,
         ]
-        lines.append(f"| {' | '.join(row)} |")
-    lines += ["", "Over training (seed 0):", "", "| step | density | FID, CLIP | overall |", "|---|---|---|---|"]
-    for shot in result["snapshots"]:
-        density = 1.0 if shot["density"] is None else shot["density"]
-        fid, overall = shot["fid"]["clip"], shot["accuracy"]["overall"]
-        lines.append(f"| {shot['step']} | {density:.4f} | {fid:.3f} | {overall:.3f} |")
-    return "\n".join(lines) + "\n"
+
+    columns = [
+        "method",
+        "rate",
+        "density",
+        "FID, CLIP",
+        "minus base",
+        "FID, VAE",
+        "overall",
+        "minus base",
+        "CLIP score",
+    ]
+    rates = [
+        [
+            name,
+            rate,
+            f"{cell['art_gain']:.4f}",
+            None if cell["density"] is None else f"{cell['density']:.4f}",
+            f"{cell['fid']['clip']:.2f}",
+            f"{cell['accuracy']['overall']:.3f}",
+        ]
+        for name, by_rate in record["rates"].items()
+        for rate, cell in by_rate.items()
+    ]
+    by_task = [[name, *(mean_text(values(name, "accuracy", task)) for task in TASKS)] for name in cells]
+    return "\n\n".join(
+        [
+            f"{config['seeds']} training seeds, {config['prompts'] * config['images_per_prompt']} images per cell, "
+            f"{config['steps']} steps of 64 on `shapes-art`, evaluated zero-shot on `shapes` "
+            f"({config['num_inference_steps']} DPM-Solver++ steps, guidance {config['guidance_scale']:g}). Brackets: "
+            "Student's 95 % interval over training seeds; differences are paired by seed and noise. Learning rates are "
+            "selected by FID on the validation split.",
+            markdown_table([*columns, "FID in the paper"], [row(name) for name in cells]),
+            markdown_table(["method", *TASKS], by_task),
+            "Every learning rate (seed 0, validation split): the gain on held-out art images, in diffusion loss, and its "
+            "cost on the first domain.",
+            markdown_table(["method", "rate", "art gain", "density", "FID, CLIP", "overall"], rates),
+        ]
+    )
+
+
+def ablations_markdown(record: dict[str, Any]) -> str:
+    """Return the ablations as a table, and density and FID during training as a second one.
+
+    Args:
+        record: from `run_ablations`.
+    """
+    config = record["config"]
+    rows = []
+    for name, cells in record["cells"].items():
+        masks: list[Any] = [None, None, None]
+        if name != "base":
+            gain = mean_text([c["art_gain"] for c in cells])
+            masks = [f"{cells[0]['parameters'] / 1e6:.2f} M", gain, mean_text([c["density"] for c in cells])]
+        rows.append(
+            [
+                name,
+                *masks,
+                mean_text([c["fid"]["clip"] for c in cells]),
+                mean_text([c["fid"]["vae"] for c in cells]),
+                mean_text([c["accuracy"]["overall"] for c in cells]),
+                f"{PAPER_ABLATIONS[name]:.2f}" if name in PAPER_ABLATIONS else None,
+            ]
+        )
+    snapshots = [
+        [
+            s["step"],
+            f"{1.0 if s['density'] is None else s['density']:.4f}",
+            f"{s['fid']['clip']:.3f}",
+            f"{s['accuracy']['overall']:.3f}",
+        ]
+        for s in record["snapshots"]
+    ]
+    columns = ["masks", "parameters", "art gain", "density", "FID, CLIP", "FID, VAE", "overall", "FID in the paper"]
+    seeds = seeds_text(config)
+    return "\n\n".join(
+        [
+            f"{seeds[0].upper()}{seeds[1:]}, {config['prompts']} images per cell, {config['steps']} steps of 64 on "
+            f"`shapes-art` at learning rate {config['learning_rate']:g} from logits {config['initial_logit']:g}. Brackets: "
+            "Student's 95 % interval over training seeds; a row without brackets has one seed.",
+            markdown_table(columns, rows),
+            "During training (seed 0):",
+            markdown_table(["step", "density", "FID, CLIP", "overall"], snapshots),
+        ]
+    )

@@ -1,5 +1,0 @@
-"""What a figure was measured on."""
-
-from maskunet.machine import machine
-
-__all__ = ["machine"]
