@@ -1,136 +1,92 @@
-"""Loading from disk and hub in the formats that the rewards are published in."""
+"""Pretrained weights: where they are found, how their tensors are read, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from maskunet import pretrained as files
+from maskunet import pretrained
 from maskunet.errors import CheckpointError
-from maskunet.rewards import AestheticScore, ClipScore, HPSv2, ImageReward, PickScore
-
-Read = Callable[[str], Any]
-Write = Callable[[Path], None]
+from maskunet.pretrained import BUNDLED, bundled_path, is_hub_id, locate, read_state_dict, unwrap_state_dict
 
 
-@pytest.fixture
-def hpsv2_folder(recording: Read, write_clip_tokenizer: Write, tmp_path: Path) -> Path:
-    it = recording("hpsv2_tiny")
-    torch.save({"epoch": 1, "name": "x", "state_dict": it.checkpoint}, tmp_path / "HPS_v2_compressed.pt")
-    later = {key: value * 1.1 for key, value in it.checkpoint.items()}
-    # Zip files are mapped, the former format is read.
-    torch.save({"state_dict": later}, tmp_path / "HPS_v2.1_compressed.pt", _use_new_zipfile_serialization=False)
-    write_clip_tokenizer(tmp_path)
-    return tmp_path
+def test_every_bundled_model_has_a_folder() -> None:
+    assert all(any(bundled_path(name).iterdir()) for name in BUNDLED)
+    with pytest.raises(CheckpointError, match=r"expected a bundled model \(shapes, .*, shapes-referee\), got 'forms'"):
+        bundled_path("forms")
 
 
-def test_image_reward_from_its_files(recording: Read, image_reward_folder: Path, pictures: Tensor) -> None:
-    it = recording("image_reward_tiny")
-    config = {"vision": it.config["vision"], "text": it.config["text"]}
-    for source in (image_reward_folder, image_reward_folder / "ImageReward.pt", str(image_reward_folder)):
-        reward = ImageReward.from_pretrained(source, config=config)
-        ours = reward.score_tokens(**it.inputs)
-        assert torch.allclose(ours, it.outputs["reward"].flatten(), atol=1e-5)
-    assert torch.equal(reward(pictures, "a b"), reward(pictures, "A  B"))
-    # The heads of the text tower come from med_config.json, those of the picture tower from the public size.
-    assert ImageReward.from_pretrained(image_reward_folder).model.config.text_config.num_attention_heads == 4
+def test_a_checkpoint_is_a_file_or_the_first_name_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "second.pt").write_text("")
+    assert locate(tmp_path, ["first.pt", "second.pt"]) == tmp_path / "second.pt"
+    (tmp_path / "first.pt").write_text("")
+    assert locate(tmp_path, ["first.pt", "second.pt"]) == tmp_path / "first.pt"
+    assert locate(str(tmp_path / "second.pt"), ["first.pt"]) == tmp_path / "second.pt"
+    with pytest.raises(CheckpointError, match=r"expected a\.pt or b\.pt in the folder .*, there is none"):
+        locate(tmp_path, ["a.pt", "b.pt"])
+    with pytest.raises(CheckpointError, match=r"or a hub id like 'user/name', got '/nowhere'"):
+        locate("/nowhere", ["a.pt"])
 
 
-def test_image_rewards_own_two_tokens_follow_berts(recording: Read, image_reward_folder: Path) -> None:
-    it = recording("image_reward_tiny")
-    words = (image_reward_folder / "vocab.txt").read_text().split()
-    padding = [f"word{index}" for index in range(97 - len(words))]
-    (image_reward_folder / "vocab.txt").write_text("\n".join([*words, *padding]) + "\n")
-    reward = ImageReward.from_pretrained(image_reward_folder, config=it.config)
-    assert reward.tokenize.tokenizer("[DEC] a [ENC]", add_special_tokens=False)["input_ids"] == [97, 5, 98]
+def test_hub_ids_read_like_user_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("user/name")
+    assert not any(is_hub_id(text) for text in ("name", "a/b/c", "/name", "./name", "~/name"))
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    assert not is_hub_id("user/name")
 
 
-def test_hpsv2_from_its_files(recording: Read, hpsv2_folder: Path, pictures: Tensor) -> None:
-    it = recording("hpsv2_tiny")
-    reward = HPSv2.from_pretrained(hpsv2_folder, config=it.config)
-    assert torch.allclose(reward.score_tokens(**it.inputs), it.outputs["score"], atol=1e-5)
-    later = HPSv2.from_pretrained(hpsv2_folder, version="2.1", config=it.config)
-    assert (reward.name, later.name) == ("hpsv2", "hpsv2.1")
-    assert not torch.allclose(later.score_tokens(**it.inputs), it.outputs["score"], atol=1e-4)
-    assert reward(pictures, "a &amp;amp; b").shape == (3,)
-    assert reward.tokenize(["a &amp;amp; b"])[0].tolist() == reward.tokenize(["a & b"])[0].tolist()
-    with pytest.raises(CheckpointError, match=r"among 2\.0, 2\.1, got '3'"):
-        HPSv2.from_pretrained(hpsv2_folder, version="3")
+def test_the_hub_is_asked_for_each_name_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[str, str, str | None, str | None]] = []
 
+    def download(repo_id: str, name: str, *, revision: str | None, token: str | None) -> str:
+        requests.append((repo_id, name, revision, token))
+        if repo_id == "off/line":
+            raise LocalEntryNotFoundError("no connection\nmore")
+        if name != "b.pt":
+            raise EntryNotFoundError(f"404 for {name}")
+        return str(tmp_path / name)
 
-def test_safetensors_are_read_too(recording: Read, write_clip_tokenizer: Write, tmp_path: Path) -> None:
-    it = recording("hpsv2_tiny")
-    write_clip_tokenizer(tmp_path)
-    save_file(it.checkpoint, tmp_path / "HPS_v2_compressed.safetensors")
-    reward = HPSv2.from_pretrained(tmp_path, config=it.config)
-    assert torch.allclose(reward.score_tokens(**it.inputs), it.outputs["score"], atol=1e-5)
-
-
-def test_pick_score_and_clip_score_from_state_dicts(
-    clip_folder: Path, clip_config: dict[str, Any], pictures: Tensor
-) -> None:
-    tensors = load_file(clip_folder / "model.safetensors") | {
-        "text_model.embeddings.position_ids": torch.arange(12)[None]
-    }
-    for kind in (PickScore, ClipScore):
-        loaded = kind.from_pretrained(clip_folder)
-        given = kind.from_original(clip_config, tensors)
-        pixels, (ids, mask) = loaded.preprocess(pictures), loaded.tokenize(["a", "b", "c"])
-        assert torch.allclose(given.score_tokens(pixels, ids, mask), loaded.score_tokens(pixels, ids, mask), atol=1e-5)
-    assert ClipScore.from_pretrained(clip_folder).preprocess.mean == (0.4, 0.5, 0.6)
-    with pytest.raises(CheckpointError, match="expected a config"):
-        ClipScore.from_original(None, tensors)
-    del tensors["visual_projection.weight"]
-    with pytest.raises(CheckpointError, match=r"1 tensors are missing, such as 'visual_projection\.weight'"):
-        ClipScore.from_original(clip_config, tensors)
-
-
-def test_an_incomplete_clip_folder_is_refused(clip_folder: Path) -> None:
-    tensors = load_file(clip_folder / "model.safetensors")
-    del tensors["text_projection.weight"]
-    save_file(tensors, clip_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="text_projection"):
-        PickScore.from_pretrained(clip_folder)
-
-
-def test_aesthetic_is_the_head_on_unit_features(clip_folder: Path, tmp_path: Path, pictures: Tensor) -> None:
-    generator = torch.Generator().manual_seed(0)
-    widths = {0: (16, 12), 2: (12, 8), 4: (8, 6), 6: (6, 4), 7: (4, 1)}
-    head = {}
-    for index, (into, out) in widths.items():
-        head[f"layers.{index}.weight"] = torch.randn(out, into, generator=generator)
-        head[f"layers.{index}.bias"] = torch.randn(out, generator=generator)
-    torch.save(head, tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
-    reward = AestheticScore.from_pretrained(tmp_path, clip=clip_folder)
-    clip = ClipScore.from_pretrained(clip_folder)
-    x = clip.image_features(reward.preprocess(pictures))
-    for index in widths:
-        x = x @ head[f"layers.{index}.weight"].T + head[f"layers.{index}.bias"]
-    assert torch.allclose(reward(pictures, "whatever"), x.squeeze(-1), rtol=1e-4, atol=1e-4)
-    whole = AestheticScore.from_original(
-        json.loads((clip_folder / "config.json").read_text()), load_file(clip_folder / "model.safetensors"), head
-    )
-    assert torch.allclose(whole(pictures, "whatever"), x.squeeze(-1), rtol=1e-4, atol=1e-4)
-    # The first predictor was one layer.
-    torch.save({"weight": torch.ones(1, 16), "bias": torch.zeros(1)}, tmp_path / "linear.pth")
-    assert AestheticScore.from_pretrained(tmp_path / "linear.pth", clip=clip_folder)(pictures, "").shape == (3,)
-    for wrong in (
-        {"weight": torch.ones(1, 9), "bias": torch.zeros(1)},
-        {"other": torch.ones(1)},
-        {"weight": torch.ones(1, 16)},
+    monkeypatch.setattr(pretrained, "hf_hub_download", download)
+    assert locate("user/name", ["a.pt", "b.pt"], revision="v1", token="t") == tmp_path / "b.pt"
+    assert requests == [("user/name", name, "v1", "t") for name in ("a.pt", "b.pt")]
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt in the hub repository 'user/name', there is none: 404 for a\.pt"
     ):
-        torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(CheckpointError, match="head of aesthetic"):
-            AestheticScore.from_pretrained(tmp_path / "wrong.pth", clip=clip_folder)
+        locate("user/name", ["a.pt"])
+    with pytest.raises(CheckpointError, match=r"a\.pt could not be fetched from the hub: no connection$"):
+        locate("off/line", ["a.pt", "b.pt"])
+    assert requests[-1][1] == "a.pt"  # an unreachable hub is not asked again
+
+
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda t: {"state_dict": t}, lambda t: {"model": {f"module.{k}": v for k, v in t.items()}}]
+)
+def test_state_dicts_are_unwrapped(tmp_path: Path, wrap: Any) -> None:
+    tensors = {"a.weight": torch.arange(3.0)}
+    torch.save(wrap(tensors), tmp_path / "zip.pt")
+    torch.save(wrap(tensors), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    for name in ("zip.pt", "legacy.pt"):
+        state_dict = read_state_dict(tmp_path / name)
+        assert list(state_dict) == ["a.weight"]
+        assert torch.equal(state_dict["a.weight"], tensors["a.weight"])
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_state_dict(tmp_path / "a.safetensors")["a"], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"a": 1}, {1: torch.zeros(1)}, None])
+def test_other_content_is_no_state_dict(content: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected a state dict of tensors in here"):
+        unwrap_state_dict(content, "here")
 
 
 class Mischief:
@@ -151,51 +107,7 @@ def test_pickles_are_not_executed_and_other_files_are_refused(tmp_path: Path) ->
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
     for name in ("evil.pt", "plain.pt", "text.pt", "empty.pt", "text.safetensors", "list.pt", "numbers.pt"):
-        with pytest.raises(CheckpointError, match="expected"):
-            files.read_state_dict(tmp_path / name)
+        with pytest.raises(CheckpointError, match="expected") as caught:
+            read_state_dict(tmp_path / name)
+        assert "\n" not in str(caught.value)
     assert not mischief.target.exists()
-
-
-def test_missing_files_are_named(tmp_path: Path, clip_folder: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"HPS_v2_compressed\.pt or HPS_v2_compressed\.safetensors in the folder"
-    ):
-        HPSv2.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"a folder with ImageReward\.pt .* got '/nowhere'"):
-        ImageReward.from_pretrained("/nowhere")
-    with pytest.raises(CheckpointError, match="transformers' format for pick-score"):
-        PickScore.from_pretrained(tmp_path)
-    (clip_folder / "vocab.json").unlink()
-    (clip_folder / "merges.txt").unlink()
-    with pytest.raises(CheckpointError, match="expected a tokenizer"):
-        ClipScore.from_pretrained(clip_folder)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, image_reward_folder: Path) -> list[Any]:
-    """Replace the hub's client by the folder; returns what was asked."""
-    asked: list[Any] = []
-
-    def download(repo_id: str, name: str, *, revision: str | None, token: str | None) -> str:
-        asked.append((repo_id, name, revision, token))
-        if repo_id == "off/line":
-            raise LocalEntryNotFoundError("no connection\nmore")
-        if not (image_reward_folder / name).exists():
-            raise EntryNotFoundError(f"404 for {name}")
-        return str(image_reward_folder / name)
-
-    monkeypatch.setattr(files, "hf_hub_download", download)
-    return asked
-
-
-def test_hub_ids_are_fetched_file_by_file(recording: Read, image_reward_folder: Path, hub: list[Any]) -> None:
-    it = recording("image_reward_tiny")
-    reward = ImageReward.from_pretrained(tokenizer=str(image_reward_folder), revision="v1", token="t")
-    assert reward.model.config.text_config.vocab_size == 99
-    assert hub == [("THUDM/ImageReward", name, "v1", "t") for name in ("ImageReward.pt", "med_config.json")]
-    del it, hub[:]
-    (image_reward_folder / "ImageReward.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"ImageReward\.pt or ImageReward\.safetensors in the hub repository"):
-        ImageReward.from_pretrained()
-    with pytest.raises(CheckpointError, match=r"'off/line' .* could not be fetched from the hub: no connection"):
-        HPSv2.from_pretrained("off/line")

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.rand(3, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 
 

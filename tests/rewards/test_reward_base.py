@@ -1,4 +1,4 @@
-"""The reward seam: what is checked, and how rewards add up."""
+"""The reward seam: values are checked, and rewards add up."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from maskunet.rewards import FunctionReward, Reward, WeightedSum
 NUMBERS = st.floats(-5, 5)
 
 
-def red(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    return pictures[:, 0].mean((1, 2))
+def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images[:, 0].mean((1, 2))
 
 
-def length(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    return pictures.sum((1, 2, 3)) * 0 + torch.tensor([float(len(p)) for p in prompts])
+def length(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.sum((1, 2, 3)) * 0 + torch.tensor([float(len(p)) for p in prompts])
 
 
 @dataclass
@@ -33,33 +33,33 @@ class Green(Reward):
     scale: float
     name = "green"
 
-    def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.scale * pictures[:, 1].mean((1, 2))
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.scale * images[:, 1].mean((1, 2))
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_function_and_a_class_are_rewards(pictures: Tensor) -> None:
-    assert torch.equal(FunctionReward(red)(pictures, "any"), pictures[:, 0].mean((1, 2)))
+def test_a_function_and_a_class_are_rewards(images: Tensor) -> None:
+    assert torch.equal(FunctionReward(red)(images, "any"), images[:, 0].mean((1, 2)))
     assert FunctionReward(red).name == "red"
-    assert FunctionReward(length)(pictures, ["a", "abc"]).tolist() == [1, 3]
-    assert torch.equal(Green(2.0)(pictures, "any"), 2 * pictures[:, 1].mean((1, 2)))
+    assert FunctionReward(length)(images, ["a", "abc"]).tolist() == [1, 3]
+    assert torch.equal(Green(2.0)(images, "any"), 2 * images[:, 1].mean((1, 2)))
 
 
 @given(a=NUMBERS, b=NUMBERS, c=NUMBERS)
 def test_arithmetic_is_linear(a: float, b: float, c: float) -> None:
-    pictures = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     prompts = ["x", "yy"]
     f, g = FunctionReward(red), FunctionReward(length)
     total = c * (a * f + g * b) - f
-    expected = c * (a * red(pictures, prompts) + b * length(pictures, prompts)) - red(pictures, prompts)
-    assert torch.allclose(total(pictures, prompts), expected, atol=1e-4)
+    expected = c * (a * red(images, prompts) + b * length(images, prompts)) - red(images, prompts)
+    assert torch.allclose(total(images, prompts), expected, atol=1e-4)
 
 
-def test_sums_flatten_merge_and_read_well(pictures: Tensor) -> None:
+def test_sums_flatten_merge_and_read_well(images: Tensor) -> None:
     f, g = FunctionReward(red), Green(1.0)
     total = 2 * f + g / 4 + f
     assert total.name == "3 red + 0.25 green"
@@ -73,8 +73,9 @@ def test_nonsense_arithmetic_is_refused() -> None:
     for wrong in (lambda: f + 1, lambda: f * f, lambda: f * "2", lambda: f / 0, lambda: f - 1, lambda: True * f):  # type: ignore[operator]
         with pytest.raises(TypeError):
             wrong()
-    with pytest.raises(RewardError, match="finite weight for reward 'red', got nan"):
-        float("nan") * f
+    for weight in (float("nan"), float("inf")):
+        with pytest.raises(RewardError, match=f"finite weight for reward 'red', got {weight}"):
+            weight * f
     with pytest.raises(RewardError, match="at least one"):
         WeightedSum([])
 
@@ -82,7 +83,7 @@ def test_nonsense_arithmetic_is_refused() -> None:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda p, t: p.mean(), r"shape \(2,\), one number a picture, got shape \(\)"),
+        (lambda p, t: p.mean(), r"shape \(2,\), one value per image, got shape \(\)"),
         (lambda p, t: p.mean((2, 3)), r"got shape \(2, 3\)"),
         (lambda p, t: p.mean((1, 2, 3))[:, None], r"got shape \(2, 1\)"),
         (lambda p, t: [1.0, 2.0], "got list"),
@@ -92,18 +93,18 @@ def test_nonsense_arithmetic_is_refused() -> None:
         (lambda p, t: p.detach().mean((1, 2, 3)), "differentiable"),
     ],
 )
-def test_a_bad_reward_is_named(pictures: Tensor, function: object, reason: str) -> None:
+def test_a_bad_reward_is_named(images: Tensor, function: object, reason: str) -> None:
     bad = FunctionReward(function, "bad one")  # type: ignore[arg-type]
     for reward in (bad, FunctionReward(red) + 2 * bad):
         with pytest.raises(RewardError, match="reward 'bad one'.*" + reason):
-            reward(pictures.requires_grad_(), "any")
+            reward(images.requires_grad_(), "any")
 
 
-def test_gradient_is_asked_for_only_where_there_can_be_one(pictures: Tensor) -> None:
+def test_a_gradient_is_required_only_if_the_images_require_one(images: Tensor) -> None:
     cut = FunctionReward(lambda p, t: p.detach().mean((1, 2, 3)), "cut")
-    cut(pictures, "any")
+    cut(images, "any")
     with torch.no_grad():
-        cut(pictures.requires_grad_(), "any")
+        cut(images.requires_grad_(), "any")
 
 
 @pytest.mark.parametrize(
@@ -119,15 +120,29 @@ def test_gradient_is_asked_for_only_where_there_can_be_one(pictures: Tensor) -> 
         (torch.full((1, 3, 4, 4), float("nan")), "nan"),
     ],
 )
-def test_wrong_pictures_are_refused(wrong: object, reason: str) -> None:
+def test_wrong_images_are_refused(wrong: object, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         FunctionReward(red)(wrong, "any")  # type: ignore[arg-type]
 
 
-def test_wrong_prompts_are_refused(pictures: Tensor) -> None:
-    for wrong in (["one"], ["one", 2], []):
-        with pytest.raises(DataError, match="expected 2 prompts"):
-            FunctionReward(red)(pictures, wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("prompts", "reason"),
+    [
+        (["one"], "2 prompts, one per image, or one string for all, got 1"),
+        ([], "got 0"),
+        (["one", 2], "2 prompts as strings, got a int"),
+    ],
+)
+def test_wrong_prompts_are_refused(images: Tensor, prompts: list[object], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        FunctionReward(red)(images, prompts)  # type: ignore[arg-type]
+
+
+def test_only_functions_become_rewards() -> None:
+    with pytest.raises(
+        RewardError, match=r"expected a reward, or a function \(images, prompts\) -> \(B,\), got str; load "
+    ):
+        FunctionReward("hpsv2")  # type: ignore[arg-type]
 
 
 def test_moving_casts_networks_and_keeps_heads() -> None:
@@ -138,8 +153,8 @@ def test_moving_casts_networks_and_keeps_heads() -> None:
             self.body, self.last = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
             self.models, self.heads = (self.body,), (self.last,)
 
-        def score(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-            x = self.body(pictures.mean((2, 3)).to(self.body.weight.dtype))
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            x = self.body(images.mean((2, 3)).to(self.body.weight.dtype))
             return self.last(x.float()).squeeze(-1)
 
     reward = Learned()

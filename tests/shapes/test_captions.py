@@ -1,4 +1,4 @@
-"""Captions read back: what was asked for comes out again, and other texts are left alone."""
+"""Captions are parsed back into their requirements; other texts give None."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from maskunet.shapes.captions import read_caption
 from maskunet.shapes.scenes import held_out_prompts, training_scene
 
 
-def test_prompts_are_read_back_whole() -> None:
+def test_prompts_are_parsed_back_completely() -> None:
     for prompt in held_out_prompts(300):
         assert read_caption(prompt.prompt) == prompt
 
 
-def test_training_captions_in_all_wordings_ask_for_the_same() -> None:
+def test_training_captions_keep_their_requirements_in_all_templates() -> None:
     for index in range(400):
         scene = training_scene(index)
-        read = read_caption(scene.caption)
-        assert read is not None, scene.caption
-        assert read.include == scene.include
+        prompt = read_caption(scene.caption)
+        assert prompt is not None, scene.caption
+        assert prompt.include == scene.include
 
 
 @pytest.mark.parametrize("text", ["", "a dog", "red circle", "a red circle and a blue circle", "two stars and a ring"])
-def test_other_texts_are_not_read(text: str) -> None:
+def test_other_texts_give_none(text: str) -> None:
     assert read_caption(text) is None
 
 
-def test_spelling_does_not_matter() -> None:
-    read = read_caption("  A Red  circle. ")
-    assert read is not None
-    assert read.include == ({"class": "circle", "count": 1, "color": "red"},)
+def test_case_spaces_and_full_stop_do_not_matter() -> None:
+    prompt = read_caption("  A Red  circle. ")
+    assert prompt is not None
+    assert prompt.include == ({"class": "circle", "count": 1, "color": "red"},)

@@ -1,4 +1,4 @@
-"""Near misses differ in one thing that the caption says, stay inside their splits, and are told from the scene."""
+"""Near misses differ in one thing that the caption names, stay inside their splits, and the judge sees the difference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from maskunet.errors import DataError
 from maskunet.metrics.geneval_rules import check
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
@@ -21,7 +22,7 @@ def _scene(caption: str, include: tuple[dict[str, object], ...], *objects: Shape
     return Scene(objects, caption, "position", include)
 
 
-def test_near_misses_differ_in_what_the_caption_says() -> None:
+def test_near_misses_contradict_the_caption() -> None:
     kinds: Counter[str] = Counter()
     for i in range(600):
         scene = training_scene(i, 9)
@@ -35,7 +36,7 @@ def test_near_misses_differ_in_what_the_caption_says() -> None:
     assert set(kinds) == set(TASKS)
 
 
-def test_near_misses_of_training_scenes_hold_training_combinations_alone() -> None:
+def test_near_misses_of_training_scenes_have_training_combinations_only() -> None:
     for i in range(600):
         for miss in near_misses(training_scene(i, 9), random.Random(i), 3):
             assert {colour_split(o.colour, o.shape) for o in miss.objects} == {"train"}
@@ -54,18 +55,20 @@ def test_near_misses_repeat_and_differ_from_each_other() -> None:
     assert len({str(miss.include) for miss in first}) == 3
 
 
-def test_the_judge_tells_near_misses_from_their_scene() -> None:
+def test_the_judge_sees_the_difference_to_the_scene() -> None:
     scenes = held_out_scenes(60, "val")
     misses = [near_misses(s, random.Random(i), 1, ("train", "val", "test"))[0] for i, s in enumerate(scenes)]
-    own = [check(d, _metadata(m)) is None for d, m in zip(judge(draw(misses)), misses, strict=True)]
-    assert sum(own) >= 57
+    detections = judge(draw(misses))
+    assert sum(check(d, _metadata(m)) is None for d, m in zip(detections, misses, strict=True)) >= 57
+    # GenEval's rules accept additional objects, so not every near miss fails the scene's own caption.
+    assert sum(check(d, _metadata(s)) is not None for d, s in zip(detections, scenes, strict=True)) >= 45
 
 
 def _metadata(scene: Scene) -> dict[str, object]:
     return {"tag": scene.task, "include": [dict(n) for n in scene.include], "prompt": scene.caption}
 
 
-def test_places_in_doubt_are_not_called_wrong() -> None:
+def test_doubtful_positions_do_not_count_as_wrong() -> None:
     ring, star = Shape("ring", "red", 20, 20, 9), Shape("star", "blue", 44, 40, 9)
     left = ({"class": "star", "count": 1}, {"class": "ring", "count": 1, "position": ["left of", 0]})
     above = ({"class": "star", "count": 1}, {"class": "ring", "count": 1, "position": ["above", 0]})
@@ -80,6 +83,6 @@ def test_places_in_doubt_are_not_called_wrong() -> None:
     )
 
 
-def test_too_few_near_misses_are_said() -> None:
-    with pytest.raises(ValueError, match="near misses"):
+def test_too_few_near_misses_are_reported() -> None:
+    with pytest.raises(DataError, match=r"expected 1 near misses of '.*' in the splits \(\), there are 0"):
         near_misses(training_scene(0), random.Random(0), 1, ())

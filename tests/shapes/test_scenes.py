@@ -1,4 +1,4 @@
-"""Scenes: captions say what is drawn, held-out combinations are never drawn in training."""
+"""Scenes: captions agree with the objects, and training has no held-out combination."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskunet.shapes.vocabulary import COLOURS, SHAPES, TASKS, colour_split, cou
 SCENES = [training_scene(i) for i in range(3000)]
 
 
-def test_scene_depends_on_index_and_seed_alone() -> None:
+def test_a_scene_depends_on_index_and_seed_only() -> None:
     assert training_scene(7, 3) == training_scene(7, 3)
     assert training_scene(7, 3) != training_scene(8, 3)
     assert training_scene(7, 3) != training_scene(7, 4)
@@ -48,7 +48,7 @@ def test_held_out_prompts_are_of_their_split(split: str) -> None:
             assert pair_split(first["class"], prompt.include[1]["class"]) == split
 
 
-def test_splits_do_not_meet_and_leave_training_most() -> None:
+def test_splits_have_their_sizes() -> None:
     pairs = Counter(colour_split(c, s) for c in COLOURS for s in SHAPES)
     assert pairs == {"train": 48, "val": 8, "test": 8}
     both = Counter(pair_split(a, b) for a, b in itertools.combinations(SHAPES, 2))
@@ -57,35 +57,37 @@ def test_splits_do_not_meet_and_leave_training_most() -> None:
     assert counts == {"train": 16, "val": 4, "test": 4}
 
 
-def test_prefix_of_prompts_is_balanced_and_stable() -> None:
+def test_any_prefix_of_prompts_is_balanced_and_stable() -> None:
     assert held_out_prompts(60) == held_out_prompts(600)[:60]
     assert set(Counter(p.task for p in held_out_prompts(60)).values()) == {10}
 
 
 def _meets(scene: Scene) -> bool:
-    for need in scene.include:
-        found = [o for o in scene.objects if o.shape == need["class"]]
-        if len(found) != need["count"] or any(o.colour != need.get("color", o.colour) for o in found):
+    for requirement in scene.include:
+        objects = [o for o in scene.objects if o.shape == requirement["class"]]
+        if len(objects) != requirement["count"] or any(
+            o.colour != requirement.get("color", o.colour) for o in objects
+        ):
             return False
-        if "position" in need:
-            relation, target = need["position"]
+        if "position" in requirement:
+            relation, target = requirement["position"]
             other = next(o for o in scene.objects if o.shape == scene.include[target]["class"])
-            dx, dy = found[0].x - other.x, found[0].y - other.y
-            ahead = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
-            if ahead <= abs(dy if relation.endswith("of") else dx):
+            dx, dy = objects[0].x - other.x, objects[0].y - other.y
+            along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
+            if along <= abs(dy if relation.endswith("of") else dx):
                 return False
     return True
 
 
-def test_scenes_hold_what_their_captions_say() -> None:
+def test_scenes_agree_with_their_captions() -> None:
     for scene in [*SCENES, *held_out_scenes(600)]:
         assert _meets(scene), scene.caption
         for a, b in itertools.combinations(scene.objects, 2):
             assert math.dist((a.x, a.y), (b.x, b.y)) > a.radius + b.radius
-        for need in scene.include:
-            word = need["class"] if need["count"] == 1 else plural(need["class"])
+        for requirement in scene.include:
+            word = requirement["class"] if requirement["count"] == 1 else plural(requirement["class"])
             assert word in scene.caption.split()
-            assert need.get("color", "") in scene.caption
+            assert requirement.get("color", "") in scene.caption
 
 
 def test_metadata_has_genevals_keys() -> None:

@@ -1,6 +1,10 @@
-"""The bundled weights: they load in the standard ways, are small, and draw what they are asked for."""
+"""The bundled weights load in the standard ways, are small, and draw their prompts."""
 
 from __future__ import annotations
+
+import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,10 +16,12 @@ import maskunet as mu
 from maskunet import zoo
 from maskunet.errors import CheckpointError
 from maskunet.metrics.geneval_rules import check
+from maskunet.pretrained import BUNDLED
 from maskunet.sampling import generate
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes, training_scene
+from maskunet.zoo import defaults
 from maskunet.zoo.recipe.autoencoder import psnr
 from maskunet.zoo.recipe.clip import wrong_caption
 
@@ -29,12 +35,12 @@ def test_plain_diffusers_loads_the_same_model(bundled: StableDiffusionPipeline) 
     plain = StableDiffusionPipeline.from_pretrained(mu.zoo.path("shapes"))
     plain.set_progress_bar_config(disable=True)
     ours = generate(bundled, ["a red circle"], num_inference_steps=3, progress=False).tensor
-    theirs = generate(plain, ["a red circle"], num_inference_steps=3, progress=False).tensor
-    assert torch.equal(ours, theirs)
+    expected = generate(plain, ["a red circle"], num_inference_steps=3, progress=False).tensor
+    assert torch.equal(ours, expected)
 
 
 def test_weights_are_small() -> None:
-    files = [p for name in zoo.NAMES for p in zoo.path(name).rglob("*") if p.is_file()]
+    files = [p for name in BUNDLED for p in zoo.path(name).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 37e6
     tensors = [
         t for p in files if p.suffix == ".safetensors" and "masker" not in p.name for t in load_file(p).values()
@@ -49,9 +55,14 @@ def test_autoencoder_reaches_30_db(bundled: StableDiffusionPipeline) -> None:
 
 def test_single_objects_are_drawn(bundled: StableDiffusionPipeline) -> None:
     prompts = [p for p in held_out_prompts(96) if p.task in ("single_object", "colors")][:24]
-    options = {"num_inference_steps": 15, "guidance_scale": 4.0, "batch_size": 24, "progress": False}
-    pictures = generate(bundled, [p.prompt for p in prompts], **options).tensor
-    right = [check(d, p.metadata()) is None for d, p in zip(judge(pictures), prompts, strict=True)]
+    options = {
+        "num_inference_steps": 15,
+        "guidance_scale": defaults.GUIDANCE_SCALE,
+        "batch_size": 24,
+        "progress": False,
+    }
+    images = generate(bundled, [p.prompt for p in prompts], **options).tensor
+    right = [check(d, p.metadata()) is None for d, p in zip(judge(images), prompts, strict=True)]
     assert sum(right) >= 18
 
 
@@ -64,8 +75,8 @@ def test_bundled_masker_masks_and_comes_off(bundled: StableDiffusionPipeline) ->
         with mu.record(bundled, keep="density") as trace:
             masked = generate(bundled, ["a blue star"], **options).tensor
         assert len(trace.calls) == 3
-        kept = [value for values in trace.density.values() for value in values]
-        assert 0.5 < min(kept) < 1
+        densities = [value for values in trace.density.values() for value in values]
+        assert 0.5 < min(densities) < 1
         assert not torch.equal(base, masked)
         with mu.disabled(bundled):
             assert torch.equal(base, generate(bundled, ["a blue star"], **options).tensor)
@@ -75,8 +86,6 @@ def test_bundled_masker_masks_and_comes_off(bundled: StableDiffusionPipeline) ->
 
 
 def test_clip_prefers_the_caption_that_is_true() -> None:
-    import random
-
     scenes = [training_scene(i, seed=77) for i in range(100)]
     clip, tokenizer = zoo.load_clip(), CLIPTokenizer.from_pretrained(zoo.path("shapes-clip"))
 
@@ -90,6 +99,11 @@ def test_clip_prefers_the_caption_that_is_true() -> None:
     true = (image * text([s.caption for s in scenes])).sum(1)
     false = (image * text([wrong_caption(s.caption, random.Random(i)) for i, s in enumerate(scenes)])).sum(1)
     assert float((true > false).float().mean()) >= 0.8
+
+
+def test_defaults_are_read_without_torch() -> None:
+    code = "import sys; from maskunet.zoo import defaults; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_names_are_refused() -> None:
