@@ -1,56 +1,105 @@
-"""Generation: a seed means a picture, in any batch."""
+"""Generation: a seed means the same image in any batch."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.errors import DataError
-from maskunet.sampling import generate
+from maskunet.errors import DataError, SettingError
+from maskunet.sampling import generate, pipeline_side
 
 PROMPTS = ["a b", "c", "d e f"]
 
 
-def test_picture_repeats_in_any_batch(pipe: StableDiffusionPipeline) -> None:
-    mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=-0.2), seed=0))
+def conditional_masker(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
+    """A mask generator whose random weights give every sample masks of its own."""
+    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in masker.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return masker
+
+
+def test_an_image_is_the_same_in_any_batch(pipe: StableDiffusionPipeline) -> None:
     options = {"seeds": [5, 6, 7], "num_inference_steps": 2, "progress": False}
-    whole = generate(pipe, PROMPTS, batch_size=3, **options).tensor
+    base = generate(pipe, PROMPTS, **options).tensor
+    mu.attach(pipe, conditional_masker(pipe))
+    together = generate(pipe, PROMPTS, batch_size=3, **options).tensor
     singly = generate(pipe, PROMPTS, batch_size=1, **options).tensor
-    assert whole.shape == (3, 3, 16, 16)
-    assert whole.min() >= 0
-    assert whole.max() <= 1
-    torch.testing.assert_close(whole, singly, atol=1e-4, rtol=0)
-    torch.testing.assert_close(whole, generate(pipe, PROMPTS, batch_size=3, **options).tensor, atol=0, rtol=0)
-    assert (whole - generate(pipe, PROMPTS, seeds=8, num_inference_steps=2, progress=False).tensor).abs().mean() > 1e-3
+    assert together.shape == (3, 3, 16, 16)
+    assert together.min() >= 0
+    assert together.max() <= 1
+    assert (together - base).abs().mean() > 1e-3
+    torch.testing.assert_close(together, singly, atol=1e-4, rtol=0)
+    assert torch.equal(together, generate(pipe, PROMPTS, batch_size=3, **options).tensor)
+    other = generate(pipe, PROMPTS, seeds=8, num_inference_steps=2, progress=False)
+    assert other.seeds == [8, 9, 10]
+    assert (together - other.tensor).abs().mean() > 1e-3
 
 
 def test_negative_prompt_and_guidance_act(pipe: StableDiffusionPipeline) -> None:
     base = generate(pipe, PROMPTS, num_inference_steps=2, progress=False).tensor
-    other = generate(pipe, PROMPTS, num_inference_steps=2, negative_prompt="q", progress=False).tensor
-    weak = generate(pipe, PROMPTS, num_inference_steps=2, guidance_scale=1.0, progress=False).tensor
-    assert not torch.equal(base, other)
-    assert not torch.equal(base, weak)
+    negative = generate(pipe, PROMPTS, num_inference_steps=2, negative_prompt="q", progress=False).tensor
+    unguided = generate(pipe, PROMPTS, num_inference_steps=2, guidance_scale=1.0, progress=False).tensor
+    assert not torch.equal(base, negative)
+    assert not torch.equal(base, unguided)
 
 
-def test_progress_is_told_and_changes_nothing(pipe: StableDiffusionPipeline) -> None:
-    done: list[float] = []
+def test_on_step_receives_the_finished_share_and_changes_nothing(pipe: StableDiffusionPipeline) -> None:
+    shares: list[float] = []
     options = {"num_inference_steps": 2, "batch_size": 2, "progress": False}
-    told = generate(pipe, PROMPTS, on_step=done.append, **options).tensor
-    torch.testing.assert_close(told, generate(pipe, PROMPTS, **options).tensor, atol=0, rtol=0)
-    assert done == pytest.approx([1 / 3, 2 / 3, 5 / 6, 1])
+    observed = generate(pipe, PROMPTS, on_step=shares.append, **options).tensor
+    assert torch.equal(observed, generate(pipe, PROMPTS, **options).tensor)
+    assert shares == pytest.approx([1 / 3, 2 / 3, 5 / 6, 1])
+
+
+def test_the_side_of_a_pipeline_generates_with_or_without_its_masks(pipe: StableDiffusionPipeline) -> None:
+    options = {"num_inference_steps": 2, "progress": False}
+    base = generate(pipe, PROMPTS, seeds=3, **options).tensor
+    mu.attach(pipe, conditional_masker(pipe))
+    masked = generate(pipe, PROMPTS, seeds=3, **options).tensor
+    assert torch.equal(pipeline_side(pipe, num_inference_steps=2)(PROMPTS, [3, 4, 5]), masked)
+    assert torch.equal(pipeline_side(pipe, masks=False, num_inference_steps=2)(PROMPTS, [3, 4, 5]), base)
+    assert not torch.equal(masked, base)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompts": []}, "at least one prompt"),
-        ({"prompts": ["a"], "num_inference_steps": 0}, "got 0 and 8"),
-        ({"prompts": ["a"], "batch_size": 0}, "got 25 and 0"),
-        ({"prompts": ["a", "b"], "seeds": [1]}, "a seed for each of 2"),
+        ({"prompts": "a"}, "put it into a list"),
+        ({"prompts": ["a", 1]}, "prompts as strings, got 1"),
+        ({"prompts": ["a", "b"], "seeds": [1]}, "one seed for each of 2 prompts"),
     ],
 )
-def test_bad_settings(pipe: StableDiffusionPipeline, options: dict, message: str) -> None:
+def test_bad_prompts_and_seeds_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        generate(pipe, **options)
+        generate(None, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 2.5),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", -1.0),
+        ("negative_prompt", 3),
+        ("batch_size", 0),
+    ],
+)
+def test_bad_options_are_refused(option: str, value: object) -> None:
+    with pytest.raises(SettingError, match=f"expected {option} to be .*, got") as error:
+        generate(None, ["a"], **{option: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, True, None])
+def test_bad_seeds_are_refused(seed: object) -> None:
+    with pytest.raises(SettingError, match="seeds as integers from 0"):
+        generate(None, ["a"], seeds=[seed])  # type: ignore[list-item]

@@ -1,4 +1,4 @@
-"""A search with accelerate's offload on: gradients find the weights, and the hooks are as they were afterwards."""
+"""A search under accelerate's offload: gradients find the weights, and the hooks are restored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 import maskunet as mu
 from maskunet.errors import DataError, RewardError
 from maskunet.sampling.offload import without_offload
-from maskunet.searching import SearchConfig, SearchResult
-from maskunet.searching import pipeline_state as preparation
+from maskunet.searching import SearchConfig, SearchResult, pipeline_state
 
 CPU = torch.device("cpu")
-CONFIG = SearchConfig(num_inference_steps=2, iterations=2, guidance_scale=4.0, learning_rate=0.5, initial_logit=1.0)
+CONFIG = SearchConfig.preset(
+    "masks", num_inference_steps=2, iterations=2, guidance_scale=4.0, learning_rate=0.5, initial_logit=1.0
+)
 
 
-class Away(CpuOffload):  # type: ignore[misc]
-    """Model offload on one device: the data of the parameters, in place, is what comes and goes."""
+class SameDeviceOffload(CpuOffload):  # type: ignore[misc]
+    """Model offload on one device: the data of the parameters is swapped in place."""
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         if not hasattr(self, "home"):
@@ -43,11 +44,11 @@ class Away(CpuOffload):  # type: ignore[misc]
 
 
 def by_model(pipe: Any) -> None:
-    before = None
+    previous = None
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
-        hook = Away(CPU, before)
+        hook = SameDeviceOffload(CPU, previous)
         add_hook_to_module(part, hook, append=True)
-        before = UserCpuOffloadHook(part, hook)
+        previous = UserCpuOffloadHook(part, hook)
 
 
 def by_layer(pipe: Any) -> None:
@@ -55,11 +56,11 @@ def by_layer(pipe: Any) -> None:
         accelerate.cpu_offload(part, execution_device=CPU)
 
 
-def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
+def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
 
 
-def searched(pipe: Any, reward: Any = redness) -> SearchResult:
+def search(pipe: Any, reward: Any = redness) -> SearchResult:
     return mu.search(pipe, ["a b", "c d"], reward, CONFIG, progress=False)
 
 
@@ -68,11 +69,11 @@ def hooks(pipe: Any) -> list[Any]:
     return [(m.__dict__.get("_hf_hook"), m.__dict__.get("_old_forward"), m.__dict__.get("forward")) for m in modules]
 
 
-def same(first: list[Any], second: list[Any]) -> bool:
+def are_same(first: list[Any], second: list[Any]) -> bool:
     return all(x is y for a, b in zip(first, second, strict=True) for x, y in zip(a, b, strict=True))
 
 
-def away(part: nn.Module) -> bool:
+def is_away(part: nn.Module) -> bool:
     return all(p.device.type == "meta" or not bool(p.any()) for p in part.parameters())
 
 
@@ -83,21 +84,21 @@ def fresh(pipe: Any) -> Any:
 
 @pytest.mark.parametrize("offload", [by_model, by_layer])
 def test_a_search_with_offload_is_the_one_without(fresh: Any, offload: Callable[[Any], None]) -> None:
-    expected = searched(fresh)
+    expected = search(fresh)
     offload(fresh)
     fresh.text_encoder.requires_grad_(True)
-    before, seen = hooks(fresh), []
+    expected_hooks, seen = hooks(fresh), []
 
-    def looks(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen.append([away(part) for part in (fresh.unet, fresh.vae)])
-        return redness(pictures, prompts)
+    def observe(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen.append([is_away(part) for part in (fresh.unet, fresh.vae)])
+        return redness(images, prompts)
 
-    found = searched(fresh, looks)
-    assert seen[:-1] == [[False, False]] * 7  # the seeds' own pictures, then iterates
-    assert seen[-1:] == [[True, True]]  # finished pictures
-    assert torch.equal(found.tensor, expected.tensor)
-    assert all(torch.equal(m, found.masks.tensors()[n]) for n, m in expected.masks.tensors().items())
-    assert same(hooks(fresh), before)
+    result = search(fresh, observe)
+    assert seen[:-1] == [[False, False]] * 7  # the seeds' own images, then iterates
+    assert seen[-1:] == [[True, True]]  # finished images
+    assert torch.equal(result.tensor, expected.tensor)
+    assert all(torch.equal(m, result.masks.tensors()[n]) for n, m in expected.masks.tensors().items())
+    assert are_same(hooks(fresh), expected_hooks)
     assert all(p.requires_grad for p in fresh.text_encoder.parameters())
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
     options = {"num_inference_steps": 2, "guidance_scale": 4.0, "generator": generators, "output_type": "pt"}
@@ -108,30 +109,30 @@ def test_a_search_with_offload_is_the_one_without(fresh: Any, offload: Callable[
 def test_model_offload_alone_takes_the_weights_from_under_the_gradient(
     fresh: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the suspension is for."""
-    expected = searched(fresh).masks.tensors()
+    """The reason for the suspension."""
+    expected = search(fresh).masks.tensors()
     by_model(fresh)
-    monkeypatch.setattr(preparation, "without_offload", lambda *parts: contextlib.nullcontext())
+    monkeypatch.setattr(pipeline_state, "without_offload", lambda *parts: contextlib.nullcontext())
     try:
-        found = searched(fresh).masks.tensors()
+        masks = search(fresh).masks.tensors()
     except RewardError:
         return
-    assert not all(torch.equal(m, found[n]) for n, m in expected.items())
+    assert not all(torch.equal(m, masks[n]) for n, m in expected.items())
 
 
 @pytest.mark.parametrize("offload", [by_model, by_layer])
-def test_offload_is_back_after_a_failure(fresh: Any, offload: Callable[[Any], None]) -> None:
+def test_offload_is_restored_after_a_failure(fresh: Any, offload: Callable[[Any], None]) -> None:
     offload(fresh)
     before = hooks(fresh)
 
-    def fails(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+    def fail(images: Tensor, prompts: Sequence[str]) -> Tensor:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        searched(fresh, fails)
-    assert same(hooks(fresh), before)
-    assert away(fresh.unet)
-    assert away(fresh.vae)
+        search(fresh, fail)
+    assert are_same(hooks(fresh), before)
+    assert is_away(fresh.unet)
+    assert is_away(fresh.vae)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
@@ -139,21 +140,21 @@ def test_group_offload_is_refused(fresh: Any, part: str) -> None:
     before = [p.requires_grad for p in fresh.unet.parameters()]
     apply_group_offloading(getattr(fresh, part), onload_device=CPU, offload_type="leaf_level")
     with pytest.raises(DataError, match=r"without diffusers' group offload.*enable_model_cpu_offload"):
-        searched(fresh)
+        search(fresh)
     assert [p.requires_grad for p in fresh.unet.parameters()] == before
 
 
-def test_group_offload_of_what_no_gradient_goes_through(fresh: Any) -> None:
-    expected = searched(fresh)
+def test_group_offload_of_a_network_without_gradient_is_allowed(fresh: Any) -> None:
+    expected = search(fresh)
     apply_group_offloading(fresh.text_encoder, onload_device=CPU, offload_type="leaf_level")
-    assert torch.equal(searched(fresh).tensor, expected.tensor)
+    assert torch.equal(search(fresh).tensor, expected.tensor)
 
 
-def test_what_ran_before_makes_room_and_other_hooks_stay() -> None:
+def test_the_previous_model_is_offloaded_and_other_hooks_stay() -> None:
     text, unet = nn.Linear(2, 2, device="meta"), nn.Linear(2, 2)
-    gone = []
+    offloaded = []
     first = CpuOffload(CPU)
-    first.init_hook = gone.append  # type: ignore[method-assign]
+    first.init_hook = offloaded.append  # type: ignore[method-assign]
     align = AlignDevicesHook(io_same_device=True)
     add_hook_to_module(unet, align)
     add_hook_to_module(unet, CpuOffload(CPU, UserCpuOffloadHook(text, first)), append=True)
@@ -162,8 +163,8 @@ def test_what_ran_before_makes_room_and_other_hooks_stay() -> None:
     with without_offload(unet, None):
         assert unet._hf_hook.hooks[0] is align
         unet(torch.ones(1, 2))
-        assert gone == [text]
+        assert offloaded == [text]
     assert unet._hf_hook is hook
-    with without_offload(unet, text):  # both are to stay
+    with without_offload(unet, text):  # both stay
         unet(torch.ones(1, 2))
-    assert gone == [text]
+    assert offloaded == [text]

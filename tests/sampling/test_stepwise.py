@@ -1,4 +1,4 @@
-"""The stepwise loop gives what the pipeline gives, for every scheduler of the family."""
+"""The stepwise loop returns what the pipeline returns, for every scheduler of the family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from maskunet.errors import DataError
+from maskunet.errors import DataError, SettingError
 from maskunet.sampling import StepwiseSampler
 
 SCHEDULERS = [
@@ -33,15 +33,15 @@ SCHEDULERS = [
 def sampled(pipe: Any, **options: Any) -> torch.Tensor:
     sampler = StepwiseSampler(pipe, ["a red circle", "b"], seeds=[3, 9], num_inference_steps=4, **options)
     with torch.no_grad():
-        while not sampler.finished:
+        while not sampler.is_finished:
             sampler.advance(sampler.predict())
         return sampler.decode(sampler.latents)
 
 
 def generated(pipe: Any, **options: Any) -> torch.Tensor:
     generators = [torch.Generator().manual_seed(s) for s in (3, 9)]
-    out = pipe(["a red circle", "b"], num_inference_steps=4, generator=generators, output_type="pt", **options)
-    return out.images
+    options |= {"num_inference_steps": 4, "generator": generators, "output_type": "pt"}
+    return pipe(["a red circle", "b"], **options).images
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -49,7 +49,7 @@ def generated(pipe: Any, **options: Any) -> torch.Tensor:
 def test_equals_the_pipeline(make_pipe: Callable[..., Any], name: str, changes: dict[str, Any], kind: str) -> None:
     pipe = make_pipe("sd1")
     pipe.scheduler = getattr(diffusers, name)(prediction_type=kind, **changes)
-    # Ours first: the pipeline's scheduler has not been set to these steps yet.
+    # The sampler first, so that the pipeline's scheduler has not been set to these steps yet.
     for options in ({"guidance_scale": 5.0}, {"guidance_scale": 1.0}):
         torch.testing.assert_close(sampled(pipe, **options), generated(pipe, **options), atol=1e-5, rtol=1e-5)
 
@@ -64,7 +64,7 @@ def test_equals_the_pipeline_xl_and_negative_prompts(make_pipe: Callable[..., An
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(("name", "changes"), [s for s in SCHEDULERS if s[0] not in ("LMSDiscreteScheduler",)])
 def test_predicted_x0_is_right(make_pipe: Callable[..., Any], name: str, changes: dict[str, Any], kind: str) -> None:
-    """Noise a known picture as the scheduler would; the exact output must give it back."""
+    """Noise a known image as the scheduler would; the exact output must return it."""
     pipe = make_pipe("sd1")
     if kind == "sample" and name in ("PNDMScheduler", "LMSDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
         pytest.skip("the scheduler itself has no such prediction")
@@ -75,22 +75,22 @@ def test_predicted_x0_is_right(make_pipe: Callable[..., Any], name: str, changes
     assert alpha**2 + sigma**2 == pytest.approx(1)
     ratio = float(sampler.scheduler.init_noise_sigma) / sigma if sampler.scheduler.init_noise_sigma != 1 else 1.0
     sampler.latents = (alpha * clean + sigma * noise) * (ratio if ratio != 1.0 else 1.0)
-    torch.testing.assert_close(sampler.scaled(), alpha * clean + sigma * noise, atol=2e-3, rtol=1e-2)
-    scaled = sampler.scaled()
-    exact = (scaled - alpha * clean) / sigma  # the noise, whatever rounding the scaling had
+    torch.testing.assert_close(sampler.scaled_latents(), alpha * clean + sigma * noise, atol=2e-3, rtol=1e-2)
+    scaled = sampler.scaled_latents()
+    exact = (scaled - alpha * clean) / sigma  # the noise, with the rounding of the scaling
     output = {"epsilon": exact, "v_prediction": alpha * exact - sigma * clean, "sample": clean}[kind]
     torch.testing.assert_close(sampler.pred_x0(output), clean, atol=2e-4 / alpha, rtol=1e-3)
 
 
-def test_the_scheduler_of_the_pipeline_is_left_alone(make_pipe: Callable[..., Any]) -> None:
+def test_the_scheduler_of_the_pipeline_does_not_change(make_pipe: Callable[..., Any]) -> None:
     pipe = make_pipe("sd1")
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler()
-    before = dict(vars(pipe.scheduler))
+    state = dict(vars(pipe.scheduler))
     sampled(pipe, guidance_scale=5.0)
-    assert all(vars(pipe.scheduler)[k] is v for k, v in before.items())
+    assert all(vars(pipe.scheduler)[k] is v for k, v in state.items())
 
 
-def test_cut_prompts_are_named(make_pipe: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_prompts_are_reported_once(make_pipe: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     pipe = make_pipe("sd1")
     words = " ".join(["a"] * pipe.tokenizer.model_max_length) + " z"
     with caplog.at_level(logging.WARNING, logger="maskunet"):
@@ -101,14 +101,64 @@ def test_cut_prompts_are_named(make_pipe: Callable[..., Any], caplog: pytest.Log
     caplog.clear()
     options: dict[str, Any] = {"seeds": [0], "num_inference_steps": 1, "guidance_scale": 4.0}
     with caplog.at_level(logging.WARNING, logger="maskunet"):
-        StepwiseSampler(pipe, [words], **options)  # said before
+        StepwiseSampler(pipe, [words], **options)  # reported before
         StepwiseSampler(pipe, ["a"], negative_prompt=words + " y", **options)
     (record,) = [r for r in caplog.records if r.name.startswith("maskunet")]
     assert "the negative prompt has" in record.getMessage()
 
 
-def test_wrong_settings() -> None:
-    with pytest.raises(DataError, match="a seed for each"):
-        StepwiseSampler(None, ["a"], seeds=[], num_inference_steps=1, guidance_scale=1.0)
-    with pytest.raises(DataError, match="denoising step"):
-        StepwiseSampler(None, ["a"], seeds=[1], num_inference_steps=0, guidance_scale=1.0)
+@pytest.mark.parametrize("style", ["sd1", "sdxl"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_some_samples_are_computed_as_in_the_batch(make_pipe: Callable[..., Any], style: str, guidance: float) -> None:
+    options = {"num_inference_steps": 2, "guidance_scale": guidance}
+    sampler = StepwiseSampler(make_pipe(style), ["a b", "c d", "e f"], seeds=[4, 7, 9], **options)
+    with torch.no_grad():
+        output, some = sampler.predict(), sampler.predict([0, 2])
+        torch.testing.assert_close(some, output[[0, 2]], atol=1e-5, rtol=1e-4)
+        clean = sampler.pred_x0(output)
+        torch.testing.assert_close(sampler.pred_x0(some, [0, 2]), clean[[0, 2]], atol=1e-4, rtol=1e-4)
+        if guidance > 1:
+            half = sampler.predict_half(conditional=True)
+            assert torch.allclose(sampler.predict_half(conditional=True, samples=[1]), half[[1]], atol=1e-5)
+            halves = (sampler.predict_half(conditional=False), half)
+            torch.testing.assert_close(sampler.apply_guidance(*halves), output, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sampler_with_other_seeds_is_a_new_one(make_pipe: Callable[..., Any]) -> None:
+    pipe, prompts = make_pipe("sd1"), ["a b", "c d"]
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    options = {"num_inference_steps": 7, "guidance_scale": 4.0}
+    first = StepwiseSampler(pipe, prompts, seeds=[1, 2], **options)
+    with torch.no_grad():
+        first.advance(first.predict())
+        images = [
+            s.finish() for s in (first.with_seeds([4, 7]), StepwiseSampler(pipe, prompts, seeds=[4, 7], **options))
+        ]
+    assert torch.equal(*images)
+    assert (first.index, first.seeds) == (1, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": []}, "one seed for each of 1 prompts"),
+        ({"num_inference_steps": 0}, "num_inference_steps .* got 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps .* got 1001"),
+        ({"guidance_scale": float("inf")}, "guidance_scale .* got inf"),
+        ({"eta": 1.5}, "eta .* got 1.5"),
+        ({"height": 0}, "height .* got 0"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=f"expected {message}"):
+        StepwiseSampler(None, ["a"], **{"seeds": [1], "num_inference_steps": 1, "guidance_scale": 1.0} | options)
+
+
+def test_unsupported_pipelines_are_refused(make_pipe: Callable[..., Any]) -> None:
+    pipe = make_pipe("sd1")
+    options: dict[str, Any] = {"seeds": [1], "num_inference_steps": 1, "guidance_scale": 1.0}
+    with pytest.raises(SettingError, match="multiples of 2, got 17 and 16"):
+        StepwiseSampler(pipe, ["a"], height=17, **options)
+    pipe.scheduler = diffusers.LCMScheduler()
+    with pytest.raises(DataError, match=r"got LCMScheduler; set pipe\.scheduler"):
+        StepwiseSampler(pipe, ["a"], **options)

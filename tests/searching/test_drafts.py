@@ -1,146 +1,139 @@
-"""Drafts: the noise that a search starts from is the one whose coarse picture the reward likes best."""
+"""Drafts: the search starts from the noise whose coarse image has the highest reward."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from benchmarks.studies import rivals
 from torch import Tensor
 
 import maskunet as mu
-from maskunet.attaching.attachment import attachment_of
-from maskunet.errors import DataError, TargetError
+from maskunet.attaching import attachment_of
+from maskunet.errors import TargetError
 from maskunet.maskers import MaskTable
 from maskunet.rewards import FunctionReward
-from maskunet.sampling.rollout import rolled_out
+from maskunet.sampling.rollout import roll_out
 from maskunet.sampling.stepwise import StepwiseSampler
 from maskunet.searching import SearchConfig
-from maskunet.searching.drafts import best_drafts, best_of, candidates
+from maskunet.searching.drafts import best_by_reward, best_drafts, candidate_seeds
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 7]
 CONFIG = SearchConfig(num_inference_steps=7, iterations=0, guidance_scale=4.0, candidates=5)
 OPTIONS: dict[str, Any] = {"guidance_scale": 4.0, "num_inference_steps": 7}
 
 
-def redness(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    return pictures[:, 0].mean((1, 2)) - pictures[:, 2].mean((1, 2))
+def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
 
 
 REWARD = FunctionReward(redness)
 
 
+def plain(pipe: Any, seeds: Sequence[int]) -> Tensor:
+    return StepwiseSampler(pipe, PROMPTS, seeds=seeds, **OPTIONS).finish()
+
+
 @torch.no_grad()
-def drafted(pipe: Any, seeds: list[int]) -> Tensor:
-    """A draft by hand: a fifth of the steps, rounded up, and three coarse ones."""
+def draft_by_hand(pipe: Any, seeds: list[int]) -> Tensor:
+    """A fifth of the steps, rounded up, and a roll-out of three calls."""
     sampler = StepwiseSampler(pipe, PROMPTS, seeds=seeds, **OPTIONS)
     for _ in range(-(-len(sampler.timesteps) // 5) - 1):
         sampler.advance(sampler.predict())
-    return sampler.decode(rolled_out(sampler, sampler.predict(), 3))
+    return sampler.decode(roll_out(sampler, sampler.predict(), 3))
 
 
 @pytest.mark.parametrize(
     "scheduler",
     ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete", "HeunDiscrete", "EulerAncestralDiscrete"],
 )
-def test_the_best_draft_is_chosen_for_each_prompt(pipe: Any, scheduler: str) -> None:
+def test_the_best_draft_of_each_prompt_is_chosen(pipe: Any, scheduler: str) -> None:
     pipe.scheduler = getattr(diffusers, f"{scheduler}Scheduler")()
-    rewards = torch.stack([redness(drafted(pipe, candidates(SEEDS, j)), PROMPTS) for j in range(5)])
-    which = rewards.argmax(0).tolist()
+    rewards = torch.stack([redness(draft_by_hand(pipe, candidate_seeds(SEEDS, j)), PROMPTS) for j in range(5)])
     sampler = StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
-    before = sampler.latents.clone()
-    assert best_drafts(sampler, REWARD, CONFIG) == [candidates(SEEDS, j)[i] for i, j in enumerate(which)]
+    latents = sampler.latents.clone()
+    expected = [candidate_seeds(SEEDS, j)[i] for i, j in enumerate(rewards.argmax(0).tolist())]
+    assert best_drafts(sampler, REWARD, CONFIG) == expected
     assert sampler.index == 0
-    assert torch.equal(sampler.latents, before)
+    assert torch.equal(sampler.latents, latents)
     assert sampler.seeds == SEEDS
 
 
-def test_with_two_text_encoders(sdxl_pipe: Any) -> None:
-    found = mu.search(sdxl_pipe, PROMPTS, redness, CONFIG, seeds=SEEDS, progress=False)
-    starts = found.settings["start_seeds"]
-    torch.testing.assert_close(
-        found.tensor, rivals.plain(sdxl_pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5
-    )
+def test_candidate_seeds_start_with_the_prompts_own_and_do_not_depend_on_the_batch() -> None:
+    assert candidate_seeds(SEEDS, 0) == SEEDS
+    assert candidate_seeds(SEEDS, 3) == [candidate_seeds([seed], 3)[0] for seed in SEEDS]
+    assert len({seed for j in range(7) for seed in candidate_seeds(SEEDS, j)}) == 14
 
 
-def test_a_restarted_sampler_is_a_fresh_one(pipe: Any) -> None:
-    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler()
-    first = StepwiseSampler(pipe, PROMPTS, seeds=[1, 2], **OPTIONS)
-    with torch.no_grad():
-        first.advance(first.predict())
-        again, fresh = first.restarted(SEEDS), StepwiseSampler(pipe, PROMPTS, seeds=SEEDS, **OPTIONS)
-        for sampler in (again, fresh):
-            while not sampler.finished:
-                sampler.advance(sampler.predict())
-    assert torch.equal(again.latents, fresh.latents)
-    assert (first.index, first.seeds) == (1, [1, 2])
+@pytest.mark.parametrize("style", ["pipe", "sdxl_pipe"])
+def test_a_search_starts_from_the_best_draft_and_compares_with_the_seeds_own_noise(
+    style: str, request: pytest.FixtureRequest
+) -> None:
+    pipe = request.getfixturevalue(style)
+    result = mu.search(pipe, PROMPTS, redness, CONFIG, seeds=SEEDS, progress=False)
+    assert result.seeds == SEEDS != result.start_seeds
+    assert result.record(0)["start_seed"] == result.start_seeds[0]
+    torch.testing.assert_close(result.tensor, plain(pipe, result.start_seeds), atol=1e-5, rtol=1e-5)
+    assert result.base is not None
+    torch.testing.assert_close(result.base, plain(pipe, SEEDS), atol=1e-5, rtol=1e-5)
 
 
-def test_a_search_starts_from_the_chosen_noise_and_compares_with_the_given_one(pipe: Any) -> None:
-    found = mu.search(pipe, PROMPTS, redness, CONFIG, seeds=SEEDS, progress=False)
-    starts = found.settings["start_seeds"]
-    assert found.settings["seeds"] == SEEDS != starts
-    assert found.summary(0)["start_seed"] == starts[0]
-    torch.testing.assert_close(found.tensor, rivals.plain(pipe, PROMPTS, starts, **OPTIONS), atol=1e-5, rtol=1e-5)
-    assert found.base is not None
-    torch.testing.assert_close(found.base, rivals.plain(pipe, PROMPTS, SEEDS, **OPTIONS), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_masks_of_a_drafted_search_are_those_of_a_search_from_its_noise(pipe: Any, masked: bool) -> None:
-    if masked:
+@pytest.mark.parametrize("has_masker", [False, True])
+def test_a_drafted_search_finds_the_masks_of_a_search_from_its_noise(pipe: Any, has_masker: bool) -> None:
+    if has_masker:
         mu.attach(pipe, MaskTable.for_unet(pipe.unet, initial_logit=-0.3))
-    below = attachment_of(pipe)
-    changes = {"num_inference_steps": 3, "iterations": 2, "initial_logit": 1.0, "compare_base": False}
-    drafting = SearchConfig(**{**vars(CONFIG), **changes})
-    found = mu.search(pipe, PROMPTS, redness, drafting, seeds=SEEDS, progress=False)
-    alone = SearchConfig(**{**vars(drafting), "candidates": 1})
-    again = mu.search(pipe, PROMPTS, redness, alone, seeds=found.settings["start_seeds"], progress=False)
-    assert torch.equal(found.tensor, again.tensor)
-    for name, bits in found.masks.tensors().items():
+    attachment = attachment_of(pipe)
+    config = replace(CONFIG, num_inference_steps=3, iterations=2, initial_logit=1.0, compare_base=False)
+    drafted = mu.search(pipe, PROMPTS, redness, config, seeds=SEEDS, progress=False)
+    alone = replace(config, candidates=1)
+    again = mu.search(pipe, PROMPTS, redness, alone, seeds=drafted.start_seeds, progress=False)
+    assert torch.equal(drafted.tensor, again.tensor)
+    for name, bits in drafted.masks.tensors().items():
         assert torch.equal(bits, again.masks.tensors()[name])
-    assert attachment_of(pipe) is below
+    assert attachment_of(pipe) is attachment
 
 
-def test_time_ends_the_drafts_after_the_one_that_is_made() -> None:
-    made = []
+def test_the_best_image_of_each_prompt_is_returned_until_the_deadline() -> None:
+    calls = []
 
-    def make(j: int) -> Tensor:
-        made.append(j)
-        return torch.full((1, 3, 2, 2), j / 4)
+    def make_images(j: int) -> Tensor:
+        calls.append(j)
+        return torch.stack([torch.full((3, 2, 2), j / 4), torch.full((3, 2, 2), 1 - j / 4)])
 
-    bright = FunctionReward(lambda pictures, prompts: pictures.mean((1, 2, 3)))
-    assert best_of(make, 4, ["a"], bright, deadline=time.monotonic() - 1)[2].tolist() == [0]
-    assert made == [0]
-    assert best_of(make, 4, ["a"], bright, deadline=time.monotonic() + 60)[2].tolist() == [3]
+    brightness = FunctionReward(lambda images, prompts: images.mean((1, 2, 3)))
+    images, rewards, indices = best_by_reward(make_images, 4, PROMPTS, brightness)
+    assert indices.tolist() == [3, 0]
+    assert rewards.tolist() == [0.75, 1.0]
+    assert images[:, 0, 0, 0].tolist() == [0.75, 1.0]
+    calls.clear()
+    indices = best_by_reward(make_images, 4, PROMPTS, brightness, deadline=time.monotonic() - 1)[2]
+    assert indices.tolist() == [0, 0]
+    assert calls == [0]  # the first is always made
+    indices = best_by_reward(make_images, 4, PROMPTS, brightness, deadline=time.monotonic() + 60)[2]
+    assert indices.tolist() == [3, 0]
 
 
-def test_wrong_targets_are_said_before_anything_is_drafted(pipe: Any) -> None:
-    seen = []
+def test_wrong_targets_are_reported_before_anything_is_drafted(pipe: Any) -> None:
+    calls = []
 
-    def reward(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen.append(len(pictures))
-        return redness(pictures, prompts)
+    def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        calls.append(len(images))
+        return redness(images, prompts)
 
-    wrong = SearchConfig(**{**vars(CONFIG), "targets": ["to_nothing"]})
     with pytest.raises(TargetError):
-        mu.search(pipe, PROMPTS, reward, wrong, seeds=SEEDS, progress=False)
-    assert not seen
+        mu.search(pipe, PROMPTS, reward, replace(CONFIG, targets=["to_nothing"]), seeds=SEEDS, progress=False)
+    assert not calls
 
 
-def test_the_default_drafts_and_masks_alone_do_not(pipe: Any) -> None:
-    assert SearchConfig.preset("masks") == SearchConfig()
-    default = SearchConfig.preset("default")
-    assert default.candidates > 1
-    found = mu.search(pipe, PROMPTS, redness, seeds=SEEDS, progress=False)
-    assert found.config == default
-    assert found.settings["start_seeds"] != SEEDS
-
-
-def test_settings_out_of_range() -> None:
-    with pytest.raises(DataError, match="expected candidates of at least 1, got 0"):
-        SearchConfig(candidates=0)
+def test_a_search_without_config_drafts(pipe: Any) -> None:
+    result = mu.search(pipe, PROMPTS, redness, seeds=SEEDS, progress=False)
+    assert result.config == SearchConfig()
+    assert all(
+        start in {candidate_seeds([seed], j)[0] for j in range(7)}
+        for seed, start in zip(SEEDS, result.start_seeds, strict=True)
+    )
+    assert result.start_seeds != SEEDS

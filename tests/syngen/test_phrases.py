@@ -1,4 +1,4 @@
-"""Nouns and their modifiers, and the tokens that stand for them."""
+"""Nouns and their modifiers, and their tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from english import SENTENCES
 from maskunet.errors import DataError
 from maskunet.shapes.scenes import training_scene
-from maskunet.syngen import shapes_phrases, syntax_phrases, words
-from maskunet.syngen.tokens import BoundWords, locate
+from maskunet.syngen import shapes_phrases, syntax_phrases
+from maskunet.syngen.phrases import word_spans
+from maskunet.syngen.tokens import PhraseTokens, locate_tokens
 
 
 @dataclass(eq=False)
 class Token:
-    """A word of a parsed prompt, with what the parser asks of spaCy's tokens."""
+    """A word of a parsed prompt, with the attributes of spaCy's tokens that the parser reads."""
 
     i: int
     idx: int
@@ -31,7 +32,7 @@ class Token:
 
 def parse(prompt: str, written: str) -> list[Token]:
     """Build a parse from the part of speech, relation and head of each word; a head of -1 is the root's."""
-    spans, rows = words(prompt), [row.split() for row in written.split(", ")]
+    spans, rows = word_spans(prompt), [row.split() for row in written.split(", ")]
     tokens = [
         Token(i, start, prompt[start:end], row[0], row[1])
         for i, ((start, end), row) in enumerate(zip(spans, rows, strict=True))
@@ -42,7 +43,7 @@ def parse(prompt: str, written: str) -> list[Token]:
     return tokens
 
 
-#: Of each prompt: parts of speech, relations and heads as spaCy writes them, and the phrases.
+#: Parts of speech, relations and heads of each prompt in spaCy's notation, and its phrases.
 PARSES: dict[str, tuple[str, list[Any]]] = {
     "a red dog and a small blue cat": (
         "DET det 2, ADJ amod 2, NOUN ROOT -1, CCONJ cc 2, DET det 7, ADJ amod 7, ADJ amod 7, NOUN conj 2",
@@ -104,8 +105,8 @@ def test_missing_spacy_or_model_is_one_clear_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_spacys_own_parses(english: Path) -> None:
-    find = syntax_phrases(str(english))
-    assert {sentence: find(sentence) for sentence in SENTENCES} == {s: PARSES[s][1] for s in SENTENCES}
+    parser = syntax_phrases(str(english))
+    assert {sentence: parser(sentence) for sentence in SENTENCES} == {s: PARSES[s][1] for s in SENTENCES}
     assert syntax_phrases(str(english), entities=True)("a bowl on a red and blue table") == [(1, []), (7, [4, 6])]
 
 
@@ -123,42 +124,42 @@ def test_captions_of_the_shapes_world(prompt: str, expected: list[Any]) -> None:
     assert shapes_phrases(prompt) == expected
 
 
-def test_captions_say_what_their_scenes_ask_for() -> None:
+def test_phrases_of_captions_are_their_scenes_objects() -> None:
     for index in range(200):
         scene = training_scene(index)
-        found = shapes_phrases(scene.caption, entities=True)
-        given = [scene.caption[a:b] for a, b in words(scene.caption)]
-        said = sorted((given[noun].rstrip("es"), [given[m] for m in modifiers]) for noun, modifiers in found)
-        asked = sorted((n["class"].rstrip("es"), [n["color"]] if "color" in n else []) for n in scene.include)
-        assert said == asked, scene.caption
+        words = [scene.caption[a:b] for a, b in word_spans(scene.caption)]
+        phrases = shapes_phrases(scene.caption, entities=True)
+        parsed = sorted((words[noun].rstrip("es"), [words[m] for m in modifiers]) for noun, modifiers in phrases)
+        objects = sorted((n["class"].rstrip("es"), [n["color"]] if "color" in n else []) for n in scene.include)
+        assert parsed == objects, scene.caption
 
 
-def test_tokens_are_found_by_place(shapes_pipe: Any) -> None:
+def test_tokens_are_located_by_position(shapes_pipe: Any) -> None:
     prompt = "a Red star, a metal star"
-    found = locate(shapes_pipe.tokenizer, prompt, [(2, [1, 1, 2]), (6, [5])])
+    tokens = locate_tokens(shapes_pipe.tokenizer, prompt, [(2, [1, 1, 2]), (6, [5])])
     ids = shapes_pipe.tokenizer(prompt).input_ids
     pieces = [t.removesuffix("</w>") for t in shapes_pipe.tokenizer.convert_ids_to_tokens(ids)]
-    assert found.content == tuple(range(1, len(ids) - 1))
+    assert tokens.content == tuple(range(1, len(ids) - 1))
 
     def text(word: tuple[int, ...]) -> str:
         return "".join(pieces[t] for t in word)
 
-    first, second = found.bound
+    first, second = tokens.phrases
     assert [text(first.noun), *map(text, first.modifiers)] == ["star", "red"]
     assert [text(second.noun), *map(text, second.modifiers)] == ["star", "metal"]
     assert first.noun != second.noun
     assert len(second.modifiers[0]) > 1  # the bundled tokenizer spells it
 
 
-def test_words_past_the_limit_are_left_out(pipe: Any) -> None:
+def test_words_beyond_the_limit_are_dropped(pipe: Any) -> None:
     prompt = " ".join("abcdefghijklmnopqrst")  # 20 words; 14 fit
-    assert locate(pipe.tokenizer, prompt, [(2, [1, 18])]).bound == (BoundWords((3,), ((2,),)),)
-    assert locate(pipe.tokenizer, prompt, [(2, [1]), (18, [1])]).bound == (BoundWords((3,), ((2,),)),)
-    assert locate(pipe.tokenizer, prompt, []).bound == ()
+    assert locate_tokens(pipe.tokenizer, prompt, [(2, [1, 18])]).phrases == (PhraseTokens((3,), ((2,),)),)
+    assert locate_tokens(pipe.tokenizer, prompt, [(2, [1]), (18, [1])]).phrases == (PhraseTokens((3,), ((2,),)),)
+    assert locate_tokens(pipe.tokenizer, prompt, []).phrases == ()
     for phrases in ([(18, [17])], [(2, [18])]):
-        with pytest.raises(DataError, match="none is left"):
-            locate(pipe.tokenizer, prompt, phrases)
-    with pytest.raises(DataError, match="numbers of words from 0 to 19, got 20"):
-        locate(pipe.tokenizer, prompt, [(20, [1])])
+        with pytest.raises(DataError, match=r"got none for .*shorten the prompt"):
+            locate_tokens(pipe.tokenizer, prompt, phrases)
+    with pytest.raises(DataError, match="word indices from 0 to 19, got 20"):
+        locate_tokens(pipe.tokenizer, prompt, [(20, [1])])
     with pytest.raises(DataError, match="fast tokenizer"):
-        locate(types.SimpleNamespace(), prompt, [])
+        locate_tokens(types.SimpleNamespace(), prompt, [])

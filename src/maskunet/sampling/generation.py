@@ -39,7 +39,7 @@ def generate(
         seeds: one seed per prompt, or the first of N consecutive ones.
         num_inference_steps: denoising steps, 1 to 1000.
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
-        negative_prompt: what to steer away from.
+        negative_prompt: prompt to steer away from.
         batch_size: prompts per call of the pipeline, >= 1.
         progress: show a progress bar.
         on_step: called after every denoising step with the finished share of the work, in (0, 1].

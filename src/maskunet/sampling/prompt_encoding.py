@@ -28,7 +28,7 @@ def encode_prompts(
     Args:
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL).
         prompts: B captions.
-        negative_prompt: what to steer away from.
+        negative_prompt: prompt to steer away from.
         is_guided: also encode the unconditional half.
         size: height and width of the images in pixels.
         device: where the text encoders run.

@@ -28,7 +28,7 @@ class GeneratedImages:
         tensor: images (N, 3, H, W), float32 in [0, 1], on the CPU.
         prompts: N captions.
         seeds: N seeds; image i starts from the noise of seed i.
-        settings: how the images were made, as JSON values.
+        settings: settings of the generation, as JSON values.
     """
 
     tensor: Tensor

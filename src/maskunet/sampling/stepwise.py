@@ -38,7 +38,7 @@ class StepwiseSampler:
         seeds: one seed per prompt. Noise is drawn on the CPU, so a seed means the same image on every device.
         num_inference_steps: denoising steps, 1 to 1000.
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
-        negative_prompt: what to steer away from.
+        negative_prompt: prompt to steer away from.
         height: height of the images in pixels; the model's own if None.
         width: width of the images in pixels; the model's own if None.
         eta: share of fresh noise in DDIM's steps, in [0, 1]; other schedulers have no such setting.

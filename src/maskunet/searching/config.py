@@ -19,7 +19,7 @@ class SearchConfig(Settings):
     Main:
         num_inference_steps: denoising steps, 1 to 1000.
         guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
-        negative_prompt: what to steer away from.
+        negative_prompt: prompt to steer away from.
         height: height of the images in pixels; the model's own if None.
         width: width of the images in pixels; the model's own if None.
         seed: prompt i starts from the noise of seed + i; with drafts, that is its first candidate.
