@@ -21,21 +21,25 @@ def test_analyze_writes_plot_and_data(run: Run, model: Path, pipe: StableDiffusi
     assert code == 0, err
     assert "switched off on average" in out
     assert json.loads((tmp_path / "out" / "density.json").read_text())["settings"]["guidance_scale"] == 7.5
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".csv", ".json", ".png", ".svg"]
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".csv", ".json", ".png"]
+    code, _, err = run("analyze", "density", *words, "--output", "vector", "--svg")
+    assert code == 0, err
+    assert (tmp_path / "vector" / "density.svg").is_file()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (("density", "--rate", 0.1), "expected --rate with random, got it with density"),
+        (("density", "--rate", 0.1), "no such option: --rate"),
         (("random", "--rate", 2), "expected drop ratios between 0 and 1"),
-        (("masks", "--run", "x"), "expected --run with density"),
+        (("masks", "--run", "x"), "no such option: --run"),
         (("density",), "(--masker)"),
+        (("masks", "--masker", "shapes-masker", "--layer", "to_q"), "such as up_blocks."),
         (("density", "--masker", "nowhere"), "nowhere"),
     ],
 )
-def test_mistakes_end_in_one_line(run: Run, words: tuple[object, ...], said: str) -> None:
+def test_mistakes_end_in_one_line(run: Run, words: tuple[object, ...], message: str) -> None:
     code, _, err = run("analyze", *words, "--device", "cpu")
     assert code == 2
-    assert said in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1

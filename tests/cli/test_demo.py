@@ -13,7 +13,7 @@ from maskunet.cli.image_files import write_sheet
 from maskunet.zoo import load
 
 
-def test_demo_leaves_a_page_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_writes_a_page_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_demo(tmp_path / "demo", count=12, steps=4, guidance_scale=4.0, seed=0)
     out = capsys.readouterr().out
     assert "| **overall** |" in out
@@ -27,7 +27,7 @@ def test_demo_leaves_a_page_and_pictures(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_sheet_counts_what_is_right(tmp_path: Path) -> None:
+def test_sheet_counts_the_correct_images(tmp_path: Path) -> None:
     right = write_sheet(load(), tmp_path / "sheet.png", count=10, steps=3, guidance_scale=4.0, seed=0)
     assert 0 <= right <= 10
     with Image.open(tmp_path / "sheet.png") as sheet:

@@ -78,8 +78,8 @@ def test_syngen(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert code == 0, err
     assert json.loads((tmp_path / "images" / "00001.json").read_text())["syngen_scale"] == 50
     for name, differs in (("00000", True), ("00001", False)):
-        picture = np.asarray(Image.open(tmp_path / "images" / f"{name}.png"), np.int16)
-        assert (abs(picture[:, :64] - picture[:, -64:]).max() > 2) == differs
+        image = np.asarray(Image.open(tmp_path / "images" / f"{name}.png"), np.int16)
+        assert (abs(image[:, :64] - image[:, -64:]).max() > 2) == differs
     monkeypatch.setitem(sys.modules, "spacy", None)
     code, _, err = run(*words, "--model", model, "--prompt", "a b")
     assert code == 2

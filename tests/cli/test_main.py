@@ -33,10 +33,10 @@ COMMANDS = {
 
 def commands(group: Any = None, prefix: str = "") -> dict[str, Any]:
     """Commands by name, those of groups too."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, command in (group or typer.main.get_command(app)).commands.items():
-        found |= commands(command, f"{prefix}{name} ") if hasattr(command, "commands") else {prefix + name: command}
-    return found
+        by_name |= commands(command, f"{prefix}{name} ") if hasattr(command, "commands") else {prefix + name: command}
+    return by_name
 
 
 def test_commands() -> None:

@@ -51,10 +51,10 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     assert out.count("reward") == 1  # the finished one is not made again
     assert (tmp_path / "found" / "00000.json").is_file()
     code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
-    assert out.count("reward") == 2  # other settings, other pictures
+    assert out.count("reward") == 2  # other settings, other images
     (tmp_path / "found" / "00001.png").unlink()
     code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
-    assert out.count("reward") == 1  # a record whose picture is gone is not a finished one
+    assert out.count("reward") == 1  # a record whose image is gone is not a finished one
     code, out, _ = run("info", "found/masks/00001")
     assert code == 0
     assert "MaskSchedule" in out

@@ -33,8 +33,9 @@ def test_what_cannot_be_offered_is_said(run: Run, model: Path, tmp_path: Path) -
     code, _, err = run("ui", "--model", model, "--masker", "nowhere", "--device", "cpu")
     assert code == 2
     assert "'nowhere'" in err
+    assert not (tmp_path / "maskunet-ui").exists()
     (tmp_path / "file").write_text("")
-    code, _, err = run("ui", "--directory", "file")
+    code, _, err = run("ui", "--output", "file")
     assert code == 2
     assert "a folder that can be written" in err
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""`maskunet analyze`: what masks switch off, when, and what that does, each as plot (PNG, SVG) and data (CSV, JSON)."""
+"""`maskunet analyze`: what masks switch off, when, and what that does, as plots (PNG, SVG) and data (CSV, JSON)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _analyze(
     context: typer.Context,
     model: Model = "shapes",
     masker: MaskerSource = None,
-    output: Annotated[Path, output("Folder for NAME.png, .svg, .csv and .json.", "analysis")] = Path("analysis"),
+    output: Annotated[Path, output("Folder for NAME.png, NAME.csv and NAME.json.", "analysis")] = Path("analysis"),
+    svg: Annotated[bool, option("--svg", text="Also write NAME.svg.", default="off")] = False,
     prompt: Prompts = None,
     prompts_file: PromptsFile = None,
     count: Annotated[
@@ -133,7 +134,7 @@ def _analyze(
     if layer is not None:
         _check_layer(layer, pipe)
     for name in names:
-        _run(name, pipe, settings, output)
+        _run(name, pipe, settings, output, svg)
 
 
 def _check_layer(layer: str, pipe: Any) -> None:
@@ -146,7 +147,7 @@ def _check_layer(layer: str, pipe: Any) -> None:
         raise TargetError(f"expected --layer to be a masked layer, such as {', '.join(near)}; got {layer!r}")
 
 
-def _run(name: str, pipe: Any, settings: Any, output: Path) -> None:
+def _run(name: str, pipe: Any, settings: Any, output: Path, svg: bool) -> None:
     """Analyse with a progress bar, save, and print the answer."""
     from tqdm.auto import tqdm
 
@@ -161,7 +162,7 @@ def _run(name: str, pipe: Any, settings: Any, output: Path) -> None:
             bar.update(round(100 * share) - bar.n)
 
         analysis = analyze(name, pipe, settings, progress=show)
-    written = analysis.save(output)
+    written = analysis.save(output, svg=svg)
     typer.echo(f"{name}: {analysis.title}\n{analysis.answer}\n{', '.join(str(path) for path in written)}")
 
 

@@ -14,7 +14,7 @@ from ..zoo import defaults as bundled
 from .checks import check_output, finite
 from .config_flags import ConfigFlags, checked, shown, with_flags
 from .defaults import is_bundled, masker_defaults
-from .loading import local_device, open_reward
+from .loading import local_device, open_reward, reward_sources
 from .options import Device, option
 
 _FOLDERS = {"mask": "masker", "mask+lora": "masker and lora", "lora": "lora", "full": "unet"}
@@ -94,8 +94,8 @@ def train(
     reward: Annotated[
         list[str] | None,
         option(
-            text="Reward of objective reward: NAME or NAME:WEIGHT; may be repeated.",
-            default=f"none; {bundled.REWARD} with shapes",
+            text="Reward of --objective reward: NAME or NAME:WEIGHT; may be repeated.",
+            default=f"{bundled.REWARD} with shapes, else required",
             **_METHOD,
         ),
     ] = None,
@@ -165,6 +165,7 @@ def train(
     from ..distributed import process_rank
     from ..training import build_method, open_dataset
     from ..training import train as run_training
+    from ..training.accelerator import resolve_precision
     from .dry_run import dry_run_training
 
     _check_run(config, output)
@@ -177,7 +178,14 @@ def train(
         loaded_reward = loaded_reward.to(pipe.unet.device)
     has_density = config.target_density is not None
     training_method = build_method(
-        method, pipe, mask, gumbel=config.gumbel, collect_density=has_density, rank=rank, dropout=dropout, seed=config.seed
+        method,
+        pipe,
+        mask,
+        gumbel=config.gumbel,
+        collect_density=has_density,
+        rank=rank,
+        dropout=dropout,
+        seed=config.seed,
     )
     options: dict[str, Any] = {
         "image_column": image_column,
@@ -190,6 +198,7 @@ def train(
         "max_samples": max_train_samples,
         "cache_dir": cache_dir,
     }
+    resolve_precision(pipe, config)  # refused before images are encoded
     data, held_out = open_dataset(pipe, dataset, config, **options)
     process, processes = process_rank()
     if num_train_epochs is not None:
@@ -251,7 +260,14 @@ def _masker_config(kind: str, **values: Any) -> Any:
 
 
 def _reward(sources: list[str] | None, model: str, config: TrainConfig) -> Any:
-    """Return the reward of objective reward, or None."""
-    if not sources and config.objective == "reward" and is_bundled(model):
-        sources = [bundled.REWARD]
-    return open_reward(sources) if sources else None
+    """Return the reward of objective "reward", or None.
+
+    Raises:
+        SettingError: reward and objective do not fit.
+        RewardError: an unknown reward.
+    """
+    if config.objective != "reward":
+        if sources:
+            raise SettingError(f"expected --objective reward with --reward, got {config.objective}")
+        return None
+    return open_reward(reward_sources(sources, model))
