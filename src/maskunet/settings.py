@@ -75,10 +75,6 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
 def integer(
     default: int | None, *, at_least: int | None = None, at_most: int | None = None, optional: bool = False
 ) -> Any:

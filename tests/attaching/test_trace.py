@@ -27,7 +27,7 @@ def masked(sd1: Unet) -> Unet:
 
 
 def test_nothing_is_recorded_without_a_masker(sd1: Unet) -> None:
-    with pytest.raises(TargetError, match="expected a model with a masker attached, nothing is"), mu.record(sd1):
+    with pytest.raises(TargetError, match="expected a model with a masker, none is attached"), mu.record(sd1):
         pass
 
 

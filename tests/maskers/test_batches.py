@@ -42,7 +42,7 @@ def test_prompts_are_multiples_of_the_masks(pipe: Any, build: Build) -> None:
     for count, guidance in ((2, 4.0), (4, 4.0), (2, 1.0), (6, 1.0)):
         drawn(pipe, count, guidance)
     for count, guidance in ((3, 4.0), (1, 4.0), (3, 1.0)):
-        with pytest.raises(TargetError, match=f"multiple of 2 prompts for 2 sets of masks.* got {count};"):
+        with pytest.raises(TargetError, match=f"multiple of 2 prompts for 2 masks per layer, got {count};"):
             drawn(pipe, count, guidance)
     with mu.disabled(pipe):
         drawn(pipe, 3, 4.0)

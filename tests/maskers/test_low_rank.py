@@ -12,8 +12,9 @@ from diffusers import UNet2DConditionModel as Unet
 from torch import Tensor
 
 import maskunet as mu
+from maskunet.errors import SettingError
 from maskunet.maskers import BlockInput, build_masker
-from maskunet.maskers.conditional import key_of
+from maskunet.maskers.conditional import layer_key
 from maskunet.targets import BlockSpec, LayerSpec
 
 
@@ -36,10 +37,10 @@ def formula(masker: mu.LowRankMasker, block: BlockSpec, layer: LayerSpec, inputs
     """S_l of the module's docstring, entry by entry of the equation."""
     state = masker.state_dict()
     prefix = f"blocks.{block.name.replace('.', '__')}."
-    own = f"{prefix}layers.{key_of(layer.name, block.name)}."
-    u, v, a, b = (state[own + name] for name in ("out_weight", "in_weight", "out_bias", "in_bias"))
-    width, place = masker.config.rank - 1, [x.name for x in block.layers].index(layer.name)
-    d = state[prefix + "modulation.weight"].reshape(len(block.layers), 3, width, -1)[place]
+    layer_prefix = f"{prefix}layers.{layer_key(layer.name, block.name)}."
+    u, v, a, b = (state[layer_prefix + name] for name in ("out_weight", "in_weight", "out_bias", "in_bias"))
+    width, index = masker.config.rank - 1, [x.name for x in block.layers].index(layer.name)
+    d = state[prefix + "modulation.weight"].reshape(len(block.layers), 3, width, -1)[index]
     parts = [inputs.hidden_states] if inputs.skip is None else [inputs.hidden_states, inputs.skip]
     logits = []
     for row in range(len(inputs.hidden_states)):
@@ -61,7 +62,9 @@ def formula(masker: mu.LowRankMasker, block: BlockSpec, layer: LayerSpec, inputs
 @pytest.mark.parametrize("ablation", [{}, {"use_timestep": False}, {"use_sample": False}])
 @pytest.mark.parametrize(("name", "skip_channels"), [("up_blocks.1", 32), ("mid_block", 0)])
 def test_logits_are_those_of_the_formula(sd1: Unet, name: str, skip_channels: int, ablation: dict[str, Any]) -> None:
-    masker = randomised(mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(targets="all", rank=4, hidden=16, **ablation)))
+    masker = randomised(
+        mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(targets="all", rank=4, hidden=16, **ablation))
+    )
     block = next(block for block in masker.network.blocks if block.name == name)
     inputs = block_input(block, skip_channels)
     masks = masker.block_masks(name, inputs)
@@ -103,14 +106,15 @@ def test_ablations_have_no_dead_parameters(
 
 
 @pytest.mark.parametrize("setting", [{"tau": 0.0}, {"hidden": 0}, {"rank": 1}])
-def test_settings_out_of_range_are_refused(sd1: Unet, setting: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(setting))} >.*got.*{next(iter(setting.values()))}"):
-        mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(**setting))
+def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(SettingError, match=rf"^expected {name} to be .* >=? [012], got {value}$"):
+        mu.LowRankMaskerConfig(**setting)
 
 
-def test_conditioning_on_nothing_is_refused(sd1: Unet) -> None:
-    with pytest.raises(ValueError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
-        mu.LowRankMasker.for_unet(sd1, mu.LowRankMaskerConfig(use_timestep=False, use_sample=False))
+def test_conditioning_on_nothing_is_refused() -> None:
+    with pytest.raises(SettingError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
+        mu.LowRankMaskerConfig(use_timestep=False, use_sample=False)
 
 
 def test_parameters_at_stable_diffusion_1_5_size() -> None:
@@ -121,10 +125,14 @@ def test_parameters_at_stable_diffusion_1_5_size() -> None:
     assert sum(p.numel() for p in masker.parameters()) < 5_000_000
 
 
-def test_settings_say_which_masker_is_built(sd1: Unet) -> None:
-    for settings, kind in ((mu.LowRankMaskerConfig(rank=4), mu.LowRankMasker), (mu.MaskGeneratorConfig(), mu.MaskGenerator)):
-        assert type(build_masker(sd1, settings, seed=0)) is kind
-    with pytest.raises(
-        ValueError, match="expected settings of a generator of masks, LowRankMaskerConfig or MaskGeneratorConfig, got dict"
+def test_the_class_of_the_config_chooses_the_masker(sd1: Unet) -> None:
+    for settings, kind in (
+        (mu.LowRankMaskerConfig(rank=4), mu.LowRankMasker),
+        (mu.MaskGeneratorConfig(), mu.MaskGenerator),
     ):
+        assert type(build_masker(sd1, settings, seed=0)) is kind
+    with pytest.raises(SettingError, match=r"^expected a LowRankMaskerConfig or a MaskGeneratorConfig, got dict$"):
         build_masker(sd1, {"rank": 4})  # type: ignore[arg-type]
+    for config in (mu.MaskGeneratorConfig(), {"rank": 4}, 3):
+        with pytest.raises(SettingError, match=r"^expected a LowRankMaskerConfig for a LowRankMasker, got "):
+            mu.LowRankMasker.for_unet(sd1, config)

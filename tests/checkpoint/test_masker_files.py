@@ -1,8 +1,9 @@
-"""Files of maskers: what is written, what is read, and what is said of files that are wrong."""
+"""Files of maskers: their content, loading, and the errors for broken ones."""
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import maskunet as mu
-from maskunet import checkpoint, targets
+from maskunet import targets
+from maskunet.checkpoint import files as masker_files
 from maskunet.errors import CheckpointError, TargetError
 from maskunet.maskers import FixedMasks, MaskTable
+from maskunet.pretrained import bundled_path
 
 Unet = UNet2DConditionModel
 FILES = ["README.md", "config.json", "masker.safetensors"]
@@ -51,10 +54,10 @@ def saved(masker: mu.MaskGenerator, tmp_path: Path) -> Path:
     return masker.save_pretrained(tmp_path / "masker")
 
 
-def test_files_that_are_written(masker: mu.MaskGenerator, saved: Path) -> None:
+def test_files_of_a_masker(masker: mu.MaskGenerator, saved: Path) -> None:
     assert sorted(content(saved)) == FILES
     config = json.loads((saved / "config.json").read_text())
-    assert config["format"] == checkpoint.FORMAT
+    assert config["format"] == masker_files.FORMAT
     assert config["masker"] == "MaskGenerator"
     assert (config["settings"]["hidden"], config["settings"]["tau"]) == (8, 0.5)
     assert targets.Network.from_json(config["network"]) == masker.network
@@ -73,13 +76,15 @@ def test_the_model_card_names_the_base_model(masker: mu.MaskGenerator, tmp_path:
     assert json.loads((tmp_path / "config.json").read_text())["base_model"] == "user/base"
 
 
-def test_a_readme_that_is_there_is_kept(masker: mu.MaskGenerator, saved: Path) -> None:
-    (saved / "README.md").write_text("mine")
+def test_an_existing_card_and_other_files_are_kept(masker: mu.MaskGenerator, saved: Path) -> None:
+    (saved / "README.md").write_text("written by hand")
+    (saved / "preview.png").write_bytes(b"png")
     masker.save_pretrained(saved)
-    assert (saved / "README.md").read_text() == "mine"
+    assert (saved / "README.md").read_text() == "written by hand"
+    assert (saved / "preview.png").read_bytes() == b"png"
 
 
-def test_a_save_replaces_the_former_masker(sd1: Unet, saved: Path) -> None:
+def test_saving_replaces_the_previous_masker(sd1: Unet, saved: Path) -> None:
     MaskTable.for_unet(sd1, initial_logit=2.0, samples=3).save_pretrained(saved)
     loaded = mu.load(str(saved), sd1)
     assert isinstance(loaded, MaskTable)
@@ -92,13 +97,72 @@ def test_load_without_a_model_and_to_a_device(saved: Path) -> None:
     assert {p.device.type for p in mu.load(saved, device="meta").parameters()} == {"meta"}
 
 
+def test_from_pretrained_reads_only_its_own_class(sd1: Unet, saved: Path, masker: mu.MaskGenerator) -> None:
+    loaded = mu.MaskGenerator.from_pretrained(saved, sd1)
+    assert loaded.config == masker.config
+    with pytest.raises(
+        CheckpointError, match=r"^expected a LowRankMasker in .*, got a MaskGenerator; use maskunet\.load$"
+    ):
+        mu.LowRankMasker.from_pretrained(saved, sd1)
+
+
+#: Settings as earlier releases wrote them: another order, and lists for tuples.
+EARLIER_SETTINGS: dict[str, dict[str, Any]] = {
+    "LowRankMasker": {
+        "targets": "decoder-attention",
+        "initial_logit": 0.5,
+        "tau": 2.0,
+        "rank": 3,
+        "hidden": 8,
+        "use_timestep": False,
+        "use_sample": True,
+    },
+    "MaskGenerator": {
+        "targets": ["to_q", "attn2.to_k"],
+        "initial_logit": 0.3,
+        "tau": 1.0,
+        "hidden": 8,
+        "reduction": 2,
+        "use_timestep": True,
+        "use_sample": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", EARLIER_SETTINGS)
+def test_configs_of_earlier_releases_load(sd1: Unet, tmp_path: Path, name: str) -> None:
+    settings = EARLIER_SETTINGS[name]
+    masker_class = getattr(mu, name)
+    masker = masker_class.from_settings(targets.describe(sd1, settings["targets"]), settings)
+    folder = masker.save_pretrained(tmp_path)
+    config = {"format": 1, "masker": name, "settings": settings, "base_model": None}
+    (folder / "config.json").write_text(json.dumps(config | {"network": masker.network.to_json()}))
+    loaded = mu.load(folder, sd1)
+    assert type(loaded) is masker_class
+    expected = settings["targets"] if isinstance(settings["targets"], str) else tuple(settings["targets"])
+    assert loaded.settings == settings | {"targets": expected}
+    assert all(torch.equal(value, masker.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_the_bundled_maskers_config_loads() -> None:
+    config = json.loads((bundled_path("shapes-masker") / "config.json").read_text())
+    masker = mu.load("shapes-masker")
+    assert (type(masker).__name__, masker.settings) == ("MaskGenerator", config["settings"])
+    assert masker.network.to_json() == json.loads(json.dumps(config["network"]), object_hook=_tuples)
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+
+
 def test_list_targets_survive(sd1: Unet, tmp_path: Path) -> None:
     masker = mu.MaskGenerator.for_unet(sd1, mu.MaskGeneratorConfig(targets=("to_q", "attn2.to_k"), hidden=4))
     loaded = mu.load(masker.save_pretrained(tmp_path), sd1)
     assert loaded.config == masker.config  # type: ignore[attr-defined]
 
 
-def test_fixed_masks_take_one_bit_a_weight(sd1: Unet, tmp_path: Path) -> None:
+def test_fixed_masks_take_one_bit_per_weight(sd1: Unet, tmp_path: Path) -> None:
     layers = targets.describe(sd1).layers
     generator = torch.Generator().manual_seed(0)
     masks = {x.name: torch.rand((5, *x.shape), generator=generator) < 0.5 for x in layers}
@@ -114,8 +178,13 @@ def test_fixed_masks_take_one_bit_a_weight(sd1: Unet, tmp_path: Path) -> None:
 
 
 def test_no_folder_and_no_hub_id(tmp_path: Path) -> None:
-    assert "which is not there" in refusal(tmp_path / "missing")
+    assert "which does not exist" in refusal(tmp_path / "missing")
     assert "or a hub id like 'user/name'" in refusal("./missing")
+
+
+@pytest.mark.parametrize("source", [3, None, 2.5, ["user/name"]])
+def test_a_source_of_the_wrong_type(source: Any) -> None:
+    assert f"a hub id or a bundled name, got {type(source).__name__}" in refusal(source)
 
 
 def test_a_file_instead_of_a_folder(saved: Path) -> None:
@@ -126,11 +195,11 @@ def test_a_diffusers_model_is_named_as_such(sd1: Unet, tmp_path: Path) -> None:
     sd1.save_pretrained(tmp_path)
     message = refusal(tmp_path, sd1)
     assert "got 'UNet2DConditionModel'" in message
-    assert "MaskGenerator, MaskTable, FixedMasks, RandomMasks" in message
+    assert "FixedMasks, LowRankMasker, MaskGenerator, MaskSchedule, MaskTable, RandomMasks" in message
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "null", "\xff\xfe", '{"masker": "Other"}', '{"masker": []}'])
-def test_a_config_that_is_missing_or_no_maskers(saved: Path, text: str | None) -> None:
+def test_a_config_that_is_missing_or_not_a_maskers(saved: Path, text: str | None) -> None:
     path = saved / "config.json"
     if text is None:
         path.unlink()
@@ -141,7 +210,7 @@ def test_a_config_that_is_missing_or_no_maskers(saved: Path, text: str | None) -
 
 @pytest.mark.parametrize("masker_name", ["MaskGenerator", "MaskerOfTheFuture"])
 def test_a_format_of_the_future(saved: Path, masker_name: str) -> None:
-    edit_config(saved, format=checkpoint.FORMAT + 1, masker=masker_name)
+    edit_config(saved, format=masker_files.FORMAT + 1, masker=masker_name)
     message = refusal(saved)
     assert "expected format 1" in message
     assert "got 2; upgrade maskunet" in message
@@ -178,8 +247,8 @@ def test_tensors_that_do_not_fit(saved: Path, sd1: Unet, change: str) -> None:
     if change == "missing":
         del tensors[key]
     elif change == "unexpected":
-        tensors["more"] = torch.zeros(2)
-        key = "more"
+        tensors["extra"] = torch.zeros(2)
+        key = "extra"
     else:
         tensors[key] = tensors[key][:1].clone()
     save_file(tensors, path)
@@ -201,18 +270,22 @@ def test_fixed_masks_that_lack_a_layer(sd1: Unet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"network": 5}, {"network": None}, {"settings": None}, {"settings": {"tau": -1.0}}, {"settings": {"more": 1}}],
+    ("changes", "reason"),
+    [
+        ({"network": 5}, "expected a list of blocks with their layers"),
+        ({"network": None}, "expected a list of blocks with their layers"),
+        ({"settings": None}, "to describe the same MaskGenerator, they do not"),
+        ({"settings": {"tau": -1.0}}, "they do not: expected tau to be a finite number > 0, got -1.0"),
+        ({"settings": {"warmth": 1}}, "they do not: .*unexpected keyword argument 'warmth'"),
+    ],
 )
-def test_a_config_whose_values_are_wrong(saved: Path, sd1: Unet, changes: dict[str, Any]) -> None:
+def test_a_config_with_wrong_values(saved: Path, sd1: Unet, changes: dict[str, Any], reason: str) -> None:
     edit_config(saved, **changes)
-    refusal(saved, sd1)
+    assert re.search(reason, refusal(saved, sd1))
 
 
 def test_another_network_is_refused_by_layer(saved: Path, make_unet: Callable[[str], Unet]) -> None:
-    with pytest.raises(
-        TargetError, match=r"made for another network: up_blocks\.1\..*is not in this U-Net"
-    ) as caught:
+    with pytest.raises(TargetError, match=r"made for another network: up_blocks\.1\..*is not in this U-Net") as caught:
         mu.load(saved, make_unet("sdxl"))
     assert "\n" not in str(caught.value)
 
@@ -221,9 +294,9 @@ def fail(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_failing_disk_leaves_the_old_files(sd1: Unet, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_leaves_the_previous_files(sd1: Unet, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(saved)
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(masker_files, "save_file", fail)
     with pytest.raises(CheckpointError, match=r"folder that can be written, .* cannot be: .*No space left"):
         MaskTable.for_unet(sd1).save_pretrained(saved)
     assert content(saved) == before

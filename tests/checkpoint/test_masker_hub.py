@@ -15,7 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
 
 import maskunet as mu
-from maskunet import checkpoint
+from maskunet.checkpoint import files
 from maskunet.errors import CheckpointError
 
 Unet = UNet2DConditionModel
@@ -32,22 +32,22 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     def api(self, token: str | None = None) -> Hub:
-        self.asked.append({"token": token})
+        self.requests.append({"token": token})
         return self
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.asked.append({"repo_id": repo_id, **options})
+        self.requests.append({"repo_id": repo_id, **options})
 
     def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> SimpleNamespace:
-        self.asked.append({"repo_id": repo_id, **options})
+        self.requests.append({"repo_id": repo_id, **options})
         shutil.copytree(folder_path, self.folder / repo_id)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
     def snapshot_download(self, repo_id: str, **options: Any) -> str:
-        self.asked.append({"repo_id": repo_id, **options})
+        self.requests.append({"repo_id": repo_id, **options})
         if not (self.folder / repo_id).exists():
             raise OSError(f"cannot find {repo_id}\nmany more lines")
         return str(self.folder / repo_id)
@@ -56,8 +56,8 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr(checkpoint, "HfApi", hub.api)
-    monkeypatch.setattr(checkpoint, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(files, "HfApi", hub.api)
+    monkeypatch.setattr(files, "snapshot_download", hub.snapshot_download)
     return hub
 
 
@@ -66,13 +66,13 @@ def test_a_round_trip_through_the_hub(
 ) -> None:
     url = masker.push_to_hub("user/name", private=True, token="secret", revision="dev", base_model="a/b")
     assert url == "https://hub/user/name/commit/1"
-    assert hub.asked[0] == {"token": "secret"}
-    assert hub.asked[1] == {"repo_id": "user/name", "private": True, "exist_ok": True}
-    assert hub.asked[2]["revision"] == "dev"
+    assert hub.requests[0] == {"token": "secret"}
+    assert hub.requests[1] == {"repo_id": "user/name", "private": True, "exist_ok": True}
+    assert hub.requests[2]["revision"] == "dev"
     assert sorted(path.name for path in (hub.folder / "user/name").iterdir()) == FILES
     loaded = mu.load("user/name", sd1, revision="dev", token="secret")
-    assert sorted(hub.asked[3].pop("allow_patterns")) == FILES
-    assert hub.asked[3] == {"repo_id": "user/name", "revision": "dev", "token": "secret"}
+    assert sorted(hub.requests[3].pop("allow_patterns")) == FILES
+    assert hub.requests[3] == {"repo_id": "user/name", "revision": "dev", "token": "secret"}
     mu.attach(sd1, masker)
     expected = predict(sd1)
     mu.attach(sd1, loaded)
@@ -87,7 +87,7 @@ def test_a_hub_id_that_is_not_there(hub: Hub) -> None:
     assert (
         "'user/missing' is no folder here and could not be fetched from the hub: cannot find user/missing" in message
     )
-    assert hub.asked[-1]["repo_id"] == "user/missing"
+    assert hub.requests[-1]["repo_id"] == "user/missing"
 
 
 def test_hub_errors_while_uploading_pass_through(
