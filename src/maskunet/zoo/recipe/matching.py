@@ -133,7 +133,7 @@ def train_matcher(
 ) -> Matcher:
     """Train a matcher on groups of scenes.
 
-    Main:
+    Args:
         pipe: the bundled pipeline, in single precision, whose predictions the matcher learns to read.
         tokenizer: tokenizer of the captions.
         config: settings of the stage. `batch_size` counts images and is rounded down to whole groups. `seed` also draws the
@@ -141,8 +141,6 @@ def train_matcher(
         folder: folder of the run; a run in it is continued.
         groups: number of groups that are drawn.
         start: a CLIP for the initial image tower, or a matcher to continue, which is trained in place.
-
-    Fine-tuning:
         relations: also learn captions of relations; needs a matcher that knows the shapes.
         bindings: also learn captions of colours; slows the round in which relations are learnt down.
         name: name of the run.
@@ -152,6 +150,7 @@ def train_matcher(
     matcher = start if isinstance(start, Matcher) else new_matcher(tokenizer, start)
     matcher.train().requires_grad_(True)
     width = matcher.head.in_features
+    # The keys stand in the files of runs.
     heads = nn.ModuleDict(
         {
             "patches": nn.Linear(width, PATCH_CLASSES),

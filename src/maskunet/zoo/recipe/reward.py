@@ -73,15 +73,13 @@ def train_reward(
 ) -> CLIPModel:
     """Train a reward on groups of scenes.
 
-    Main:
+    Args:
         pipe: the bundled pipeline, in single precision, whose predictions the reward learns to score.
         tokenizer: tokenizer of the captions.
         config: settings of the stage. `batch_size` counts images and is rounded down to whole groups. `seed` also draws the
             scenes, so rewards of different seeds share none.
         folder: folder of the run; a run in it is continued.
         groups: number of groups that are drawn.
-
-    Fine-tuning:
         name: name of the run.
         width: channels of both towers.
         start: initial weights: both towers if `harder`, else the image tower; random weights if None.
