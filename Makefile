@@ -29,14 +29,14 @@ format: $(VENV)/.installed-dev
 docs:
 	$(PYTHON) docs/check_links.py
 
-# Half an hour on two quiet cores; other sizes and batches: benchmarks/masked_forward.py --models sd21 sdxl --batches 2 8.
+# Half an hour on two quiet cores; other sizes and batches: benchmarks.masked_forward --models sd21 sdxl --batches 2 8.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/masked_layers.py
-	$(BIN)/python benchmarks/batched_layers.py
-	$(BIN)/python benchmarks/masked_forward.py --models shapes sd15
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/search_iteration.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.masked_layers
+	$(BIN)/python -m benchmarks.batched_layers
+	$(BIN)/python -m benchmarks.masked_forward --models shapes sd15
+	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.search_iteration
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
