@@ -29,7 +29,7 @@ format: $(VENV)/.installed-dev
 docs:
 	$(PYTHON) docs/check_links.py
 
-# Half an hour on two quiet cores; other sizes and batches: benchmarks.masked_forward --models sd21 sdxl --batches 2 8.
+# Half an hour on two quiet cores. Other sizes: python -m benchmarks.masked_forward --models sd21 sdxl --batches 2 8.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.masked_layers

@@ -16,21 +16,24 @@ from maskunet.metrics.intervals import Estimate, student
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
-def save_record(record: dict[str, Any], path: Path, title: str, table: str) -> None:
-    """Write a record and its table.
+def save_record(record: dict[str, Any], path: Path, title: str, table: str, figures: Sequence[Path] = ()) -> None:
+    """Write a record and its table, which shows the figures and links the record.
 
     Args:
         record: JSON values.
         path: the JSON file; the table gets the same name with the suffix `.md`.
         title: heading of the table's page.
         table: Markdown below the heading.
+        figures: figures in the same folder.
 
     Raises:
         DataError: a file cannot be written.
     """
     make_folder(path.parent)
     save_json(record, path)
-    save_text(f"# {title}\n\n{table.rstrip()}\n", path.with_suffix(".md"))
+    images = [f"![{figure.stem.replace('_', ' ')}]({figure.name})" for figure in figures]
+    parts = [f"# {title}", table.rstrip(), *images, f"Record: [{path.name}]({path.name})."]
+    save_text("\n\n".join(parts) + "\n", path.with_suffix(".md"))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from maskunet import zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.machine import machine
 from maskunet.maskers import MaskGenerator, MaskGeneratorConfig
-from maskunet.shapes.scenes import training_scene
 from maskunet.training import Run, TrainConfig, train
-from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes
+from maskunet.zoo.dataset import TRAIN_SAMPLES, encode_world
 
 #: Settings of the bundled masker.
 MASK = MaskGeneratorConfig(initial_logit=0.3)
@@ -39,7 +38,7 @@ TRAIN = TrainConfig(
     checkpointing_steps=110,
 )
 HELD_OUT = 1024  # scenes in the validation loss
-SWEEP_POOL = 4000  # training images of the sweep
+SWEEP_SAMPLES = 4000  # training images of the sweep
 VARIANTS = {
     "logit 2, Gumbel, 2e-3": (MaskGeneratorConfig(initial_logit=2.0), {"gumbel": True, "learning_rate": 2e-3}),
     "logit 1, threshold, 2e-3": (MaskGeneratorConfig(initial_logit=1.0), {"gumbel": False, "learning_rate": 2e-3}),
@@ -48,7 +47,12 @@ VARIANTS = {
 
 
 def train_masker(
-    pipe: Any, folder: Path, *, mask: MaskGeneratorConfig = MASK, config: TrainConfig = TRAIN, pool: int = POOL
+    pipe: Any,
+    folder: Path,
+    *,
+    mask: MaskGeneratorConfig = MASK,
+    config: TrainConfig = TRAIN,
+    samples: int = TRAIN_SAMPLES,
 ) -> Run:
     """Train a masker on the diffusion loss of the bundled pipeline's own domain.
 
@@ -57,12 +61,9 @@ def train_masker(
         folder: folder of the run; the same call resumes there.
         mask: settings of the masker.
         config: settings of the training.
-        pool: number of training images.
+        samples: number of training images.
     """
-    data, validation = (
-        encode_scenes(pipe, [training_scene(i, seed) for i in range(count)], progress=True)
-        for count, seed in ((pool, TRAIN_SEED), (HELD_OUT, HELD_OUT_SEED))
-    )
+    data, validation = encode_world(pipe, "shapes", train_samples=samples, held_out_samples=HELD_OUT, progress=True)
     masker = MaskGenerator.for_unet(pipe.unet, mask, seed=config.seed)
     return train(pipe, masker, data, config, folder, validation=validation)
 
@@ -73,7 +74,7 @@ def sweep(pipe: Any, steps: int) -> dict[str, Any]:
     for name, (mask, changes) in VARIANTS.items():
         config = replace(TRAIN, max_train_steps=steps, validation_steps=50, lr_warmup_steps=10, **changes)
         with tempfile.TemporaryDirectory() as folder:
-            run = train_masker(pipe, Path(folder), mask=mask, config=config, pool=SWEEP_POOL)
+            run = train_masker(pipe, Path(folder), mask=mask, config=config, samples=SWEEP_SAMPLES)
         curve = [entry for entry in run.stats if "gain" in entry]
         variants.append({"variant": name, "mask": asdict(mask), "train": asdict(config), "curve": curve})
     return {"variants": variants, "machine": machine()}

@@ -23,7 +23,7 @@ from maskunet.machine import machine
 from maskunet.sampling import generate
 from maskunet.shapes.scenes import held_out_prompts
 from maskunet.training import build_method
-from maskunet.zoo.dataset import HELD_OUT_SEED, POOL, TRAIN_SEED, encode_scenes, scenes_of
+from maskunet.zoo.dataset import encode_world
 
 #: Method, training domain, learning rate.
 RUNS = (
@@ -45,10 +45,7 @@ def accuracy(pipe: Any) -> float:
 
 def measure(base: Any, name: str, domain: str, rate: float) -> dict[str, Any]:
     """Train one method and return its gain and accuracy."""
-    data, held_out = (
-        encode_scenes(base, *scenes_of(domain, count, seed))
-        for count, seed in ((POOL, TRAIN_SEED), (HELD_OUT, HELD_OUT_SEED))
-    )
+    data, held_out = encode_world(base, domain, held_out_samples=HELD_OUT)
     pipe = copy.deepcopy(base)
     config = mu.TrainConfig(max_train_steps=STEPS, learning_rate=rate, snr_gamma=5.0, gumbel=False)
     method = build_method(name, pipe, mu.MaskGeneratorConfig(initial_logit=0.3), gumbel=False)

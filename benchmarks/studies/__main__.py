@@ -61,8 +61,7 @@ def _run_and_save(
     make_folder(folder)
     record = run() | {"machine": machine()}
     text = table(record)
-    save_record(record, folder / f"{name}.json", title, text)
-    plot(record, folder)
+    save_record(record, folder / f"{name}.json", title, text, plot(record, folder))
     typer.echo(text)
 
 

@@ -30,7 +30,7 @@ from maskunet.shapes.judge import judge
 from maskunet.shapes.scenes import Prompt, held_out_prompts, held_out_scenes
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.training import Method, Run, TrainConfig, build_method, train
-from maskunet.zoo.dataset import HELD_OUT_SEED, TRAIN_SEED, encode_scenes, scenes_of
+from maskunet.zoo.dataset import encode_world
 
 Split = Literal["val", "test"]
 
@@ -201,9 +201,9 @@ class ArtRuns:
     def data(self) -> tuple[CachedLatents, CachedLatents]:
         """Training and held-out images, encoded on first use."""
         if self._data is None:
-            scenes, style = scenes_of("shapes-art", self.train_samples, seed=TRAIN_SEED)
-            held_out, _ = scenes_of("shapes-art", HELD_OUT, seed=HELD_OUT_SEED)
-            self._data = encode_scenes(self.base, scenes, style), encode_scenes(self.base, held_out, style)
+            self._data = encode_world(
+                self.base, "shapes-art", train_samples=self.train_samples, held_out_samples=HELD_OUT
+            )
         return self._data
 
     def train(
