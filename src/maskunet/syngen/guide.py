@@ -18,6 +18,7 @@ Alignment", NeurIPS 2023, section 3 and appendix; the authors' code where the pa
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -238,7 +239,11 @@ def _unobserved(pipe: Any) -> Iterator[None]:
     if attached is None:
         yield
         return
-    states = [(owner, dict(vars(owner))) for owner in (attached, attached.masker)]
+    # Counters of calls lie in attributes and in dicts of the attachment and of the masker.
+    states = [
+        (owner, {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(owner).items()})
+        for owner in (attached, attached.masker)
+    ]
     attached.is_frozen, attached.trace, attached.keep_probabilities = True, None, None
     try:
         yield
