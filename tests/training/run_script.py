@@ -1,18 +1,18 @@
-"""A small training run in a process of its own, to be launched twice at once or killed."""
+"""A small training run in its own process, to be launched twice at once or killed."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import maskunet as mu
-from maskunet.data import CachedLatents
-from maskunet.training import batches as sampler
+from maskunet.data import CachedLatents, sample_index
+from maskunet.distributed import process_rank
+from maskunet.training import batches as batches_module
 from maskunet.zoo.recipe.denoiser import new_text_encoder
 from maskunet.zoo.recipe.tokenizer import build_tokenizer
 
@@ -51,25 +51,26 @@ def main() -> None:
     config = mu.TrainConfig(
         max_train_steps=args.steps,
         train_batch_size=args.batch_size,
+        gradient_accumulation_steps=1,
         learning_rate=1e-3,
         use_ema=True,
         validation_samples=0,
         checkpointing_steps=2,
         logging_steps=1,
     )
-    rank = os.environ.get("RANK", "0")
-    real, step = sampler.Sampler.__call__, 0
+    rank, _ = process_rank()
+    real, step = batches_module.BatchSampler.__call__, 0
 
     def seen(self, positions, **options):  # type: ignore[no-untyped-def]
         nonlocal step
-        indices = [sampler.sample_at(p, len(data), options["seed"]) for p in positions]
+        indices = [sample_index(p, len(data), options["seed"]) for p in positions]
         args.folder.mkdir(parents=True, exist_ok=True)
         with (args.folder / f"seen-{rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "indices": indices}) + "\n")
         step += 1
         return real(self, positions, **options)
 
-    sampler.Sampler.__call__ = seen  # type: ignore[method-assign]
+    batches_module.BatchSampler.__call__ = seen  # type: ignore[method-assign]
     masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
     mu.train(pipe, masker, data, config, args.folder, progress=False)
 

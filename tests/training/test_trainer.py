@@ -1,4 +1,4 @@
-"""The trainer: it lowers the loss, touches nothing but the masker, repeats, and resumes bit for bit."""
+"""The trainer: it lowers the loss, changes nothing but the masker, repeats, and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from diffusers import StableDiffusionPipeline
 import maskunet as mu
 from maskunet.attaching import Attachment, attachment_of
 from maskunet.data import CachedLatents
-from maskunet.errors import CheckpointError, DataError
+from maskunet.errors import CheckpointError, DataError, SettingError
 from maskunet.maskers import Masker, MaskTable, RandomMasks
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import trainer as module
+from maskunet.training import objective as module
 from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
-    max_train_steps=8, train_batch_size=4, learning_rate=0.02, validation_samples=8, checkpointing_steps=4
+    max_train_steps=8,
+    train_batch_size=4,
+    gradient_accumulation_steps=1,
+    learning_rate=0.02,
+    validation_samples=8,
+    checkpointing_steps=4,
 )
 
 
 @pytest.fixture
 def dataset(pipe: StableDiffusionPipeline) -> CachedLatents:
     cached = encode_scenes(pipe, [training_scene(i) for i in range(12)])
-    # The tiny autoencoder halves once; the tiny U-Net wants 8 by 8.
+    # The tiny autoencoder halves once; the tiny U-Net expects 8 by 8.
     return CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.captions)
 
 
-def fresh(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
+def new_masker(pipe: StableDiffusionPipeline) -> mu.MaskGenerator:
     return mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
 
 
@@ -45,13 +50,13 @@ def same(a: Masker, b: Masker) -> bool:
 
 def test_only_the_masker_changes(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     parts = (pipe.unet, pipe.vae, pipe.text_encoder)
-    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    states = [copy.deepcopy(part.state_dict()) for part in parts]
     flags = [[p.requires_grad for p in part.parameters()] for part in parts]
-    masker = fresh(pipe)
+    masker = new_masker(pipe)
     start = tensors(masker)
     run = mu.train(pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     assert any(not torch.equal(a, b) for a, b in zip(start, tensors(masker), strict=True))
-    for part, state, flag in zip(parts, before, flags, strict=True):
+    for part, state, flag in zip(parts, states, flags, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in part.state_dict().items())
         assert [p.requires_grad for p in part.parameters()] == flag
         assert all(p.grad is None for p in part.parameters())
@@ -63,7 +68,12 @@ def test_only_the_masker_changes(pipe: StableDiffusionPipeline, dataset: CachedL
 def test_runs_repeat_and_seeds_differ(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     runs = [
         mu.train(
-            pipe, fresh(pipe), dataset, mu.TrainConfig(**{**vars(CONFIG), "seed": s}), tmp_path / n, progress=False
+            pipe,
+            new_masker(pipe),
+            dataset,
+            mu.TrainConfig(**{**vars(CONFIG), "seed": s}),
+            tmp_path / n,
+            progress=False,
         )
         for n, s in (("a", 0), ("b", 0), ("c", 1))
     ]
@@ -74,7 +84,7 @@ def test_runs_repeat_and_seeds_differ(pipe: StableDiffusionPipeline, dataset: Ca
 def test_stopped_and_resumed_equals_uninterrupted(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "whole", progress=False)
+    uninterrupted = mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path / "uninterrupted", progress=False)
     calls = 0
     real = module.diffusion_errors
 
@@ -87,22 +97,22 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
     monkeypatch.setattr(module, "diffusion_errors", stop)
     with pytest.raises(KeyboardInterrupt):
-        mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
+        mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
     assert attachment_of(pipe) is None
     monkeypatch.setattr(module, "diffusion_errors", real)
-    resumed = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
-    assert same(resumed.masker, whole.masker)
-    assert resumed.stats == whole.stats
+    resumed = mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path / "part", progress=False)
+    assert same(resumed.masker, uninterrupted.masker)
+    assert resumed.stats == uninterrupted.stats
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_other_settings_in_the_same_folder_are_refused(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
-    mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
+    mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path, progress=False)
     other = mu.TrainConfig(**{**vars(CONFIG), "learning_rate": 0.5})
-    with pytest.raises(CheckpointError, match="learning_rate differ"):
-        mu.train(pipe, fresh(pipe), dataset, other, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"got learning_rate 0\.5 instead of 0\.02; set them back"):
+        mu.train(pipe, new_masker(pipe), dataset, other, tmp_path, progress=False)
 
 
 def test_loss_that_is_not_finite_stops_with_the_last_state_intact(
@@ -117,12 +127,12 @@ def test_loss_that_is_not_finite_stops_with_the_last_state_intact(
 
     monkeypatch.setattr(module, "diffusion_errors", poisoned)
     with pytest.raises(DataError, match="checkpoint-000004 is intact"):
-        mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path / "new", progress=False)
+        mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path / "new", progress=False)
     assert torch.load(tmp_path / "new" / "checkpoint-000004" / "state.pt", weights_only=True)["step"] == 4
     assert attachment_of(pipe) is None
 
 
-def test_training_lowers_the_loss_of_a_network_that_masks_can_mend(
+def test_training_lowers_the_loss_where_weights_hurt(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
     """Weights that hurt are planted in the value projections; masks must find and drop them."""
@@ -133,6 +143,7 @@ def test_training_lowers_the_loss_of_a_network_that_masks_can_mend(
     config = mu.TrainConfig(
         max_train_steps=60,
         train_batch_size=8,
+        gradient_accumulation_steps=1,
         learning_rate=0.05,
         gumbel=False,
         validation_samples=64,
@@ -163,7 +174,7 @@ def test_threshold_training_draws_no_noise(
     real = Attachment.draw
     monkeypatch.setattr(Attachment, "draw", lambda self, batch: draws.append(real(self, batch)) or draws[-1])
     config = mu.TrainConfig(**{**vars(CONFIG), "gumbel": False})
-    mu.train(pipe, fresh(pipe), dataset, config, tmp_path, progress=False)
+    mu.train(pipe, new_masker(pipe), dataset, config, tmp_path, progress=False)
     assert draws
     assert all(d.seed is None for d in draws)
 
@@ -171,12 +182,12 @@ def test_threshold_training_draws_no_noise(
 def test_masker_without_parameters_is_refused(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="0 parameters"):
+    with pytest.raises(SettingError, match="0 parameters"):
         mu.train(pipe, RandomMasks.for_unet(pipe.unet), dataset, CONFIG, tmp_path)
 
 
 def test_stats_are_on_disk(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
-    run = mu.train(pipe, fresh(pipe), dataset, CONFIG, tmp_path, progress=False)
+    run = mu.train(pipe, new_masker(pipe), dataset, CONFIG, tmp_path, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert lines == run.stats
     assert {"step", "loss", "gain", "gain_ci95", "density"} <= set(lines[-1])

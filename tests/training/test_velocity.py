@@ -14,12 +14,13 @@ import maskunet as mu
 from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.diffusion import diffusion_errors
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import batches as sampler
+from maskunet.training.batches import Batch, BatchSampler
 from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(
     max_train_steps=4,
     train_batch_size=4,
+    gradient_accumulation_steps=1,
     learning_rate=0.02,
     lr_warmup_steps=0,
     validation_samples=4,
@@ -35,14 +36,14 @@ def dataset(sd2_pipe: StableDiffusionPipeline) -> CachedLatents:
     return CachedLatents(cached.mean[..., ::4, ::4], cached.std[..., ::4, ::4], cached.captions)
 
 
-def by_hand(pipe: StableDiffusionPipeline, batch: sampler.Batch, kind: str) -> tuple[Tensor, Tensor]:
+def by_hand(pipe: StableDiffusionPipeline, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
     """Errors and min-SNR weights of a batch, from alpha-bar alone."""
     scheduler = pipe.scheduler
     alpha = torch.cumprod(1 - scheduler.betas, 0)[batch.timesteps].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
     velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
     with torch.no_grad():
-        predicted = pipe.unet(noisy, batch.timesteps, batch.embeds).sample
+        predicted = pipe.unet(noisy, batch.timesteps, batch.prompt_embeds).sample
     errors = (predicted - (velocity if kind == "v_prediction" else batch.noise)).square().mean((1, 2, 3))
     snr = (alpha / (1 - alpha)).flatten()
     return errors, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1 if kind == "v_prediction" else snr)
@@ -57,14 +58,20 @@ def test_the_first_loss_is_the_one_computed_by_hand(
     masker = mu.MaskGenerator.for_unet(sd2_pipe.unet, mu.MaskGeneratorConfig(initial_logit=5.0), seed=0)
     mu.train(sd2_pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     first = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[0])
-    batches = sampler.Sampler(sd2_pipe, dataset, PromptEmbeds(sd2_pipe), CONFIG, 1000)
+    batches = BatchSampler(sd2_pipe, dataset, PromptEmbeds(sd2_pipe), CONFIG, 1000)
     batch = batches(range(4), seed=CONFIG.seed, dropout=CONFIG.caption_dropout)
     errors, weights = by_hand(sd2_pipe, batch, kind)
     assert first["loss"] == pytest.approx(float((errors * weights).mean()), rel=1e-4)
     scheduler = DDPMScheduler.from_config(sd2_pipe.scheduler.config)
     with torch.no_grad():
         found = diffusion_errors(
-            sd2_pipe.unet, scheduler, batch.latents, batch.embeds, batch.noise, batch.timesteps, **batch.conditions
+            sd2_pipe.unet,
+            scheduler,
+            batch.latents,
+            batch.prompt_embeds,
+            batch.noise,
+            batch.timesteps,
+            **batch.conditions,
         )
     torch.testing.assert_close(found, errors, rtol=1e-4, atol=1e-5)
 
@@ -74,10 +81,10 @@ def test_masks_train_and_generate(sd2_pipe: StableDiffusionPipeline, dataset: Ca
     run = mu.train(sd2_pipe, masker, dataset, CONFIG, tmp_path, progress=False)
     assert 0 < run.stats[-1]["density"] < 1
 
-    def picture() -> Tensor:
+    def sample() -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return sd2_pipe("ab", generator=generator, num_inference_steps=2, output_type="latent").images
 
-    base = picture()
+    base = sample()
     mu.attach(sd2_pipe, mu.load(tmp_path / "masker", sd2_pipe))
-    assert not torch.equal(picture(), base)
+    assert not torch.equal(sample(), base)

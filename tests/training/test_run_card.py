@@ -56,7 +56,7 @@ def table(card: ModelCard) -> dict[str, str]:
 
 def test_a_run_leaves_its_recipe(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     pipe.register_to_config(_name_or_path="someone/tiny-sd")
-    dataset = CachedLatents(*[getattr(dataset, k) for k in ("mean", "std", "captions")], source="someone/pictures")
+    dataset = CachedLatents(*[getattr(dataset, k) for k in ("mean", "std", "captions")], source="someone/images")
     run = go(pipe, dataset, tmp_path)
     card = ModelCard.load(tmp_path / "masker" / "README.md")
     assert card.data.to_dict() == {
@@ -64,7 +64,7 @@ def test_a_run_leaves_its_recipe(pipe: StableDiffusionPipeline, dataset: CachedL
         "pipeline_tag": "text-to-image",
         "base_model": "someone/tiny-sd",
         "base_model_relation": "adapter",
-        "datasets": ["someone/pictures"],
+        "datasets": ["someone/images"],
         "tags": ["maskunet", "text-to-image", "diffusers"],
     }
     rows, last = table(card), run.stats[-1]
@@ -75,9 +75,9 @@ def test_a_run_leaves_its_recipe(pipe: StableDiffusionPipeline, dataset: CachedL
     assert rows == {
         "Base model": "someone/tiny-sd",
         "Method": "mask (MaskGenerator)",
-        "Data set": "someone/pictures, 6 pictures",
+        "Data set": "someone/images, 6 images",
         "Steps": "2",
-        "Batch": "4 (2 a process, 2 accumulated, processes 1)",
+        "Batch": "4 (2 per process, 2 accumulated, 1 process)",
         "Learning rate": "0.001, cosine, 50 steps of warm-up",
         "Loss weights": "min-SNR, gamma 5",
         "Caption dropout": "0.1",
@@ -96,31 +96,31 @@ def test_a_run_leaves_its_recipe(pipe: StableDiffusionPipeline, dataset: CachedL
     assert [t.tag for t in headings] == ["h1", "h2", "h2", "h2"]
 
 
-def test_folders_of_this_machine_are_not_told(
+def test_folders_of_this_machine_are_not_named(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "secret" / "odd|name"
-    pictures.mkdir(parents=True)
+    images = tmp_path / "secret" / "odd|name"
+    images.mkdir(parents=True)
     pipe.save_pretrained(tmp_path / "secret" / "model")
     local = type(pipe).from_pretrained(tmp_path / "secret" / "model", safety_checker=None)
     parts = [getattr(dataset, k) for k in ("mean", "std", "captions")]
-    go(local, CachedLatents(*parts, source=os.fspath(pictures)), tmp_path / "run")
+    go(local, CachedLatents(*parts, source=os.fspath(images)), tmp_path / "run")
     text = (tmp_path / "run" / "masker" / "README.md").read_text()
     assert "secret" not in text + (tmp_path / "run" / "masker" / "config.json").read_text()
     card = ModelCard(text)
     assert card.data.base_model is None
     assert card.data.datasets is None
-    assert table(card)["Data set"] == "odd|name, 6 pictures"
+    assert table(card)["Data set"] == "odd|name, 6 images"
     assert table(card)["Base model"] == "model"
     assert 'load_pipeline("model")' in text
 
 
-def test_masks_with_lora_say_so(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
+def test_masks_with_lora_name_the_lora(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
     run = go(pipe, dataset, tmp_path, "mask+lora", validation_samples=0, use_ema=True, target_density=0.9)
     rows = table(ModelCard.load(tmp_path / "masker" / "README.md"))
     assert rows["LoRA"] == "rank 2, trained with the masks; use both"
     assert (rows["Target density"], rows["Averaged weights"]) == ("0.9, weight 1", "decay 0.999")
-    assert rows["Data set"] == "shapes-art, 6 pictures"
+    assert rows["Data set"] == "shapes-art, 6 images"
     assert "Density" not in rows
     assert go(pipe, dataset, tmp_path / "lora", "lora").card == {}
     run.masker.save_pretrained(tmp_path / "again", **run.card)

@@ -1,18 +1,21 @@
-"""Figures that a run reports to a tracker of accelerate."""
+"""Precision of a run by device and dtype, TF32, and the figures that it reports to a tracker."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
 from maskunet.data import CachedLatents
-from maskunet.errors import DataError
+from maskunet.errors import DataError, SettingError
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import accelerator as module
 from maskunet.zoo.dataset import encode_scenes
@@ -20,6 +23,7 @@ from maskunet.zoo.dataset import encode_scenes
 CONFIG = mu.TrainConfig(
     max_train_steps=6,
     train_batch_size=2,
+    gradient_accumulation_steps=1,
     learning_rate=0.02,
     lr_warmup_steps=0,
     validation_samples=4,
@@ -29,8 +33,69 @@ CONFIG = mu.TrainConfig(
 )
 
 
+def fake_pipe(device: str, dtype: torch.dtype = torch.float32) -> Any:
+    return SimpleNamespace(unet=SimpleNamespace(device=torch.device(device), dtype=dtype))
+
+
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "computes_bf16", "precision"),
+    [
+        ("cuda", FULL, True, "bf16"),
+        ("cuda", FULL, False, "fp16"),
+        ("cuda", BRAIN, True, "bf16"),
+        ("cuda", BRAIN, False, "bf16"),
+        ("cuda", HALF, True, "fp16"),
+        ("cuda", HALF, False, "fp16"),
+        ("cpu", FULL, True, "no"),
+        ("cpu", BRAIN, False, "no"),
+        ("mps", FULL, False, "no"),
+        ("mps", BRAIN, False, "no"),
+    ],
+)
+def test_auto_is_the_precision_of_device_and_pipeline(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, computes_bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: computes_bf16)
+    config = module.resolve_precision(fake_pipe(device, dtype), mu.TrainConfig())
+    assert config.mixed_precision == precision
+    assert config.allow_tf32 == (device == "cuda")
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_a_named_precision_is_kept(precision: str) -> None:
+    config = mu.TrainConfig(mixed_precision=precision, allow_tf32=False)
+    assert module.resolve_precision(fake_pipe("cuda"), config) == config
+
+
+@pytest.mark.parametrize("precision", ["auto", "no"])
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_float16_is_refused_where_it_cannot_train(precision: str, device: str) -> None:
+    with pytest.raises(DataError, match=r"expected a pipeline in float32 or bfloat16.*got float16"):
+        module.resolve_precision(fake_pipe(device, HALF), mu.TrainConfig(mixed_precision=precision))
+    with pytest.raises(DataError, match="or train with mixed_precision='fp16'"):
+        module.resolve_precision(fake_pipe("cuda", HALF), mu.TrainConfig(mixed_precision="no"))
+    with pytest.raises(SettingError, match="on a CPU, got 'fp16'"):
+        module.resolve_precision(fake_pipe("cpu"), mu.TrainConfig(mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize("former", [True, False])
+@pytest.mark.parametrize("allow", [True, False])
+def test_tf32_is_set_for_the_run_and_put_back(monkeypatch: pytest.MonkeyPatch, former: bool, allow: bool) -> None:
+    matmul = SimpleNamespace(allow_tf32=former)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    with contextlib.suppress(KeyboardInterrupt), module.tf32_products(torch.device("cuda"), allow):
+        assert matmul.allow_tf32 is allow
+        raise KeyboardInterrupt
+    assert matmul.allow_tf32 is former
+    with module.tf32_products(torch.device("cpu"), allow):
+        assert matmul.allow_tf32 is former
+
+
 class RecordTracker(GeneralTracker):
-    """Keeps what it is told."""
+    """Records what it receives."""
 
     name, requires_logging_directory = "record", False
     lines: list[tuple[int | None, dict[str, float]]]
@@ -67,7 +132,7 @@ def go(pipe: StableDiffusionPipeline, dataset: CachedLatents, folder: Path, **ch
     return mu.train(pipe, masker, dataset, config, folder, progress=False).stats
 
 
-def test_a_tracker_is_told_the_lines_of_the_statistics(
+def test_a_tracker_receives_the_lines_of_the_log(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "record", RecordTracker)
@@ -75,8 +140,8 @@ def test_a_tracker_is_told_the_lines_of_the_statistics(
     assert [step for step, _ in RecordTracker.lines] == [2, 4, 6]
     assert [{"step": step} | values for step, values in RecordTracker.lines] == stats
     for step, values in RecordTracker.lines:
-        seen = {"loss", "lr"} | ({"gain", "gain_ci95", "density"} if step in (4, 6) else set())
-        assert values.keys() == seen
+        names = {"loss", "lr"} | ({"gain", "gain_ci95", "density"} if step in (4, 6) else set())
+        assert values.keys() == names
     assert RecordTracker.settings["max_train_steps"] == "6"
     assert RecordTracker.finished
 
@@ -105,12 +170,12 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
     pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(module, "get_available_trackers", list)
-    with pytest.raises(DataError, match=rf"expected {name} .*pip install 'maskunet\[{name}\]'"):
+    with pytest.raises(SettingError, match=rf"expected {name} .*pip install 'maskunet\[{name}\]'"):
         go(pipe, dataset, tmp_path / "run", report_to=name)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_tracker_is_refused(pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"tensorboard.*wandb.*got 'paper'"):
+    with pytest.raises(SettingError, match=r"tensorboard.*wandb.*got 'paper'"):
         go(pipe, dataset, tmp_path / "run", report_to="paper")
     assert not (tmp_path / "run").exists()
