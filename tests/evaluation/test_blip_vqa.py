@@ -18,19 +18,19 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 44, 3), dtype=np.uint8))
 
 
-def test_equals_the_first_token_of_transformers_own_answer(blip_folder: Path) -> None:
-    """Preprocessing by transformers' processor, the answer by its `generate`; only [ENC] is put in by hand."""
+def test_equals_the_first_token_of_transformers_answer(blip_folder: Path) -> None:
+    """transformers' processor and `generate` are the reference; only [ENC] is inserted by hand."""
     vqa = BlipVqa.from_pretrained(blip_folder)
-    pictures = [noise(0), noise(1)]
+    images = [noise(0), noise(1)]
     questions = [["a red bench?", "a blue bowl?"], ["The Round, (Clock)?"]]
-    found = vqa(pictures, questions)
-    assert [len(f) for f in found] == [2, 1]
+    probabilities = vqa(images, questions)
+    assert [len(p) for p in probabilities] == [2, 1]
     model = BlipForQuestionAnswering.from_pretrained(blip_folder).eval()
     tokenizer = BertTokenizer.from_pretrained(blip_folder)
     size = {"height": 32, "width": 32}
-    for picture, asked, answers in zip(pictures, questions, found, strict=True):
-        pixels = BlipImageProcessorPil(size=size)(picture, return_tensors="pt").pixel_values
-        for question, answer in zip(asked, answers, strict=True):
+    for image, texts, answers in zip(images, questions, probabilities, strict=True):
+        pixels = BlipImageProcessorPil(size=size)(image, return_tensors="pt").pixel_values
+        for question, answer in zip(texts, answers, strict=True):
             tokens = tokenizer(clean_question(question), return_tensors="pt")
             tokens.input_ids[:, 0] = model.config.text_config.vocab_size - 1
             options = {"max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
@@ -44,17 +44,17 @@ def test_equals_the_first_token_of_transformers_own_answer(blip_folder: Path) ->
             p = out.scores[0][0].softmax(-1)
             yes, no = (p[tokenizer.convert_tokens_to_ids(word)] for word in ("yes", "no"))
             assert answer == pytest.approx(float(yes / (yes + no)), abs=1e-5)
-    assert len({round(p, 5) for of_one in found for p in of_one}) == 3
+    assert len({round(p, 5) for of_image in probabilities for p in of_image}) == 3
 
 
 def test_questions_do_not_depend_on_their_batch(blip_folder: Path) -> None:
     vqa = BlipVqa.from_pretrained(blip_folder)
     questions = [["a cat?", "a very long question about a bench?"], [], ["a dog?"]]
-    whole = vqa([noise(i) for i in range(3)], questions)
+    together = vqa([noise(i) for i in range(3)], questions)
     vqa.chunk = 1
     singly = [vqa([noise(i)], [questions[i]])[0] for i in range(3)]
-    assert whole[1] == []
-    for a, b in zip(whole, singly, strict=True):
+    assert together[1] == []
+    for a, b in zip(together, singly, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
 

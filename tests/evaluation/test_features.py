@@ -1,4 +1,4 @@
-"""Inception's features through a network of the same interface, and one clear error for each way that they are missing."""
+"""Inception's features through a network of the same interface, and one clear error for each missing part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskunet.evaluation.features import load_features
 
 
 class Network(nn.Module):
-    """The interface of torchmetrics' `NoTrainInceptionV3`; its features are means of the pixels it got."""
+    """The interface of torchmetrics' `NoTrainInceptionV3`; its features are the means of its input."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Network(nn.Module):
         return x.float().mean((2, 3)).repeat(1, 683)[:, :2048]
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, network: Any) -> None:
+def install_fake(monkeypatch: pytest.MonkeyPatch, network: Any) -> None:
     for name in ("torchmetrics", "torchmetrics.image", "torchmetrics.image.fid"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["torchmetrics.image.fid"].NoTrainInceptionV3 = network  # type: ignore[attr-defined]
@@ -40,12 +40,12 @@ def failing(error: Exception) -> Any:
     return build
 
 
-def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, Network)
-    pictures = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 3, 16, 16)
-    found = load_features("inception")(pictures)
-    assert (found.shape, found.dtype, found.device.type) == ((3, 2048), torch.float32, "cpu")
-    assert found[:, 0].tolist() == [0, 128, 255]
+def test_images_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fake(monkeypatch, Network)
+    images = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 3, 16, 16)
+    features = load_features("inception")(images)
+    assert (features.shape, features.dtype, features.device.type) == ((3, 2048), torch.float32, "cpu")
+    assert features[:, 0].tolist() == [0, 128, 255]
     assert load_features("inception").texts(["a"]) is None
 
 
@@ -60,7 +60,7 @@ def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         (
             failing(URLError("Name or service not known")),
             CheckpointError,
-            r"not known.*no network, put weights-ince",
+            r"not known.*Without a network, put weights-ince",
         ),
         (
             failing(RuntimeError("operator torchvision::nms does not exist\nmore")),
@@ -69,10 +69,10 @@ def test_pictures_reach_inception_as_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         ),
     ],
 )
-def test_what_is_missing_is_one_line(
+def test_a_missing_part_is_one_line(
     monkeypatch: pytest.MonkeyPatch, network: Any, kind: type[Exception], message: str
 ) -> None:
-    pretend(monkeypatch, network)
+    install_fake(monkeypatch, network)
     with pytest.raises(kind, match=message) as caught:
         load_features("inception")
     assert "\n" not in str(caught.value)

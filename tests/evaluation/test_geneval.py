@@ -1,4 +1,4 @@
-"""GenEval's folders and results, on the shapes world and its judge."""
+"""GenEval's folders and results, with the judge of the shapes world."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from maskunet.errors import DataError
 from maskunet.evaluation import GenEval, run_benchmark
 from maskunet.evaluation.detectors import JudgeDetector
 from maskunet.evaluation.geneval import read_metadata
+from maskunet.images import to_pil
 from maskunet.metrics.geneval_rules import Detection
 from maskunet.sampling import pipeline_side
 from maskunet.shapes.drawing import draw
@@ -39,24 +40,24 @@ def blank(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
 
 def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
     benchmark = GenEval(METADATA, JudgeDetector(), images_per_prompt=2)
-    said: list[str] = []
+    messages: list[str] = []
     sides = {"base": blank, "masker": drawn}
-    found = run_benchmark(
+    scores = run_benchmark(
         benchmark,
         sides,
         tmp_path,
         settings={},
         progress=False,
-        on_generated=lambda folder, count: said.append(f"{count} {folder}"),
+        on_generated=lambda folder, count: messages.append(f"{count} {folder}"),
     )
-    assert found is not None
-    assert found.estimate("base").value == 0
-    assert found.estimate("masker").value == 1
-    assert found.gain("masker", "base").value == 1
-    assert said[0] == f"24 {tmp_path / 'base'}"
-    place = tmp_path / "masker" / "00003"
-    assert json.loads((place / "metadata.jsonl").read_text()) == METADATA[3]
-    assert sorted(f.name for f in (place / "samples").iterdir()) == ["0000.png", "0001.png"]
+    assert scores is not None
+    assert scores.estimate("base").value == 0
+    assert scores.estimate("masker").value == 1
+    assert scores.gain("masker", "base").value == 1
+    assert messages[0] == f"24 {tmp_path / 'base'}"
+    folder = tmp_path / "masker" / "00003"
+    assert json.loads((folder / "metadata.jsonl").read_text()) == METADATA[3]
+    assert sorted(f.name for f in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
     lines = [json.loads(line) for line in (tmp_path / "base" / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 24
     assert list(lines[0]) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
@@ -73,15 +74,15 @@ def test_right_and_wrong_sides_in_genevals_layout(tmp_path: Path) -> None:
         tmp_path,
         settings={},
         progress=False,
-        on_generated=lambda folder, count: said.append(f"{count} {folder}"),
+        on_generated=lambda folder, count: messages.append(f"{count} {folder}"),
     )
-    assert said[-1].startswith("0 ")
+    assert messages[-1].startswith("0 ")
     assert again is not None
-    assert again.to_dict() == found.to_dict()
+    assert again.to_dict() == scores.to_dict()
 
 
-def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    """Two processes and one make the same pictures; sides share their noise."""
+def test_processes_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    """Two processes generate the images of one; sides share their noise."""
     mu.attach(pipe, mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=9.0), seed=0))
     options: dict[str, Any] = {"num_inference_steps": 2}
     sides = {"base": pipeline_side(pipe, masks=False, **options), "masker": pipeline_side(pipe, **options)}
@@ -95,47 +96,47 @@ def test_shards_and_noise(pipe: StableDiffusionPipeline, tmp_path: Path) -> None
     assert run_benchmark(benchmark, sides, tmp_path / "two", rank=0, world=2, **run) is not None
     run_benchmark(benchmark, sides, tmp_path / "one", **run)
 
-    def pictures(folder: Path) -> list[bytes]:
+    def images(folder: Path) -> list[bytes]:
         return [Image.open(s.file).tobytes() for s in GenEval([]).find_images(folder)]
 
-    assert pictures(tmp_path / "two" / "base") == pictures(tmp_path / "one" / "base")
-    base, masked = (pictures(tmp_path / "one" / side) for side in sides)
+    assert images(tmp_path / "two" / "base") == images(tmp_path / "one" / "base")
+    base, masked = (images(tmp_path / "one" / side) for side in sides)
     assert len(set(base)) == 6
     worst = max(abs(a - b) for x, y in zip(base, masked, strict=True) for a, b in zip(x, y, strict=True))
     assert worst <= 1
 
 
-def test_a_folder_made_elsewhere(tmp_path: Path) -> None:
-    """Its script numbers pictures with five digits, draws a grid, and may have stopped early."""
-    for i, (entry, picture) in enumerate(zip(METADATA, drawn([p.prompt for p in PROMPTS], []), strict=True)):
-        place = tmp_path / "made" / f"{i:05d}"
-        (place / "samples").mkdir(parents=True)
-        (place / "metadata.jsonl").write_text(json.dumps(entry))
-        image = Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
-        image.save(place / "grid.png")
+def test_a_folder_of_the_original_script(tmp_path: Path) -> None:
+    """The original script numbers images with five digits, writes a grid, and may have stopped early."""
+    images = to_pil(drawn([p.prompt for p in PROMPTS], []))
+    for i, (entry, image) in enumerate(zip(METADATA, images, strict=True)):
+        folder = tmp_path / "images" / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True)
+        (folder / "metadata.jsonl").write_text(json.dumps(entry))
+        image.save(folder / "grid.png")
         for k in range(1 if i else 3):
-            image.save(place / "samples" / f"{k:05d}.png")
-    (tmp_path / "made" / "notes").mkdir()
-    scores = GenEval([], JudgeDetector()).score(tmp_path / "made", tmp_path / "out", progress=False)
+            image.save(folder / "samples" / f"{k:05d}.png")
+    (tmp_path / "images" / "notes").mkdir()
+    scores = GenEval([], JudgeDetector()).score(tmp_path / "images", tmp_path / "out", progress=False)
     assert [s.value for s in scores] == [1.0] * 14
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 14
 
 
-def test_a_detector_of_ones_own(tmp_path: Path) -> None:
+def test_your_own_detector(tmp_path: Path) -> None:
     class Two:
         names, palette = {"dog"}, {"red"}
 
-        def __call__(self, picture: Image.Image) -> list[Detection]:
+        def __call__(self, image: Image.Image) -> list[Detection]:
             return [Detection("dog", None, 0.8, (0, 0, 4, 4))] * 2
 
-        def colours(self, picture: Image.Image, objects: Sequence[Detection]) -> list[str]:
+        def colours(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
             return ["red"] * len(objects)
 
     include = [{"class": "dog", "count": 2, "color": "red"}]
     entries = [{"tag": t, "include": include, "prompt": "two red dogs"} for t in ("colors", "counting")]
-    found = run_benchmark(GenEval(entries, Two(), images_per_prompt=1), {"base": blank}, tmp_path, progress=False)
-    assert found is not None
-    assert (found.estimate("base", "colors").value, found.estimate("base", "counting").value) == (1, 0)
+    scores = run_benchmark(GenEval(entries, Two(), images_per_prompt=1), {"base": blank}, tmp_path, progress=False)
+    assert scores is not None
+    assert (scores.estimate("base", "colors").value, scores.estimate("base", "counting").value) == (1, 0)
     with pytest.raises(DataError, match=r"expected classes that Two knows \(dog\), the prompts require .*circle"):
         GenEval(METADATA, Two())
     with pytest.raises(DataError, match=r"expected colours .* the prompts require brown"):
@@ -172,6 +173,6 @@ def test_mistakes(tmp_path: Path) -> None:
     GenEval(METADATA).jobs(tmp_path)
     with pytest.raises(DataError, match="or to hold these prompts"):
         GenEval(METADATA[1:]).jobs(tmp_path)
-    (tmp_path / "00000" / "samples" / "0000.png").write_text("no picture")
+    (tmp_path / "00000" / "samples" / "0000.png").write_text("no image")
     with pytest.raises(DataError, match="expected an image"):
         GenEval(METADATA, JudgeDetector()).score(tmp_path, tmp_path, progress=False)

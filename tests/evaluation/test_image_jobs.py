@@ -1,4 +1,4 @@
-"""Pictures made once, in shards, resumed."""
+"""Images that are generated once, by several processes, and resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def jobs(folder: Path, count: int = 5) -> list[ImageJob]:
     ]
 
 
-def test_every_picture_is_made_once(tmp_path: Path) -> None:
+def test_every_image_is_generated_once(tmp_path: Path) -> None:
     calls: list[list[str]] = []
 
     def side(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -44,7 +44,7 @@ def test_every_picture_is_made_once(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
+def test_images_of_other_settings_are_refused(tmp_path: Path) -> None:
     generate_missing(grey, jobs(tmp_path), settings={"steps": 2}, progress=False)
     with pytest.raises(DataError, match=r"steps differ in 0\.json; choose another folder"):
         generate_missing(grey, jobs(tmp_path), settings={"steps": 3}, progress=False)
@@ -62,11 +62,11 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_process(tmp_path: Path) -> None:
-    def other() -> None:
+    def generate_later() -> None:
         time.sleep(0.3)
         generate_missing(grey, jobs(tmp_path), settings={}, progress=False)
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=generate_later)
     thread.start()
     wait_for_images(jobs(tmp_path))
     thread.join()

@@ -1,4 +1,4 @@
-"""Scores by task, and sides compared in pairs."""
+"""Scores by task, and paired differences of sides."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from maskunet.metrics.intervals import wilson
 
 
 def rows(values: list[list[float]], task: str = "counting", first: int = 0) -> list[Score]:
-    return [Score(first + i, task, v) for i, of_one in enumerate(values) for v in of_one]
+    return [Score(first + i, task, v) for i, of_prompt in enumerate(values) for v in of_prompt]
 
 
-def test_overall_is_the_mean_over_tasks_and_a_task_the_mean_over_pictures() -> None:
-    """As GenEval's summary: a prompt with more pictures weighs more in its task."""
+def test_overall_is_the_mean_over_tasks_and_a_task_the_mean_over_images() -> None:
+    """As in GenEval's summary: a prompt with more images weighs more in its task."""
     base = rows([[1, 0, 1, 1], [0]]) + rows([[1.0]] * 3 + [[0.0]], "colors", 2)
-    found = Scores.gather({"base": base})
-    assert found.task_names == ["counting", "colors"]
-    assert found.estimate("base", "counting").value == pytest.approx(3 / 5)
-    assert found.estimate("base").value == pytest.approx((3 / 5 + 3 / 4) / 2)
-    lines = found.to_markdown().splitlines()
+    scores = Scores.gather({"base": base})
+    assert scores.task_names == ["counting", "colors"]
+    assert scores.estimate("base", "counting").value == pytest.approx(3 / 5)
+    assert scores.estimate("base").value == pytest.approx((3 / 5 + 3 / 4) / 2)
+    lines = scores.to_markdown().splitlines()
     assert lines[0] == "| task | prompts | images | base |"
     assert lines[2].startswith("| counting | 2 | 5 | 0.600 [")
     assert lines[-1].startswith("| **overall** | 6 | 9 | 0.675 [")
-    assert found.to_dict()["overall"]["base"]["value"] == pytest.approx(0.675)
+    assert scores.to_dict()["overall"]["base"]["value"] == pytest.approx(0.675)
 
 
 def test_sides_are_compared_in_pairs() -> None:
@@ -33,17 +33,17 @@ def test_sides_are_compared_in_pairs() -> None:
     values = (torch.rand(200, 2, generator=generator) < 0.5).float()
     better = values.clone()
     better[::10] = 1
-    found = Scores.gather({"base": rows(values.tolist()), "masker": rows(better.tolist())})
-    gain, side = found.gain("masker", "base"), found.estimate("masker")
+    scores = Scores.gather({"base": rows(values.tolist()), "masker": rows(better.tolist())})
+    gain, side = scores.gain("masker", "base"), scores.estimate("masker")
     assert 0 < gain.low < gain.value < gain.high
     assert gain.high - gain.low < side.high - side.low
-    assert "| masker - base |" in found.to_markdown()
-    assert found.to_dict()["counting"]["masker - base"]["value"] == pytest.approx(gain.value)
+    assert "| masker - base |" in scores.to_markdown()
+    assert scores.to_dict()["counting"]["masker - base"]["value"] == pytest.approx(gain.value)
 
 
 def test_an_interval_has_width_where_all_prompts_agree() -> None:
-    found = Scores.gather({"base": rows([[1.0]] * 80) + rows([[0.0]] * 80, "position", 80)})
-    right, wrong = found.estimate("base", "counting"), found.estimate("base", "position")
+    scores = Scores.gather({"base": rows([[1.0]] * 80) + rows([[0.0]] * 80, "position", 80)})
+    right, wrong = scores.estimate("base", "counting"), scores.estimate("base", "position")
     assert (right.value, right.high, wrong.value, wrong.low) == pytest.approx((1, 1, 0, 0))
     assert right.low == pytest.approx(80 / (80 + 1.96**2), abs=1e-3)
     assert wrong.high == pytest.approx(1 - right.low)
@@ -52,10 +52,10 @@ def test_an_interval_has_width_where_all_prompts_agree() -> None:
 
 
 def test_without_an_overall_figure() -> None:
-    found = Scores.gather({"base": rows([[0.12344]], "color")}, overall=None, digits=4)
-    assert "overall" not in found.to_markdown()
-    assert "| color | 1 | 1 | 0.1234 [" in found.to_markdown()
-    assert list(found.to_dict()) == ["color"]
+    scores = Scores.gather({"base": rows([[0.12344]], "color")}, overall=None, digits=4)
+    assert "overall" not in scores.to_markdown()
+    assert "| color | 1 | 1 | 0.1234 [" in scores.to_markdown()
+    assert list(scores.to_dict()) == ["color"]
 
 
 def test_sides_that_differ_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""T2I-CompBench's folders, prompts and figures."""
+"""T2I-CompBench's folders, prompts and scores."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def phrases(prompt: str) -> list[str]:
     return [part.strip(". ") for part in prompt.split(" and ")]
 
 
-def test_layout_and_figures(tmp_path: Path) -> None:
-    asked: list[list[str]] = []
+def test_layout_and_scores(tmp_path: Path) -> None:
+    received: list[list[str]] = []
 
-    def vqa(pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
-        asked.extend(list(q) for q in questions)
-        assert all(p.size == (32, 32) for p in pictures)
-        return [[0.33336 if "red" in q else 0.5 for q in of_one] for of_one in questions]
+    def vqa(images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        received.extend(list(q) for q in questions)
+        assert all(image.size == (32, 32) for image in images)
+        return [[0.33336 if "red" in q else 0.5 for q in of_image] for of_image in questions]
 
     benchmark = T2ICompBench(PROMPTS, vqa, phrases, images_per_prompt=2, batch_size=4)
-    found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
-    assert found is not None
+    scores = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
+    assert scores is not None
     folder = tmp_path / "base" / "color"
     assert sorted(f.name for f in (folder / "samples").iterdir()) == [
         "a cat._000002.png",
@@ -47,27 +47,27 @@ def test_layout_and_figures(tmp_path: Path) -> None:
         "a red bench and a blue bowl._000000.png",
         "a red bench and a blue bowl._000001.png",
     ]
-    assert asked == [["a red bench?", "a blue bowl?"]] * 2 + [["a cat?"]] * 2 + [["a round clock?"]] * 2
+    assert received == [["a red bench?", "a blue bowl?"]] * 2 + [["a cat?"]] * 2 + [["a round clock?"]] * 2
     answers = json.loads((folder / "annotation_blip" / "vqa_result.json").read_text())
     # 0.33336 is rounded to 0.3334, and its product with 0.5 stays 0.1667.
     assert answers == [{"question_id": i, "answer": a} for i, a in enumerate(["0.1667", "0.1667", "0.5000", "0.5000"])]
     assert (folder / "annotation_blip" / "blip_vqa_score.txt").read_text().startswith("BLIP-VQA score:0.33335")
-    assert found.estimate("base", "color").value == pytest.approx(0.33335)
-    assert found.task_names == ["color", "shape"]
-    assert "overall" not in found.to_markdown()
+    assert scores.estimate("base", "color").value == pytest.approx(0.33335)
+    assert scores.task_names == ["color", "shape"]
+    assert "overall" not in scores.to_markdown()
     seeds = [json.loads(f.read_text())["seed"] for f in tmp_path.glob("base/*/records/*.json")]
     assert len(set(seeds)) == 6
 
 
-def test_with_a_network_and_a_folder_made_elsewhere(blip_folder: Path, tmp_path: Path) -> None:
-    """One category's folder, as the original's script leaves it: numbered by the hundred thousand, with a grid beside."""
-    place = tmp_path / "color"
-    (place / "samples").mkdir(parents=True)
+def test_a_network_and_a_folder_of_the_original_script(blip_folder: Path, tmp_path: Path) -> None:
+    """One category's folder as the original script writes it: numbers of more than six digits' width, and a grid."""
+    folder = tmp_path / "color"
+    (folder / "samples").mkdir(parents=True)
     for number in (100000, 9):
-        Image.new("RGB", (40, 32), "red").save(place / "samples" / f"a red bench_{number:06d}.png")
-    Image.new("RGB", (8, 8)).save(place / "a red bench-grid-00000.png")
+        Image.new("RGB", (40, 32), "red").save(folder / "samples" / f"a red bench_{number:06d}.png")
+    Image.new("RGB", (8, 8)).save(folder / "a red bench-grid-00000.png")
     vqa = BlipVqa.from_pretrained(blip_folder)
-    scores = T2ICompBench({}, vqa, phrases).score(place, tmp_path / "out", progress=False)
+    scores = T2ICompBench({}, vqa, phrases).score(folder, tmp_path / "out", progress=False)
     assert [(s.prompt, s.task) for s in scores] == [(0, "color")] * 2
     ((expected,),) = vqa([Image.new("RGB", (40, 32), "red")], [["a red bench?"]])
     assert scores[0].value == round(expected, 4)
@@ -75,15 +75,15 @@ def test_with_a_network_and_a_folder_made_elsewhere(blip_folder: Path, tmp_path:
     assert [int(i.file.stem[-6:]) for i in T2ICompBench({}).find_images(tmp_path)] == [9, 100000]
 
 
-def test_no_more_than_eight_phrases_and_none_is_right(tmp_path: Path) -> None:
-    def vqa(pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
+def test_eight_phrases_count_and_no_phrase_scores_one(tmp_path: Path) -> None:
+    def vqa(images: Sequence[Image.Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
         return [[0.5] * len(q) for q in questions]
 
     prompts = {"color": ["many", "none"]}
     benchmark = T2ICompBench(prompts, vqa, lambda p: ["x"] * 20 if p == "many" else [], images_per_prompt=1)
-    found = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
-    assert found is not None
-    assert found.values["base"].tolist() == [pytest.approx(0.0039), 1]
+    scores = run_benchmark(benchmark, {"base": grey}, tmp_path, progress=False)
+    assert scores is not None
+    assert scores.values["base"].tolist() == [pytest.approx(0.0039), 1]
 
 
 def test_prompts_files(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_prompts_files(tmp_path: Path) -> None:
         read_prompts(tmp_path / "folder")
 
 
-def test_splitter_is_spacys_or_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_splitter_is_spacys_or_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(DataError, match=r"pip install 'maskunet\[t2i-compbench\]' && python -m spacy download"):
         spacy_phrases()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attaching import attachment_of
-from ..attaching.trace import Trace
+from ..attaching.trace import CallRecord, Trace
 from .context import AnalysisContext
 
 #: Called with the number of the U-Net call, the layer's name, and the switched-off weights, boolean (M, weights).
@@ -18,17 +18,18 @@ OnMask = Callable[[int, str, Tensor], None]
 
 
 class _Stream(Trace):
-    """A trace that passes masks on and stores nothing."""
+    """A trace that passes masks on and stores none."""
 
     def __init__(self, on_mask: OnMask) -> None:
         super().__init__("density")
         self._on_mask, self._number = on_mask, -1
 
-    def begin(self, timestep: Any) -> None:
+    def begin(self, timestep: Any) -> CallRecord:
         """Count a call."""
         self._number += 1
+        return super().begin(timestep)
 
-    def add(self, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
+    def add(self, call: CallRecord, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
         """Pass on what a layer's mask switches off."""
         mask = mask.detach()
         off = (mask if mask.ndim > ndim else mask[None]) == 0

@@ -84,7 +84,11 @@ def measure_images(
     folder, (rank, world) = Path(images), process_rank()
     silence_loading()
     # Networks are read before hours of work, by the process that measures.
-    spaces = _load_spaces(features or FEATURES, device or (pipe.unet.device if pipe is not None else "cpu"), rank == 0)
+    spaces = _load_spaces(
+        FEATURES if features is None else features,
+        device or (pipe.unet.device if pipe is not None else "cpu"),
+        rank == 0,
+    )
     record: dict[str, Any] = dict(settings or {})
     if pipe is not None and prompts is not None:
         steps, scale = (NUM_INFERENCE_STEPS, GUIDANCE_SCALE) if bundled else (50, 7.5)  # papers report FID at 50 steps
@@ -133,8 +137,8 @@ def measure_images(
 def _load_spaces(
     features: Sequence[str | Features] | str | Features, device: torch.device | str, loads: bool
 ) -> dict[str, Features]:
-    listed = [features] if isinstance(features, str | Features) else list(features)
-    if not listed or not all(isinstance(item, str | Features) for item in listed):
+    listed: Any = [features] if isinstance(features, str | Features) else features
+    if not isinstance(listed, Sequence) or not listed or not all(isinstance(item, str | Features) for item in listed):
         raise SettingError(f"expected names of feature spaces or Features, got {features!r}")
     if not loads:
         return {}

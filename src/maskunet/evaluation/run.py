@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attaching import attach, attachment_of, reattach
+from ..attaching import Attachment, attach, attachment_of, reattach
 from ..distributed import process_rank
 from ..errors import SettingError
 from ..maskers import Masker
@@ -251,14 +251,16 @@ def _attached(pipe: Any, masker: Masker | Source | None) -> Iterator[str]:
     try:
         current = attachment if masker is None else attach(pipe, masker)
         assert current is not None
-        yield str(masker) if isinstance(masker, str | os.PathLike) else _masker_name(current.masker)
+        yield str(masker) if isinstance(masker, str | os.PathLike) else _masker_name(current)
     finally:
         reattach(pipe, attachment)
 
 
-def _masker_name(masker: Masker) -> str:
-    """Class and digest of the tensors: a resumed run must not mix the images of two maskers."""
-    digest = hashlib.sha256()
+def _masker_name(attachment: Attachment) -> str:
+    """Return class and digest of a masker, so that a resumed run cannot mix the images of two maskers."""
+    masker = attachment.masker
+    layers = [layer.name for layer in masker.network.layers]
+    digest = hashlib.sha256(repr((masker.settings, layers, attachment.seed)).encode())
     for name, tensor in sorted(masker.tensors().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -23,23 +23,23 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     Raises:
         DataError: the sets have different widths, or fewer than two images.
     """
-    a, b = _checked(first, second, 2)
+    a, b = _require_sets(first, second, 2)
     offset = (a.mean(0) - b.mean(0)).square().sum()
     covariances = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(a.shape[1], -1)
-    # The trace of the product's square root is the sum of the roots of its eigenvalues, which are real and >= 0.
+    # tr((A B)^(1/2)) is the sum of the square roots of the eigenvalues of A B, which are real and >= 0.
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt().sum()
     return float(offset + covariances[0].trace() + covariances[1].trace() - 2 * roots)
 
 
-def _checked(first: Tensor, second: Tensor, least: int) -> tuple[Tensor, Tensor]:
+def _require_sets(first: Tensor, second: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
     if (
         first.ndim != 2
         or second.ndim != 2
         or first.shape[1] != second.shape[1]
-        or min(len(first), len(second)) < least
+        or min(len(first), len(second)) < minimum
     ):
         raise DataError(
-            f"expected two sets of at least {least} features of one width, got {tuple(first.shape)} and "
+            f"expected two sets of at least {minimum} features of one width, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
     return first.double(), second.double()
@@ -65,7 +65,7 @@ def kernel_distance(
 
     Reference: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
     """
-    a, b = _checked(first, second, 2)
+    a, b = _require_sets(first, second, 2)
     size, width = min(subset_size, len(a), len(b)), a.shape[1]
     generator = torch.Generator().manual_seed(seed)
     values = []
@@ -93,7 +93,7 @@ def gaussian_distance(first: Tensor, second: Tensor, *, sigma: float = 10.0, sca
 
     Reference: Jayasumana et al., "Rethinking FID: Towards a Better Evaluation Metric for Image Generation", CVPR 2024.
     """
-    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in _checked(first, second, 1))
+    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in _require_sets(first, second, 1))
 
     def mean(x: Tensor, y: Tensor) -> float:
         parts = [torch.exp(-torch.cdist(chunk, y).square() / (2 * sigma**2)).sum() for chunk in x.split(2048)]
@@ -118,11 +118,11 @@ def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int = 3) ->
 
     Reference: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019.
     """
-    a, b = _checked(generated, real, neighbours + 1)
+    a, b = _require_sets(generated, real, neighbours + 1)
 
     def coverage(points: Tensor, support: Tensor) -> float:
-        reach = torch.cat([torch.cdist(c, support).kthvalue(neighbours + 1).values for c in support.split(1024)])
-        inside = [(torch.cdist(c, support) <= reach).any(1) for c in points.split(1024)]
+        radius = torch.cat([torch.cdist(c, support).kthvalue(neighbours + 1).values for c in support.split(1024)])
+        inside = [(torch.cdist(c, support) <= radius).any(1) for c in points.split(1024)]
         return float(torch.cat(inside).double().mean())
 
     return coverage(a, b), coverage(b, a)

@@ -123,7 +123,7 @@ def check(
 
     Args:
         detections: the objects in the image.
-        metadata: an entry of `evaluation_metadata.jsonl`: `tag`, `include`, and `exclude` where counts are limited.
+        metadata: an entry of `evaluation_metadata.jsonl`: `tag`, `include`, and `exclude` if counts are limited.
         colours: function from objects to the names of their colours; the detections' own if None.
 
     Returns:

@@ -37,7 +37,7 @@ class Estimate:
 
 
 def bootstrap(values: Tensor, groups: Sequence[Tensor], weights: Tensor | None = None) -> Estimate:
-    """Return the mean over groups of the mean within each, with a percentile interval from resampling inside groups.
+    """Return the mean over groups of the mean within each; percentile interval of resampling within groups.
 
     Args:
         values: one value per prompt, (N,).
@@ -76,7 +76,7 @@ def student(values: Tensor) -> Estimate:
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
-    from scipy.stats import t  # slow to import, and not every interval needs it
+    from scipy.stats import t  # slow to import, and most intervals do not need it
 
     half = float(t.ppf(0.975, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half)
