@@ -141,7 +141,7 @@ RECORDED = ("n", "reward", "referee", "accuracy", "fid", "forwards")
 
 def minus_plain(cell: dict[str, Any], plain: dict[str, Any]) -> dict[str, list[float]]:
     """Return [value, low, high] of the differences to plain sampling, paired by prompt and noise; tasks weigh equally."""
-    tasks = [p.task for p in held_out_prompts(CONFIG.prompts, CONFIG.split)]
+    tasks = [p.task for p in held_out_prompts(len(cell["each"]["correct"]), CONFIG.split)]
     groups = [torch.tensor([i for i, t in enumerate(tasks) if t == task]) for task in dict.fromkeys(tasks)]
     differences = {}
     for name, key in (("reward", "reward"), ("referee", "referee"), ("overall", "correct")):

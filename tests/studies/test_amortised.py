@@ -14,7 +14,7 @@ from maskunet.errors import RewardError
 
 CONFIG = AmortisedConfig(
     seeds=1,
-    steps=2,
+    steps=1,
     rates={"mask": (1.0,), "lora": (1e-3,)},
     train_samples=8,
     train_batch_size=2,

@@ -34,16 +34,15 @@ def test_rates_are_selected_on_validation_and_finished_cells_are_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = {name: ROWS[name] for name in ("base", "random masks")} | {
-        "masks": TableRow("mask", (1e-3,)),
         "full + dropout": TableRow("full", (1e-5, 10.0), (("dropout", 0.1),)),
     }
     monkeypatch.setattr(table1, "ROWS", rows)
     monkeypatch.setattr(world, "HELD_OUT", 4)
     monkeypatch.setattr(world, "DENSITY_PROMPTS", 2)
-    monkeypatch.setattr(world, "TrainConfig", partial(TrainConfig, train_batch_size=4))
+    monkeypatch.setattr(world, "TrainConfig", partial(TrainConfig, train_batch_size=2))
     lines: list[str] = []
     record = run_table1(tmp_path, CONFIG, log=lines.append)
-    assert len(lines) == 3 + 2 * 4
+    assert len(lines) == 2 + 2 * 3
     assert {name: len(cells) for name, cells in record["cells"].items()} == dict.fromkeys(rows, 2)
     assert all(cell["n"] == 12 for cells in record["cells"].values() for cell in cells)
     # A learning rate of 10 ruins every weight, even in warm-up; validation shows it.
