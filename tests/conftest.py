@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,11 @@ from diffusers import (
 )
 from hypothesis import settings
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from english import train_english
 from maskunet.cli import main as cli
+from tiny_tokenizer import make_tokenizer
 
 pytest_plugins = ["published_formats"]
 
@@ -90,7 +90,7 @@ def any_unet(request: pytest.FixtureRequest, make_unet: Callable[[str], Unet]) -
 
 @pytest.fixture
 def inputs() -> Callable[..., dict[str, Any]]:
-    """Side the arguments of a call of a tiny U-Net for a batch of samples."""
+    """Make the arguments of a call of a tiny U-Net for a batch of samples."""
 
     def make(unet: Unet, batch: int = 2, *, seed: int = 0, timestep: int = 500) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -131,7 +131,7 @@ def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "vae": _seeded(lambda: AutoencoderKL(**vae)),
         "text_encoder": _seeded(lambda: CLIPTextModel(_text(24))),
-        "tokenizer": _tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        "tokenizer": make_tokenizer(tmp_path_factory.mktemp("tokenizer")),
     }
 
 
@@ -148,14 +148,6 @@ def _text(width: int) -> CLIPTextConfig:
         eos_token_id=1,
         pad_token_id=1,
     )
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from hypothesis import given
@@ -16,7 +17,7 @@ def test_ticks_are_round_few_and_inside(low: float, width: float) -> None:
     ticks = round_ticks(low, high)
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 * abs(low) <= tick <= high + 1e-9 * abs(high) for tick in ticks)
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(ticks)]
     assert max(steps) - min(steps) < 1e-6 * max(1.0, abs(low), width)
 
 

@@ -27,6 +27,8 @@ PRESETS = {
     "decoder-attention-conv": rf"up_blocks\..+\.({_ATTENTION}|{_CONVOLUTION})",
     "all": rf"((down_blocks|up_blocks)\.\d+|mid_block)\.(.+\.)?({_ATTENTION}|{_CONVOLUTION})",
 }
+#: Layers of video U-Nets that mix frames: their rows are positions and not samples, so masks per row would hit wrong rows.
+_TEMPORAL = re.compile(r"\.(motion_modules|temp_attentions|temp_convs|temporal_\w+)\.")
 _BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.")
 
 
@@ -126,17 +128,24 @@ class Network:
 
 
 def unet_of(model: Any) -> nn.Module:
-    """Return the U-Net of a model, unwrapped from `torch.compile`.
+    """Return the U-Net of a model, unwrapped from `torch.compile` and DDP.
 
     Args:
         model: a pipeline or a U-Net.
 
     Raises:
-        TargetError: there is no U-Net.
+        TargetError: there is no U-Net, or it is a `DataParallel`.
     """
     unet = getattr(model, "unet", None)
     unet = model if unet is None else unet
     unet = getattr(unet, "_orig_mod", unet)
+    if isinstance(unet, nn.DataParallel):
+        raise TargetError(
+            "expected a U-Net on one device, got a DataParallel, whose replicas share no masks; attach to its .module and "
+            "run one process per GPU (torchrun)"
+        )
+    if isinstance(unet, nn.parallel.DistributedDataParallel):
+        unet = unet.module
     if not isinstance(unet, nn.Module) or not hasattr(unet, "up_blocks"):
         raise TargetError(
             f"expected a Stable Diffusion pipeline or its U-Net (a module with up_blocks), got {type(model).__name__}. "
@@ -156,6 +165,8 @@ def maskable_layers(unet: nn.Module) -> dict[str, nn.Module]:
         # Exact types: a subclass, such as a quantised Linear, may compute something other than weight times input.
         if type(module) not in (nn.Linear, nn.Conv2d) or not _BLOCK.match(name) or re.search(r"\.lora_\w", name):
             continue
+        if _TEMPORAL.search(name):
+            continue
         layers[name.replace(".base_layer", "")] = module
     return layers
 
@@ -166,14 +177,15 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
     Args:
         unet: the U-Net.
         targets: a preset ("decoder-attention", "decoder-attention-conv", "all"), a regular expression that must match
-            whole names, or a list of suffixes, like PEFT's `target_modules`.
+            whole names, or a list of suffixes, like PEFT's `target_modules`. Layers that mix the frames of a video are
+            never chosen.
 
     Raises:
         TargetError: nothing matches, a suffix matches nothing, or a match cannot be masked; near misses are listed.
     """
     layers = maskable_layers(unet)
     modules = [n.replace(".base_layer", "") for n, _ in unet.named_modules() if n and ".lora_" not in n]
-    names = list(dict.fromkeys(modules))
+    names = [name for name in dict.fromkeys(modules) if not _TEMPORAL.search(f"{name}.")]
     if isinstance(targets, str):
         try:
             pattern = re.compile(PRESETS.get(targets, targets))
@@ -244,6 +256,7 @@ def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
     blocks = []
     for block, specs in by_block.items():
         resnet: Any = unet.get_submodule(block).resnets[0]  # type: ignore[index,union-attr]
+        resnet = getattr(resnet, "spatial_res_block", resnet)  # Stable Video Diffusion's
         conv = getattr(resnet.conv1, "base_layer", resnet.conv1)
         temb = getattr(resnet.time_emb_proj, "base_layer", resnet.time_emb_proj)
         blocks.append(BlockSpec(block, conv.in_channels, conv.out_channels, temb.in_features, tuple(specs)))

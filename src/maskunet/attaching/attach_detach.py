@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import numbers
 import os
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,7 +79,6 @@ def attach(
         refuse_fused(unet, block)
     detach(model)
     attachment = Attachment(unet, masker, seed, noise)
-    attachment.pipe = None if model is unet else weakref.ref(model)
     attachment.install()
     unet.__dict__[_ATTRIBUTE] = attachment
     if _is_compiled(model, unet):

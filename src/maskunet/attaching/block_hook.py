@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from ..errors import TargetError
 from ..maskers import BlockInput
 from ..targets import BlockSpec
-from .replacement import Context, follow_checkpointing, leave_checkpointing
-
-
-class CurrentCall(Protocol):
-    """State of the U-Net's current call; an `Attachment` has it."""
-
-    enabled: bool
-    timestep: Any
-
-    def capture(self) -> Context:
-        """Return a context that restores the state of the current call."""
-
-    def start_block(self, block: str, inputs: BlockInput) -> None:
-        """Get a block's masks from the masker.
-
-        Args:
-            block: name of the block.
-            inputs: its inputs.
-        """
+from .call import Attached
+from .replacement import follow_checkpointing, leave_checkpointing
 
 
 class BlockHook:
@@ -37,11 +20,11 @@ class BlockHook:
     Args:
         unet: the U-Net.
         block: the block.
-        call: state of the U-Net's current call.
+        attachment: the attachment.
     """
 
-    def __init__(self, unet: nn.Module, block: BlockSpec, call: CurrentCall) -> None:
-        self.unet, self.block, self.call = unet, block, call
+    def __init__(self, unet: nn.Module, block: BlockSpec, attachment: Attached) -> None:
+        self.unet, self.block, self.attachment = unet, block, attachment
         self.module = unet.get_submodule(block.name)
         self.parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self.checkpointing = [m for m in self.module.modules() if hasattr(m, "gradient_checkpointing")]
@@ -55,15 +38,16 @@ class BlockHook:
             kwargs: its keyword arguments.
         """
         if any(m.gradient_checkpointing for m in self.checkpointing):
-            follow_checkpointing(self.checkpointing, self.call.capture)
-        if not self.call.enabled:
+            follow_checkpointing(self.checkpointing, self.attachment.capture)
+        call = self.attachment.call
+        if not self.attachment.enabled or call is None:
             return
         refuse_fused(self.unet, self.block)
         arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
         skips = arguments.get("res_hidden_states_tuple")
         skip = skips[-1] if skips else None
-        inputs = BlockInput(arguments["hidden_states"], skip, arguments["temb"], self.call.timestep)
-        self.call.start_block(self.block.name, inputs)
+        inputs = BlockInput(arguments["hidden_states"], skip, arguments["temb"], call.timestep)
+        self.attachment.start_block(self.block.name, inputs)
 
     def remove(self) -> None:
         """Restore gradient checkpointing."""

@@ -63,21 +63,28 @@ def follow_checkpointing(modules: Iterable[nn.Module], capture: Callable[[], Con
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
         if checkpoint is None or hasattr(checkpoint, "followed"):
             continue
-        module._gradient_checkpointing_func = _following(checkpoint, capture)  # type: ignore[assignment]
+        module._gradient_checkpointing_func = _Following(checkpoint, capture)  # type: ignore[assignment]
 
 
-def _following(checkpoint: Callable[..., Any], capture: Callable[[], Context]) -> Callable[..., Any]:
-    def follow(function: Callable[..., Any], *args: Any) -> Any:
-        context = capture()
+class _Following:
+    """A checkpointing function that recomputes in the state of the first computation.
+
+    Args:
+        checkpoint: the function that it replaces.
+        capture: see `follow_checkpointing`.
+    """
+
+    def __init__(self, checkpoint: Callable[..., Any], capture: Callable[[], Context]) -> None:
+        self.followed, self.capture = checkpoint, capture
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        context = self.capture()
 
         def run(*inner: Any) -> Any:
             with context():
                 return function(*inner)
 
-        return checkpoint(run, *args)
-
-    follow.followed = checkpoint  # type: ignore[attr-defined]
-    return follow
+        return self.followed(run, *args)
 
 
 def leave_checkpointing(modules: Iterable[nn.Module]) -> None:

@@ -53,8 +53,8 @@ class Trace:
         self._free_bytes = int(limit_gb * 2**30)
         self._has_warned = False
 
-    def begin(self, timestep: Any) -> None:
-        """Start the record of a call.
+    def begin(self, timestep: Any) -> CallRecord:
+        """Start and return the record of a call.
 
         Args:
             timestep: its timestep, a number or a tensor.
@@ -65,17 +65,18 @@ class Trace:
         if timestep is not None:
             number = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
         self.calls.append(CallRecord(number))
+        return self.calls[-1]
 
-    def add(self, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
-        """Record the logits and the mask of a layer in the current call.
+    def add(self, call: CallRecord, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
+        """Record the logits and the mask of a layer in a call.
 
         Args:
+            call: the call's record.
             layer: name of the layer.
             logits: (*weight.shape) or (B, *weight.shape); None if there are none.
             mask: (*weight.shape) or (B, *weight.shape).
             ndim: dimensions of the layer's weight.
         """
-        call = self.calls[-1]
         mask = mask.detach()
         mask = mask if mask.ndim > ndim else mask[None]
         call.density[layer] = density(mask, per_sample=True).cpu()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -63,6 +63,9 @@ class Draw:
 
 class LayerMask(ABC):
     """The mask of one layer during one call of the U-Net, in some form."""
+
+    #: Added to the index of each row's mask, where rows take their masks from different groups; None adds nothing.
+    offsets: Sequence[int] | None = None
 
     @abstractmethod
     def logits(self) -> Tensor | None:
@@ -136,9 +139,9 @@ class Masker(nn.Module, ABC):
 
     #: Constructor arguments after the network, which `save_pretrained` writes.
     settings_names: ClassVar[tuple[str, ...]] = ("tau",)
-    #: Numbers of masks M that layers hold, where they are fixed: row r of a batch takes mask r mod M.
+    #: Numbers of masks M that layers hold, where they are fixed: one for all prompts, one per prompt, or one per image.
     mask_counts: frozenset[int] = frozenset()
-    #: "conditional" if only the second half of a guided batch is masked.
+    #: "conditional" if only the rows of a guided batch that see the prompt are masked.
     guided_half: str | None = None
 
     def __init__(self, network: Network, tau: float = 1.0) -> None:
@@ -165,6 +168,14 @@ class Masker(nn.Module, ABC):
         Returns:
             One `LayerMask` per masked layer of the block, by layer name.
         """
+
+    def count_masks(self, layer: str) -> int | None:
+        """Return the number of masks that a layer holds; None for one mask, or for masks that follow the batch.
+
+        Args:
+            layer: name of the layer.
+        """
+        return next(iter(self.mask_counts)) if len(self.mask_counts) == 1 else None
 
     def check_prompt_count(self, count: int) -> None:
         """Refuse prompts that cannot be divided among the masks.

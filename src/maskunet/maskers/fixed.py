@@ -62,6 +62,10 @@ class FixedMasks(Masker):
         shape = self._shapes[name]
         return unpack_bits(getattr(self, _key(name)), shape if count is None else (count, *shape))
 
+    def count_masks(self, layer: str) -> int | None:
+        """Return the number of masks that a layer holds; see `Masker.count_masks`."""
+        return self.samples[layer]
+
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers; see `Masker.block_masks`."""
         return {n: PackedMask(getattr(self, _key(n)), self.samples[n]) for n in self._names[block]}

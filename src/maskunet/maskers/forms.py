@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,10 +103,13 @@ class BinaryMask(LayerMask):
 
     Args:
         values: (*weight.shape), or (M, *weight.shape).
+        offsets: for each row of the batch, what is added to its mask's index, if rows take masks from different groups
+            of `values`.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, offsets: Sequence[int] | None = None) -> None:
         self.values = values
+        self.offsets = None if offsets is None else list(offsets)
 
     def logits(self) -> None:
         """Return None: a binary mask has no logits."""

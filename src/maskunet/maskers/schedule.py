@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError, SettingError, TargetError
 from ..operators import pack_bits, unpack_bits
-from ..targets import LayerSpec, Network
-from .base import BlockInput, Draw, LayerMask, Masker
-from .forms import PackedMask
+from ..targets import Network
+from .base import BlockInput, LayerMask, Masker
+from .forms import BinaryMask, PackedMask
 
 _RULES = ("all", "any", "majority")
 
@@ -26,8 +26,8 @@ class MaskSchedule(Masker):
     Args:
         network: the blocks and layers that it masks.
         timesteps: the T timesteps, at least one.
-        samples: masks per layer and timestep, at least 1; row r of a batch takes mask r mod samples.
-        guided_half: "conditional" masks only the second half of a batch, the conditional one under classifier-free
+        samples: masks per layer and timestep, at least 1; one for all prompts, one per prompt, or one per image.
+        guided_half: "conditional" masks only the rows of a guided batch that see the prompt, and every row without
             guidance; None masks every row.
 
     Raises:
@@ -52,7 +52,7 @@ class MaskSchedule(Masker):
         for layer in network.layers:
             ones = pack_bits(torch.ones(samples, *layer.shape, dtype=torch.bool))
             self._packed[layer.name] = ones.expand(len(self.timesteps), -1).clone()
-        self._call: tuple[Any, int] = (None, 0)  # timestep and index of the current call
+        self._latest: dict[int, tuple[Any, int]] = {}  # timestep and index of each thread's latest call
         self._names = {block.name: tuple(layer.name for layer in block.layers) for block in network.blocks}
         self._shapes = {layer.name: layer.shape for layer in network.layers}
 
@@ -101,23 +101,32 @@ class MaskSchedule(Masker):
 
     def _index(self, block: str, timestep: Any) -> int:
         """The index for a call; schedulers that call twice at one timestep (PNDM, Heun) take its two entries in turn."""
-        previous, index = self._call
+        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        previous, index = self._latest.get(thread, (None, 0))
         current = None if timestep is None else self.timesteps[self.nearest(timestep)]
         if block == next(iter(self._names)):  # the call's first block
             following = self.timesteps[index + 1] if index + 1 < len(self.timesteps) else None
             index = index + 1 if current is not None and current == previous == following else self.nearest(timestep)
-            self._call = (current, index)
+            self._latest[thread] = (current, index)
         return index
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
-        """Return the masks of a block's layers at the call's timestep; see `Masker.block_masks`."""
-        index, device = self._index(block, inputs.timestep), inputs.hidden_states.device
-        masks: dict[str, LayerMask] = {}
+        """Return the masks of a block's layers at the call's timestep, or at each row's; see `Masker.block_masks`."""
+        timestep, device = inputs.timestep, inputs.hidden_states.device
         for name in self._names[block]:
             self._packed[name] = self._packed[name].to(device)
-            packed = self._packed[name][index]
-            masks[name] = (PackedMask if self.guided_half is None else _ConditionalMask)(packed, self.samples)
-        return masks
+        if isinstance(timestep, Tensor) and timestep.numel() > 1:
+            rows = [self.nearest(t) for t in timestep.reshape(-1)]
+            if len(set(rows)) > 1:
+                return {name: self._by_row(name, rows) for name in self._names[block]}
+        index = self._index(block, timestep)
+        return {name: PackedMask(self._packed[name][index], self.samples) for name in self._names[block]}
+
+    def _by_row(self, name: str, rows: Sequence[int]) -> BinaryMask:
+        """Masks of all timesteps that a batch needs; row r takes those of its own."""
+        indices = sorted(set(rows))
+        offsets = [self.samples * indices.index(index) for index in rows]
+        return BinaryMask(torch.cat([self.get(index, name) for index in indices]), offsets)
 
     def select(self, sample: int) -> MaskSchedule:
         """Return the schedule of one sample, to attach it to other seeds or prompts.
@@ -196,34 +205,3 @@ class MaskSchedule(Masker):
                     f"{'none' if packed is None else f'{tuple(packed.shape)} of {packed.dtype}'}"
                 )
             self._packed[name] = packed
-
-
-class _ConditionalMask(PackedMask):
-    """Masks of the second half of the batch; the first half takes the plain weights."""
-
-    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
-        """Return the plain outputs of the first half and the masked ones of the second; see `LayerMask.run`."""
-        first, second = _halves(x)
-        masked = super().run(layer, module, second, draw, batch // 2)
-        return torch.cat([_plain(module, first), masked])
-
-    def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the plain outputs of the first half and the masked ones of the second; see `LayerMask.apply`."""
-        first, second = _halves(x)
-        return torch.cat([_plain(module, first), PackedMask.apply(self, layer, module, second, mask)])
-
-
-def _halves(x: Tensor) -> tuple[Tensor, ...]:
-    if x.shape[0] % 2:
-        raise TargetError(
-            f"expected a guided batch of two halves for masks of the conditional half, got {x.shape[0]} rows; use a "
-            "guidance_scale above 1"
-        )
-    return x.chunk(2)
-
-
-def _plain(module: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return F.linear(x, module.weight, module.bias)
-    assert isinstance(module, nn.Conv2d)
-    return module._conv_forward(x, module.weight, module.bias)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attaching.batch_layout import CONDITIONAL, UNCONDITIONAL, BatchLayout, batch_layout
 from ..errors import SettingError
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .offload import upcast_decoder, without_offload
@@ -63,14 +64,7 @@ class StepwiseSampler:
     ) -> None:
         self.pipe, self.prompts = pipe, checked_prompts(prompts)
         seeds = checked_seeds(seeds, len(self.prompts))
-        SamplingOptions(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            eta=eta,
-        )
+        SamplingOptions(num_inference_steps, guidance_scale, negative_prompt, height, width, eta)
         check_pipeline(pipe)
         self.guidance_scale, self.is_guided = guidance_scale, guidance_scale > 1
         self.device, self.dtype = pipe._execution_device, pipe.unet.dtype
@@ -195,13 +189,22 @@ class StepwiseSampler:
         conditions = {
             name: {key: value[rows] for key, value in values.items()} for name, values in self.conditions.items()
         }
-        return self.pipe.unet(  # type: ignore[no-any-return]
-            torch.cat([latents] * len(halves)),
-            self.timesteps[index],
-            encoder_hidden_states=self.prompt_embeds[rows],
-            return_dict=False,
-            **conditions,
-        )[0]
+        per_half = range(count) if samples is None or len(latents) == count else samples
+        names = (UNCONDITIONAL, CONDITIONAL) if self.is_guided else (CONDITIONAL,)
+        layout = BatchLayout(
+            tuple(names[half] for half in halves for _ in per_half),
+            tuple(i for _ in halves for i in per_half),
+            tuple(i for _ in halves for i in per_half),
+            count,
+        )
+        with batch_layout(layout):
+            return self.pipe.unet(  # type: ignore[no-any-return]
+                torch.cat([latents] * len(halves)),
+                self.timesteps[index],
+                encoder_hidden_states=self.prompt_embeds[rows],
+                return_dict=False,
+                **conditions,
+            )[0]
 
     def scales(self, index: int | None = None) -> tuple[float, float]:
         """Return alpha_t and sigma_t of a step.

@@ -39,8 +39,7 @@ class SearchedMasks(Masker, savable=False):
         lower: Mapping[str, LayerMask] = {}
         draw = None
         if underlying is not None and block in {b.name for b in underlying.masker.network.blocks}:
-            underlying.timestep = inputs.timestep
-            draw = underlying.draw(len(inputs.hidden_states))
+            draw = underlying.draw(len(inputs.hidden_states), inputs.timestep)
             with torch.no_grad():
                 lower = underlying.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
         return {name: _SearchedMask(self.masks.get(name), lower.get(name), draw) for name in self._names[block]}
