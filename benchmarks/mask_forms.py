@@ -39,9 +39,9 @@ from maskunet.machine import machine
 from maskunet.maskers import BlockInput, ConditionalMasker, LayerMask, LowRankMaskerConfig, Masker, build_masker
 from maskunet.maskers.conditional import ConditionalConfig, layer_key
 from maskunet.maskers.forms import FactoredLogits
+from maskunet.network import BlockSpec, LayerSpec
 from maskunet.relaxation import derive_seed
 from maskunet.settings import choice, integer
-from maskunet.targets import BlockSpec, LayerSpec
 
 FORMS = ("rows", "rows-and-columns", "heads", "blocks-4", "blocks-8", "shared", "hashed")
 TABLE = 64  # rows of a hashed table

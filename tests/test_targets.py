@@ -13,7 +13,8 @@ from peft import LoraConfig
 from torch import nn
 
 from maskunet.errors import CheckpointError, TargetError
-from maskunet.targets import BlockSpec, LayerSpec, Network, block_of, describe, resolve, unet_of
+from maskunet.network import BlockSpec, LayerSpec, Network
+from maskunet.targets import block_of, describe, resolve, unet_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 Unet = UNet2DConditionModel

@@ -55,7 +55,7 @@ def test_sides_by_search(run: Run, tmp_path: Path) -> None:
         [*PRESETS["fast"]["iterations"]],
     )
     assert settings["search"]["guidance_scale"] == settings["guidance_scale"] == 4.0
-    assert summary["settings"]["search+masker"] == settings | {"masker": "shapes"}
+    assert summary["settings"]["search+masker"] == settings | {"masker": "shapes-masker"}
     assert "search" not in summary["settings"]["masker"]
     code, out, err = run(*words, "--sides", "base,search")  # without the masker those images are the same
     assert code == 0, err

@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 import maskunet as mu
 from maskunet.maskers import FixedMasks, LowRankMasker, Masker, MaskGenerator, MaskSchedule
-from maskunet.targets import Network, describe
+from maskunet.network import Network
+from maskunet.targets import describe
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_pipelines import PROMPTS, Builder, Case, Row, generate

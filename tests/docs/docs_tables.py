@@ -31,6 +31,11 @@ SHELL = [
 
 #: Python blocks: what a reader would put in.
 PYTHON = [
+    # Defaults of training, before the data set's name goes.
+    (
+        r'"folder-or-hub-id", output_dir',
+        '"folder-or-hub-id", mu.TrainConfig(max_train_steps=2, train_batch_size=2, validation_samples=2), output_dir',
+    ),
     (r"path/or/hub-id", MODEL),
     (r"folder-or-hub-id", "captioned-images"),
     (r"path/to/clip", CLIP),
@@ -43,11 +48,11 @@ PYTHON = [
     # Fewer steps.
     (r'\bpipe\((prompts?|\[.*?\]|".*?")(?!.*num_inference_steps)', r"pipe(\1, num_inference_steps=2"),
     (r"\b(num_inference_steps|max_train_steps|train_batch_size|validation_steps|checkpointing_steps)=\d+", r"\1=2"),
-    (r"validation_samples=\d+", "validation_samples=4"),
-    (r'"folder-or-hub-id", output_dir', '"folder-or-hub-id", mu.TrainConfig(max_train_steps=2), output_dir'),
+    (r"validation_samples=\d+", "validation_samples=2"),
     (r"SearchConfig\.preset\((.*?)\)", r"SearchConfig.preset(\1, num_inference_steps=2, iterations=1)"),
     (r"SearchConfig\((?=\w)", "SearchConfig(num_inference_steps=2, candidates=2, iterations=1, "),
     (r'(mu\.search\(pipe, \[[^]]*\], "[^"]*")\)', r"\1, mu.SearchConfig(num_inference_steps=2, candidates=2))"),
+    (r"TrainConfig\((?=max_train_steps=2, )", "TrainConfig(gradient_accumulation_steps=1, "),
     (r"(mu\.evaluate\(.*?limit=)\d+", r"\g<1>2, images_per_prompt=1, num_inference_steps=1"),
     (r"(syngen\(pipe, \[.*?)\)$", r"\1, num_inference_steps=2)"),
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 import maskunet as mu
 from maskunet.errors import SettingError
 from maskunet.maskers import BlockInput
-from maskunet.targets import BlockSpec, LayerSpec
+from maskunet.network import BlockSpec, LayerSpec
 
 Unet = UNet2DConditionModel
 

@@ -15,7 +15,7 @@ import maskunet as mu
 from maskunet.errors import SettingError
 from maskunet.maskers import BlockInput, build_masker
 from maskunet.maskers.conditional import layer_key
-from maskunet.targets import BlockSpec, LayerSpec
+from maskunet.network import BlockSpec, LayerSpec
 
 
 def randomised(masker: mu.LowRankMasker, scale: float = 0.5) -> mu.LowRankMasker:

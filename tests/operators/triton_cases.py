@@ -307,8 +307,8 @@ def test_the_kernels_are_available() -> None:
 def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | None) -> None:
     from maskunet.maskers.base import Draw
     from maskunet.maskers.forms import FactoredLogits, PackedMask
+    from maskunet.network import LayerSpec
     from maskunet.operators import using
-    from maskunet.targets import LayerSpec
 
     made = Case(0).layer(2, 5, 24, 16, rank=4, masks=2)
     layer, draw = LayerSpec("up_blocks.0.to_q", (24, 16)), Draw(seed=drawn)

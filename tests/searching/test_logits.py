@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from maskunet.errors import RewardError
+from maskunet.network import Network
 from maskunet.relaxation import derive_seed, gumbel_noise
 from maskunet.searching import SearchConfig
 from maskunet.searching.logits import LogitOptimizer
-from maskunet.targets import Network, describe
+from maskunet.targets import describe
 
 SEEDS = [4, 7]
 

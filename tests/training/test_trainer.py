@@ -172,7 +172,7 @@ def test_threshold_training_draws_no_noise(
 ) -> None:
     draws = []
     real = Attachment.draw
-    monkeypatch.setattr(Attachment, "draw", lambda self, batch: draws.append(real(self, batch)) or draws[-1])
+    monkeypatch.setattr(Attachment, "draw", lambda self, *args: draws.append(real(self, *args)) or draws[-1])
     config = mu.TrainConfig(**{**vars(CONFIG), "gumbel": False})
     mu.train(pipe, new_masker(pipe), dataset, config, tmp_path, progress=False)
     assert draws

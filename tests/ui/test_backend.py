@@ -15,9 +15,9 @@ import maskunet as mu
 from maskunet.attaching import attachment_of
 from maskunet.errors import MaskUNetError
 from maskunet.sampling import generate
-from maskunet.ui.backend import Backend, _latest
+from maskunet.ui.backend import Backend
 from maskunet.ui.offered_models import OfferedModels
-from maskunet.ui.requests import Request, SearchControl, SearchProgress
+from maskunet.ui.requests import Request, SearchControl, SearchProgress, latest_states
 from maskunet.ui.results_folder import ResultsFolder, safe_name
 
 BackendFactory = Callable[..., Backend]
@@ -244,8 +244,8 @@ def test_of_waiting_states_only_the_latest_is_shown() -> None:
     states = [SearchProgress(share) for share in (0.1, 0.2, 0.3)]
     for item in (*states, None):
         shown.put(item)
-    assert list(_latest(shown)) == states[2:]
+    assert list(latest_states(shown)) == states[2:]
     for item in (states[0], ValueError("x"), None):
         shown.put(item)
     with pytest.raises(ValueError, match="x"):
-        list(_latest(shown))
+        list(latest_states(shown))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..errors import DataError, first_line
 from ..metrics.intervals import Estimate, student
+from ..network import LayerSpec
 from ..plotting import COLOURS, MARKERS, band, new_mosaic
-from ..targets import LayerSpec
 from .base import Analysis, format_percent, row
 from .context import AnalysisContext
 from .layer_names import block_name, projection_name, projection_names, short_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..targets import LayerSpec
+from ..network import LayerSpec
 
 _PROJECTIONS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
 _KINDS = {"attn1": "self", "attn2": "cross"}

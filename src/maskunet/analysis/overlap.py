@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..metrics.intervals import Estimate, student
+from ..network import LayerSpec
 from ..operators import pack_bits, unpack_bits
 from ..plotting import COLOURS, MARKERS, new_mosaic, show_image
-from ..targets import LayerSpec
 from .base import Analysis, format_estimate, row
 from .context import AnalysisContext, evenly_spaced
 from .layer_names import projection_name, projection_names, short_name

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..maskers import Draw, LayerMask
-from ..targets import LayerSpec
+from ..network import LayerSpec
 
 
 class ArrangedMask(LayerMask):

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import TargetError
 from ..maskers import BlockInput, Draw, LayerMask, Masker
+from ..network import LayerSpec
 from ..relaxation import derive_seed, keep_probability
-from ..targets import LayerSpec, maskable_layers
+from ..targets import maskable_layers
 from .arranged_mask import ArrangedMask
 from .batch_layout import BatchLayout, find_layout
 from .block_hook import BlockHook

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import TargetError
 from ..maskers import BlockInput
-from ..targets import BlockSpec
+from ..network import BlockSpec
 from .call import Attached
 from .replacement import follow_checkpointing, leave_checkpointing
 

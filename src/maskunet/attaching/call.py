@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..maskers import BlockInput, Draw, LayerMask
-from ..targets import LayerSpec
+from ..network import LayerSpec
 from .batch_layout import BatchLayout
 from .replacement import Context
 from .trace import CallRecord

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..targets import LayerSpec
+from ..network import LayerSpec
 from .call import Attached
 
 

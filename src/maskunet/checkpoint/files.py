@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, first_line
+from ..network import Network
 from ..pretrained import BUNDLED, bundled_path, is_hub_id
-from ..targets import Network, check_fits, unet_of
+from ..targets import check_fits, unet_of
 from .model_card import write_card
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"

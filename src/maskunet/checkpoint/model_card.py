@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..targets import Network
+from ..network import Network
 
 
 def hub_id(name: str | None) -> str | None:

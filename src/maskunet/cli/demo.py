@@ -17,7 +17,7 @@ from .options import BundledGuidance, Seed, Steps, option, output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..targets import LayerSpec
+    from ..network import LayerSpec
 
 _RECORDED = 6  # prompts on which the density is measured
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..targets import BlockSpec, Network, describe, maskable_layers, unet_of
+from ..network import BlockSpec, Network
+from ..targets import describe, maskable_layers, unet_of
 from .base import module_key
 from .conditional import layer_key
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..errors import CheckpointError, SettingError, TargetError
+from ..network import LayerSpec, Network
 from ..operators import masked_conv2d, masked_linear
-from ..targets import LayerSpec, Network
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..errors import SettingError
+from ..network import BlockSpec, Network
 from ..settings import Settings, Targets, flag, layer_targets, number
-from ..targets import BlockSpec, Network, describe
+from ..targets import describe
 from .base import BlockInput, LayerMask, Masker, module_key
 
 

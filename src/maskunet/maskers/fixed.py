@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, TargetError
+from ..network import BlockSpec, LayerSpec, Network
 from ..operators import pack_bits, unpack_bits
-from ..targets import BlockSpec, LayerSpec, Network, block_of
+from ..targets import block_of
 from .base import BlockInput, LayerMask, Masker, module_key
 from .forms import PackedMask
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
+from ..network import LayerSpec
 from ..operators import factored_linear, factored_logits, layer_noise, packed_linear, unpack_bits
 from ..relaxation import derive_seed, gumbel_sigmoid, threshold
-from ..targets import LayerSpec
 from .base import Draw, LayerMask
 
 Factors = tuple[Tensor, Tensor]

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network import BlockSpec, LayerSpec
 from ..settings import Targets, integer
-from ..targets import BlockSpec, LayerSpec, describe
+from ..targets import describe
 from .authors import from_authors_layout
 from .base import BlockInput, LayerMask
 from .conditional import ConditionalConfig, ConditionalMasker, layer_key

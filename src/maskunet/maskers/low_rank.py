@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network import BlockSpec, LayerSpec
 from ..settings import integer
-from ..targets import BlockSpec, LayerSpec
 from .base import BlockInput, LayerMask
 from .conditional import ConditionalConfig, ConditionalMasker, layer_key
 from .forms import FactoredLogits

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from ..network import LayerSpec, Network
 from ..relaxation import derive_seed
-from ..targets import LayerSpec, Network, Targets, describe
+from ..targets import Targets, describe
 from .base import BlockInput, LayerMask, Masker
 from .forms import BinaryMask
 

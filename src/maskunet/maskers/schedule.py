@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, SettingError, TargetError
+from ..network import Network
 from ..operators import pack_bits, unpack_bits
-from ..targets import Network
 from .base import BlockInput, LayerMask, Masker
 from .forms import BinaryMask, PackedMask
 

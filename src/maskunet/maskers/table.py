@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import SettingError
-from ..targets import Network, Targets, describe
+from ..network import Network
+from ..targets import Targets, describe
 from .base import BlockInput, LayerMask, Masker, module_key
 from .forms import DenseLogits
 

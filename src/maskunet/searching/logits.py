@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RewardError
+from ..network import Network
 from ..relaxation import derive_seed, gumbel_noise, gumbel_sigmoid, threshold
-from ..targets import Network
 from .config import SearchConfig
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attaching.replacement import Replacement
-from ..targets import Network
+from ..network import Network
 
 
 def unmasked_prefix(unet: nn.Module, network: Network) -> list[str]:

@@ -27,11 +27,12 @@ from tqdm.auto import tqdm
 from ..attaching import attach, attachment_of
 from ..errors import SettingError, UnscoredError, first_line
 from ..maskers import MaskSchedule
+from ..network import Network
 from ..rewards.base import Reward
 from ..rewards.registry import as_reward
 from ..sampling.inputs import checked_prompts, checked_seeds
 from ..sampling.stepwise import StepwiseSampler
-from ..targets import Network, describe
+from ..targets import describe
 from .best import BestIterates
 from .config import SearchConfig
 from .drafts import best_drafts

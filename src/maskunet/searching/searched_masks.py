@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attaching import Attachment
 from ..maskers import BlockInput, Draw, LayerMask, Masker
-from ..targets import LayerSpec, Network
+from ..network import LayerSpec, Network
 
 
 class SearchedMasks(Masker, savable=False):

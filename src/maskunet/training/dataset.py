@@ -30,8 +30,8 @@ def open_dataset(
 ) -> tuple[CachedLatents, CachedLatents | None]:
     """Open and encode a data set.
 
-    Of a user's images, the last `config.validation_samples` are held out, but a tenth at most. A bundled data set has
-    scenes of their own for that.
+    The last `config.validation_samples` of a user's images are held out, a tenth of them at most. A bundled data set holds
+    out separate scenes.
 
     Args:
         pipe: the pipeline; its autoencoder encodes the images.

@@ -32,6 +32,7 @@ from .requests import (
     ScoredImage,
     SearchControl,
     SearchProgress,
+    latest_states,
 )
 from .results_folder import ResultsFolder
 from .verdicts import Verdict, verdicts
@@ -142,7 +143,7 @@ class Backend:
 
         threading.Thread(target=work, name="search", daemon=True).start()
         try:
-            yield from _latest(states)
+            yield from latest_states(states)
         finally:
             control.abandon.set()  # not waited for: an event loop may be what closes the iterator
 
@@ -289,21 +290,3 @@ def _attached(pipe: Any, masker: Masker | None) -> Iterator[None]:
         yield
     finally:
         reattach(pipe, previous)
-
-
-def _latest(states: SimpleQueue[SearchProgress | Exception | None]) -> Iterator[SearchProgress]:
-    """Yield states until None; of those that wait, only the latest."""
-    waiting: SearchProgress | None = None
-    while True:
-        item = states.get()
-        if isinstance(item, SearchProgress):
-            waiting = item
-            if not states.empty():
-                continue
-        if waiting is not None:
-            yield waiting
-            waiting = None
-        if isinstance(item, Exception):
-            raise item
-        if item is None:
-            return

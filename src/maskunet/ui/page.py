@@ -26,7 +26,7 @@ CSS = (
     + """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .prose p { overflow-wrap: anywhere; }
-.numbers { width: 0; min-width: 100%; overflow: auto; max-height: 420px; font-size: 13px; }  /* 0: claims no width of its own */
+.numbers { width: 0; min-width: 100%; overflow: auto; max-height: 420px; font-size: 13px; } /* claims no width */
 .numbers th, .numbers td { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
 .numbers th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; }
 #seeds-gallery .grid-wrap { max-height: none; min-height: 0; }

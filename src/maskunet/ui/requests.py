@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from torch import Tensor
 
@@ -115,3 +116,25 @@ class SearchProgress:
     current: ScoredImage | None = None
     result: SearchResult | None = None
     is_stopped: bool = False
+
+
+def latest_states(states: SimpleQueue[SearchProgress | Exception | None]) -> Iterator[SearchProgress]:
+    """Yield states until None; of those that wait, only the latest.
+
+    Args:
+        states: states as they come; an exception among them is raised.
+    """
+    waiting: SearchProgress | None = None
+    while True:
+        item = states.get()
+        if isinstance(item, SearchProgress):
+            waiting = item
+            if not states.empty():
+                continue
+        if waiting is not None:
+            yield waiting
+            waiting = None
+        if isinstance(item, Exception):
+            raise item
+        if item is None:
+            return
