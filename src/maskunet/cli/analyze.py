@@ -105,7 +105,7 @@ def _analyze(
 
     command = str(context.info_name)
     names = NAMES if command == "all" else (command,)
-    options = {
+    options: dict[str, Any] = {
         "rates": tuple(rate) if rate else None,
         "mask_seeds": mask_seeds,
         "layer": layer,

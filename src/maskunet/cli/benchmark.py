@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -123,7 +123,7 @@ def _benchmark(
     check_output(output)
     from ..distributed import process_rank
 
-    scorers = {"detector": detector, "clip": clip, "vqa": vqa}
+    scorers: dict[str, Any] = {"detector": detector, "clip": clip, "vqa": vqa}
     if model is None:
         if process_rank()[0] == 0:
             from ..evaluation import score_images

@@ -95,7 +95,7 @@ class ConfigFlags:
         hint, declared = self.hints[name], list(self.names.get(name, [self.flag(name)]))
         # Text, and converted here: an optional number may also be "none".
         kind: Any = str | None
-        metavar = {int: "INTEGER", float: "NUMBER"}.get(_scalar(hint), "TEXT")
+        metavar: str | None = {int: "INTEGER", float: "NUMBER"}.get(_scalar(hint), "TEXT")
         if hint is bool:
             kind, metavar = bool | None, None
             if "/" not in declared[0]:
