@@ -98,8 +98,11 @@ def auc(scores: Tensor, correct: Tensor) -> dict[str, float | None]:
             difference = score[is_correct][:, None] - score[~is_correct][None]
             shares.append(float((difference > 0).float().mean()))
     values = torch.tensor(shares)
-    mean, half = (float(values.mean()), float(1.96 * values.std() / len(values) ** 0.5)) if shares else (None, None)
-    return {"mean": mean, "ci95": half if len(shares) > 1 else None, "prompts": len(shares)}
+    return {
+        "mean": float(values.mean()) if shares else None,
+        "ci95": float(1.96 * values.std() / len(values) ** 0.5) if len(shares) > 1 else None,
+        "prompts": len(shares),
+    }
 
 
 def sample(pipe: Any, prompts: list[Prompt], seed: int) -> dict[str, Tensor]:
@@ -121,8 +124,10 @@ def sample(pipe: Any, prompts: list[Prompt], seed: int) -> dict[str, Tensor]:
 def table(record: dict[str, Any]) -> str:
     """Return the record as Markdown."""
 
-    def text(value: dict[str, Any]) -> str:
-        return f"{value['mean']:.2f} ± {value['ci95']:.2f}" if value["ci95"] is not None else f"{value['mean']:.2f}"
+    def text(value: dict[str, Any]) -> str | None:
+        if value["mean"] is None:
+            return None
+        return f"{value['mean']:.2f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.2f}")
 
     results = record["rewards"]
     looks, tasks = (list(next(iter(results.values()))[key]) for key in ("auc", "auc_by_task"))
