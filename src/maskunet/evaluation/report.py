@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class BenchmarkReport:
         scores = {} if self.scores is None else self.scores.to_dict()
         return {"benchmark": self.benchmark, **self.settings, "scores": scores, "versions": _versions()}
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `summary.json` and `summary.md`; an empty report writes nothing.
 
         Args:
@@ -85,7 +86,7 @@ class ImageReport:
         metrics = {name: dict(values) for name, values in self.metrics.items()}
         return {**self.settings, "metrics": metrics, "versions": _versions()}
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `metrics.json` and `metrics.md`; an empty report writes nothing.
 
         Args:
