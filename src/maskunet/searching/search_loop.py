@@ -58,9 +58,7 @@ def search(
     progress: bool = True,
     on_step: StepCallback | None = None,
 ) -> SearchResult:
-    """Search a starting noise and masks for each prompt, and generate its image.
-
-    Search tries seven starting noises per prompt, keeps the most promising one and optimises masks against a reward.
+    """Try seven starting noises per prompt, keep the most promising one and optimise masks against a reward.
 
     Args:
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL). It is restored afterwards, also after an error: weights, masker,
