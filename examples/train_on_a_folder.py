@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import maskunet as mu
-from maskunet.images import save_png, to_pil
+from maskunet.images import to_pil
 from maskunet.pipelines import load_pipeline
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import training_scene
@@ -19,7 +19,7 @@ def draw_images(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     scenes = [training_scene(i) for i in range(count)]
     for i, image in enumerate(to_pil(draw(scenes))):
-        save_png(image, folder / f"{i}.png")
+        image.save(folder / f"{i}.png")
     lines = [json.dumps({"file_name": f"{i}.png", "text": scene.caption}) for i, scene in enumerate(scenes)]
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
