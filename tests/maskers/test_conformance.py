@@ -458,4 +458,6 @@ def test_attaching_again_replaces(case: Case, sd1: Unet, predict: Callable[..., 
 
 
 def test_the_battery_covers_every_savable_masker(sd1: Unet) -> None:
-    assert {type(case.build(sd1)).__name__ for case in CASES.values() if case.is_savable} == set(masker_names())
+    built = {type(case.build(sd1)).__name__ for case in CASES.values() if case.is_savable}
+    ours = {name for name in masker_names() if hasattr(mu.maskers, name)}  # other tests may define maskers
+    assert built == ours

@@ -103,7 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["ui", "--port", str(port), "--directory", "page", "--device", "cpu"]
+    words = ["ui", "--port", str(port), "--output", "page", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", "TMPDIR": str(home)}
     log = home / "log"
     with log.open("wb") as out:

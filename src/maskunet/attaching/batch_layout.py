@@ -118,7 +118,7 @@ def find_layout(unet: nn.Module, masker: Masker, latents: Tensor) -> BatchLayout
     half = rows // 2
     if masker.guided_half is not None and rows % 2:
         raise TargetError(
-            f"expected a guided batch, two halves, for masks of the conditional half, got {rows} rows; use a "
+            f"expected a guided batch of two halves for masks of the conditional half, got {rows} rows; use a "
             "guidance_scale above 1"
         )
     is_guided = masker.guided_half is not None or (rows % 2 == 0 and torch.equal(latents[:half], latents[half:]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+from ..maskers.config import LowRankMaskerConfig, MaskGeneratorConfig
 from ..searching.config import SearchConfig
 from ..zoo import defaults as bundled
-
-_PACKAGE = Path(__file__).parents[1]
 
 #: Guidance of any other model, in every command.
 GUIDANCE_SCALE: float = SearchConfig().guidance_scale
@@ -56,12 +54,4 @@ def num_inference_steps(model: str | None, value: int | None, other: int = NUM_I
 
 def masker_defaults() -> dict[str, Any]:
     """Return the defaults of `LowRankMaskerConfig` and `MaskGeneratorConfig` by field."""
-    defaults: dict[str, Any] = {}
-    for module in ("conditional", "generator", "low_rank"):
-        tree = ast.parse((_PACKAGE / "maskers" / f"{module}.py").read_text(encoding="utf-8"))
-        configs = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
-        for item in (item for config in configs for item in config.body if isinstance(item, ast.AnnAssign)):
-            value = item.value.args[0] if isinstance(item.value, ast.Call) else item.value
-            if isinstance(item.target, ast.Name) and value is not None:
-                defaults[item.target.id] = ast.literal_eval(value)
-    return defaults
+    return asdict(MaskGeneratorConfig()) | asdict(LowRankMaskerConfig())

@@ -248,7 +248,9 @@ class Masker(nn.Module, ABC):
             CheckpointError: files are missing or unreadable, or hold a masker of another class.
             TargetError: it was made for another network; the differing layers are named.
         """
-        masker = checkpoint.load(source, model, **options)
+        from . import load  # which knows every masker, as this module cannot
+
+        masker = load(source, model, **options)
         if not isinstance(masker, cls):
             raise CheckpointError(
                 f"expected a {cls.__name__} in {os.fspath(source)!r}, got a {type(masker).__name__}; use maskunet.load"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,43 +12,10 @@ from torch import nn
 
 from ..errors import SettingError
 from ..network import BlockSpec, Network
-from ..settings import Settings, Targets, flag, layer_targets, number
+from ..settings import Targets
 from ..targets import describe
 from .base import BlockInput, LayerMask, Masker, module_key
-
-
-@dataclass(frozen=True)
-class ConditionalConfig(Settings):
-    """Settings of every conditional masker.
-
-    Args:
-        targets: the masked layers; a preset, a regular expression or a list of suffixes.
-        initial_logit: value of every logit before training.
-        tau: temperature of the straight-through gradient, > 0.
-        use_timestep: whether masks depend on the timestep embedding.
-        use_sample: whether masks depend on the features at the block's entry.
-
-    Raises:
-        SettingError: a setting is out of range, or both conditions are switched off.
-    """
-
-    targets: Targets = layer_targets("decoder-attention")
-    initial_logit: float = number(1.0)
-    tau: float = number(1.0, above=0)
-    use_timestep: bool = flag(True)
-    use_sample: bool = flag(True)
-
-    def check(self) -> None:
-        """Refuse a masker without a condition.
-
-        Raises:
-            SettingError: both conditions are off.
-        """
-        if not (self.use_timestep or self.use_sample):
-            raise SettingError(
-                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
-                "neither"
-            )
+from .config import ConditionalConfig
 
 
 class ConditionalMasker(Masker):

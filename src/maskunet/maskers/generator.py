@@ -19,7 +19,6 @@ Reference: Wang et al., "Not All Parameters Matter", CVPR 2025, section 3.3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -28,30 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import BlockSpec, LayerSpec
-from ..settings import Targets, integer
+from ..settings import Targets
 from ..targets import describe
 from .authors import from_authors_layout
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalConfig, ConditionalMasker, layer_key
+from .conditional import ConditionalMasker, layer_key
+from .config import MaskGeneratorConfig
 from .forms import FactoredLogits
-
-
-@dataclass(frozen=True)
-class MaskGeneratorConfig(ConditionalConfig):
-    """Settings of a `MaskGenerator`.
-
-    Args:
-        targets: the masked layers; a preset, a regular expression or a list of suffixes.
-        initial_logit: value of every logit before training; 5 keeps a weight with probability 1 - 4e-65 under noise.
-        tau: temperature of the straight-through gradient, > 0.
-        hidden: width of h_b, at least 1.
-        reduction: f, the factor by which Z_b is smaller than the block's channels, at least 1.
-        use_timestep: whether masks depend on the timestep embedding.
-        use_sample: whether masks depend on the features at the block's entry.
-    """
-
-    hidden: int = integer(64, at_least=1)
-    reduction: int = integer(4, at_least=1)
 
 
 class _LayerFactors(nn.Module):

@@ -17,7 +17,6 @@ A convolution's weight is read as a matrix (O, I kh kw).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -25,28 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import BlockSpec, LayerSpec
-from ..settings import integer
 from .base import BlockInput, LayerMask
-from .conditional import ConditionalConfig, ConditionalMasker, layer_key
+from .conditional import ConditionalMasker, layer_key
+from .config import LowRankMaskerConfig
 from .forms import FactoredLogits
-
-
-@dataclass(frozen=True)
-class LowRankMaskerConfig(ConditionalConfig):
-    """Settings of a `LowRankMasker`.
-
-    Args:
-        targets: the masked layers; a preset, a regular expression or a list of suffixes.
-        initial_logit: value of every logit before training.
-        tau: temperature of the straight-through gradient, > 0.
-        rank: r, at least 2; one of the r columns carries the row term.
-        hidden: H, width of h_b, at least 1.
-        use_timestep: whether masks depend on the timestep embedding.
-        use_sample: whether masks depend on the features at the block's entry.
-    """
-
-    rank: int = integer(16, at_least=2)
-    hidden: int = integer(64, at_least=1)
 
 
 class _LayerFactors(nn.Module):

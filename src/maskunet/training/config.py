@@ -31,7 +31,10 @@ class TrainConfig(Settings):
         allow_tf32: let a GPU compute float32 matrix products in TF32 while it trains.
         lr_scheduler: schedule of the rate, as diffusers' `get_scheduler` names it.
         lr_warmup_steps: steps of warm-up.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon: AdamW's settings of these names.
+        adam_beta1: decay of AdamW's first moment.
+        adam_beta2: decay of AdamW's second moment.
+        adam_weight_decay: AdamW's weight decay.
+        adam_epsilon: AdamW's epsilon.
         use_8bit_adam: keep the optimiser's state in 8 bits (bitsandbytes; a GPU, or a CPU in recent versions).
         max_grad_norm: gradients are clipped to this norm.
         use_ema: keep an exponential moving average of the trained parameters, and save that.
@@ -49,10 +52,11 @@ class TrainConfig(Settings):
 
     Fine-tuning, reward:
         objective: "diffusion", or "reward": raise a reward of the network's own samples, with the diffusion loss beside it.
-        diffusion_weight, reward_weight: weights of the two in the objective "reward"; at 0 the diffusion loss is not
-            computed.
+        diffusion_weight: weight of the diffusion loss in the objective "reward"; at 0 it is not computed.
+        reward_weight: weight of the reward in the objective "reward".
         reward_batch_size: samples of each batch that are generated and rewarded.
-        reward_num_inference_steps, reward_guidance_scale: how they are generated, by the pipeline's own scheduler.
+        reward_num_inference_steps: denoising steps of those samples, by the pipeline's own scheduler.
+        reward_guidance_scale: strength of their classifier-free guidance.
         refl_start: ReFL takes the reward at a random step after this share of the steps.
         draft_steps: K of DRaFT-K, gradients through the last K steps instead of ReFL; None for ReFL.
         validation_rewards: held-out captions whose finished images are rewarded at each comparison.
@@ -60,7 +64,8 @@ class TrainConfig(Settings):
     Fine-tuning, run:
         validation_batch_size: samples per validation call; `train_batch_size` if None.
         validation_prompts: prompts of images that are generated at each comparison; none by default.
-        validation_num_inference_steps, validation_guidance_scale: settings of those images.
+        validation_num_inference_steps: denoising steps of those images.
+        validation_guidance_scale: strength of their classifier-free guidance.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: keep the last N checkpoints; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
