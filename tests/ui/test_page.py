@@ -200,7 +200,7 @@ def test_every_tab_fits_a_phone(open_page: Callable[..., Any]) -> None:
     assert page.locator("#search-curve svg").count() == 1
     assert fits(page)
     page.get_by_role("tab", name="Analyses").click()
-    fill(page, **{"Pictures a side": 2, "Analysis": "density"})
+    fill(page, **{"Images per side": 2, "Analysis": "density"})
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Analyse", exact=True).click()
     page.wait_for_selector("#analysis-figure img")

@@ -80,8 +80,8 @@ def write_card(
     if recipe:
         rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in recipe.items()]
         text += ["## Recipe", "", "| | |", "|---|---|", *rows, ""]
-    settings = json.dumps(dict(settings), indent=2, default=str)
-    text += ["## Settings", "", "```json", settings, "```", ""]
+    values = json.dumps(dict(settings), indent=2, default=str)
+    text += ["## Settings", "", "```json", values, "```", ""]
     return "\n".join([*header, *text])
 
 

@@ -143,7 +143,8 @@ class _FactoredLinear(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         masks = (*factors, None, len(factors[0]))
         grad_x = launch_product(grad, weight, None, masks, is_transposed=True) if ctx.needs_input_grad[0] else None
-        needs, grad_factors = ctx.needs_input_grad[3:6], (None, None, None)
+        needs = ctx.needs_input_grad[3:6]
+        grad_factors: tuple[Tensor | None, ...] = (None, None, None)
         if any(needs):
             grad_factors = launch_factor_gradients(x, grad, weight, tuple(factors), ctx.tau, needs)
         return (grad_x, None, None, *grad_factors, None, None)
