@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -20,10 +19,11 @@ from diffusers import (
 )
 from hypothesis import settings
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from english import train_english
 from maskunet.cli import main as cli
+from tiny_pipelines import SD1, SDXL, seeded, text_config, vae
 from tiny_tokenizer import make_tokenizer
 
 pytest_plugins = ["published_formats"]
@@ -32,44 +32,17 @@ torch.set_num_threads(1)
 settings.register_profile("maskunet", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("maskunet")
 
-_SD1: dict[str, Any] = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 24,
-    "block_out_channels": (16, 32, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "attention_head_dim": 4,
-}
-_SDXL: dict[str, Any] = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (2, 4),
-    "use_linear_projection": True,
-    "transformer_layers_per_block": (1, 2),
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 6 * 8 + 32,
-}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "sd1": _SD1,
-    "sd2": _SD1 | {"attention_head_dim": (2, 4, 4), "use_linear_projection": True},
-    "sdxl": _SD1 | _SDXL,
+    "sd1": SD1,
+    "sd2": SD1 | {"attention_head_dim": (2, 4, 4), "use_linear_projection": True},
+    "sdxl": SDXL,
 }
 Unet = UNet2DConditionModel
 
 
-def _seeded(build: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="session")
 def _unets() -> dict[str, Unet]:
-    return {name: _seeded(lambda config=config: Unet(**config)) for name, config in CONFIGS.items()}
+    return {name: seeded(lambda config=config: Unet(**config)) for name, config in CONFIGS.items()}
 
 
 @pytest.fixture
@@ -120,34 +93,11 @@ def predict(inputs: Callable[..., dict[str, Any]]) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def _components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    vae = {
-        "block_out_channels": (8, 8),
-        "norm_num_groups": 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "latent_channels": 4,
-        "sample_size": 16,
-    }
     return {
-        "vae": _seeded(lambda: AutoencoderKL(**vae)),
-        "text_encoder": _seeded(lambda: CLIPTextModel(_text(24))),
+        "vae": vae(),
+        "text_encoder": seeded(lambda: CLIPTextModel(text_config(24))),
         "tokenizer": make_tokenizer(tmp_path_factory.mktemp("tokenizer")),
     }
-
-
-def _text(width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=64,
-        hidden_size=width,
-        intermediate_size=32,
-        projection_dim=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
 
 
 @pytest.fixture
@@ -178,8 +128,8 @@ def sdxl_pipe(_components: dict[str, Any], make_unet: Callable[[str], Unet]) -> 
     """A tiny pipeline of the XL style: two text encoders, whose widths add up to the U-Net's."""
     pipe = StableDiffusionXLPipeline(
         vae=_components["vae"],
-        text_encoder=_seeded(lambda: CLIPTextModel(_text(8))),
-        text_encoder_2=_seeded(lambda: CLIPTextModelWithProjection(_text(16))),
+        text_encoder=seeded(lambda: CLIPTextModel(text_config(8))),
+        text_encoder_2=seeded(lambda: CLIPTextModelWithProjection(text_config(16))),
         tokenizer=_components["tokenizer"],
         tokenizer_2=_components["tokenizer"],
         unet=make_unet("sdxl"),

@@ -5,9 +5,7 @@ The table of docs/compatibility.md is made from the names that are used here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +18,7 @@ import maskunet as mu
 from maskunet.maskers import FixedMasks, LowRankMasker, Masker, MaskGenerator, MaskSchedule
 from maskunet.network import Network
 from maskunet.targets import describe
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny_pipelines import PROMPTS, Builder, Case, Row, generate
-
 from tiny_tokenizer import make_tokenizer
 
 PIPELINES = (

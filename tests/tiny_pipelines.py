@@ -32,7 +32,7 @@ _FRAMES = 3
 #: One row of a batch: the part of the guided batch that it belongs to, and its prompt.
 Row = tuple[str, int]
 
-_SD1: dict[str, Any] = {
+SD1: dict[str, Any] = {
     "sample_size": 8,
     "layers_per_block": 1,
     "norm_num_groups": 8,
@@ -42,7 +42,7 @@ _SD1: dict[str, Any] = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "attention_head_dim": 4,
 }
-_SDXL: dict[str, Any] = _SD1 | {
+SDXL: dict[str, Any] = SD1 | {
     "block_out_channels": (16, 32),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -75,13 +75,15 @@ class Case:
     generators: int = 4
 
 
-def _seeded(build: Callable[[], Any]) -> Any:
+def seeded(build: Callable[[], Any]) -> Any:
+    """Build a frozen network, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build().eval().requires_grad_(False)
 
 
-def _text(width: int) -> CLIPTextConfig:
+def text_config(width: int) -> CLIPTextConfig:
+    """Return the config of a tiny text encoder."""
     return CLIPTextConfig(
         vocab_size=64,
         hidden_size=width,
@@ -98,15 +100,16 @@ def _text(width: int) -> CLIPTextConfig:
 
 def unet(**changes: Any) -> Any:
     """Return the tiny U-Net of SD 1.x."""
-    return _seeded(lambda: UNet2DConditionModel(**(_SD1 | changes)))
+    return seeded(lambda: UNet2DConditionModel(**(SD1 | changes)))
 
 
 def _unet_xl(**changes: Any) -> Any:
-    return _seeded(lambda: UNet2DConditionModel(**(_SDXL | changes)))
+    return seeded(lambda: UNet2DConditionModel(**(SDXL | changes)))
 
 
-def _vae() -> Any:
-    return _seeded(
+def vae() -> Any:
+    """Return a tiny autoencoder."""
+    return seeded(
         lambda: AutoencoderKL(
             block_out_channels=(8, 8),
             norm_num_groups=4,
@@ -130,17 +133,17 @@ class Builder:
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "vae": _vae(),
-            "text_encoder": _seeded(lambda: CLIPTextModel(_text(24))),
+            "vae": vae(),
+            "text_encoder": seeded(lambda: CLIPTextModel(text_config(24))),
             "tokenizer": self.tokenizer,
             "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         }
 
     def _parts_xl(self) -> dict[str, Any]:
         return {
-            "vae": _vae(),
-            "text_encoder": _seeded(lambda: CLIPTextModel(_text(8))),
-            "text_encoder_2": _seeded(lambda: CLIPTextModelWithProjection(_text(16))),
+            "vae": vae(),
+            "text_encoder": seeded(lambda: CLIPTextModel(text_config(8))),
+            "text_encoder_2": seeded(lambda: CLIPTextModelWithProjection(text_config(16))),
             "tokenizer": self.tokenizer,
             "tokenizer_2": self.tokenizer,
             "scheduler": EulerDiscreteScheduler(),
@@ -152,7 +155,7 @@ class Builder:
 
     def _controlnet(self) -> Any:
         network = unet()
-        control = _seeded(
+        control = seeded(
             lambda: diffusers.ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(8, 8))
         )
         # A fresh ControlNet adds zeros; this one adds something.
@@ -164,7 +167,7 @@ class Builder:
         return self._sd("StableDiffusionControlNetPipeline", unet=network, controlnet=control)
 
     def _adapter(self) -> Any:
-        adapter = _seeded(
+        adapter = seeded(
             lambda: diffusers.T2IAdapter(
                 in_channels=3, channels=[16, 32, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
             )
@@ -172,7 +175,7 @@ class Builder:
         return self._sd("StableDiffusionAdapterPipeline", adapter=adapter)
 
     def _ip_adapter(self) -> Any:
-        encoder = _seeded(
+        encoder = seeded(
             lambda: CLIPVisionModelWithProjection(
                 CLIPVisionConfig(
                     hidden_size=16,
@@ -208,7 +211,7 @@ class Builder:
         return pipe
 
     def _animatediff(self) -> Any:
-        motion = _seeded(
+        motion = seeded(
             lambda: diffusers.MotionAdapter(
                 block_out_channels=(16, 32, 32),
                 motion_layers_per_block=1,
@@ -300,9 +303,7 @@ class Builder:
         return cases
 
 
-def _layout(
-    parts: Sequence[str], rows: int, prompts: int = len(PROMPTS), *, alternating: bool = False
-) -> list[Row]:
+def _layout(parts: Sequence[str], rows: int, prompts: int = len(PROMPTS), *, alternating: bool = False) -> list[Row]:
     """Rows of a batch: part after part, in each a a b b; `alternating` for u c u c, as panorama's views come."""
     repeats, odd = divmod(rows, len(parts) * prompts)
     assert not odd
