@@ -16,6 +16,7 @@ from ..maskers import Masker, load
 from ..targets import check_fits, unet_of
 from .attachment import Attachment
 from .block_hook import refuse_fused
+from .strength import Strength, check_strength
 from .trace import Trace
 
 _ATTRIBUTE = "_maskunet_attachment"
@@ -42,6 +43,8 @@ def attach(
     masker: Masker | str | os.PathLike[str],
     seed: int | None = None,
     noise: Mapping[str, Tensor] | None = None,
+    *,
+    strength: Strength = 1.0,
 ) -> Attachment:
     """Attach a masker to a pipeline or a U-Net, in place; it replaces the attached one.
 
@@ -53,6 +56,8 @@ def attach(
         masker: a masker for this U-Net, or its folder, hub id, or bundled name.
         seed: seed of the Gumbel noise; None draws no noise at inference.
         noise: Gumbel noise by layer name, (B, *weight.shape), which replaces drawn noise.
+        strength: how strongly masks act, W (1 - s (1 - m)): 0 is the base model bit for bit, 1 the masks. One number, one
+            per block by name, or a function of the timestep. `attachment.strength` changes it later.
 
     Returns:
         The attachment; most callers ignore it.
@@ -74,11 +79,12 @@ def attach(
         raise SettingError(f"expected seed to be an integer or None, got {seed!r:.80}")
     if noise is not None and not isinstance(noise, Mapping):
         raise SettingError(f"expected noise to be a mapping from layer names to tensors, got {type(noise).__name__}")
+    check_strength(strength)
     check_fits(unet, masker.network)
     for block in masker.network.blocks:
         refuse_fused(unet, block)
     detach(model)
-    attachment = Attachment(unet, masker, seed, noise)
+    attachment = Attachment(unet, masker, seed, noise, strength)
     attachment.install()
     unet.__dict__[_ATTRIBUTE] = attachment
     if _is_compiled(model, unet):

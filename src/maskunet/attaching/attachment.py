@@ -25,12 +25,13 @@ from ..maskers import BlockInput, Draw, LayerMask, Masker
 from ..network import LayerSpec
 from ..relaxation import derive_seed, keep_probability
 from ..targets import maskable_layers
-from .arranged_mask import ArrangedMask
+from .arranged_mask import ArrangedMask, compute_plainly
 from .batch_layout import BatchLayout, find_layout
 from .block_hook import BlockHook
 from .call import Call
 from .masked_forward import MaskedLayerForward, MaskedUNetForward
 from .replacement import Context, Replacement
+from .strength import Strength, check_strength, strength_at
 from .trace import Trace
 
 _REMEMBERED_CALLS = 256
@@ -44,9 +45,18 @@ class Attachment:
         masker: the masker.
         seed: seed of Gumbel noise, or None.
         noise: Gumbel noise by layer name, or None.
+        strength: how strongly the masks act; see `strength.Strength`.
     """
 
-    def __init__(self, unet: nn.Module, masker: Masker, seed: int | None, noise: Mapping[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        masker: Masker,
+        seed: int | None,
+        noise: Mapping[str, Tensor] | None,
+        strength: Strength = 1.0,
+    ) -> None:
+        self.strength = strength
         self.unet = unet
         self.masker = masker
         #: Whether masks are computed without a gradient.
@@ -80,6 +90,15 @@ class Attachment:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._state.enabled = self._traced_enabled = value
+
+    @property
+    def strength(self) -> Strength:
+        """How strongly masks act, from 0 (the base model) to 1; see `strength.Strength`."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        self._strength = check_strength(value)
 
     @property
     def call(self) -> Call | None:
@@ -192,6 +211,7 @@ class Attachment:
         draw = self.draw(batch, call.timestep, call.number)
         with torch.no_grad() if self.is_frozen else contextlib.nullcontext():
             masks = self.masker.block_masks(block, inputs)
+        call.strength = strength_at(self._strength, block, call.timestep)
         for name, mask in masks.items():
             call.masks[name] = (mask if call.layout is None else self._arranged(mask, name, call.layout), draw, batch)
             if self.keep_probabilities is not None and (logits := mask.logits()) is not None:
@@ -220,6 +240,14 @@ class Attachment:
         """
         call = self.call
         assert call is not None
+        if call.strength == 1:
+            return self._run_masked(call, layer, module, x)
+        plain = compute_plainly(module, x)
+        return (
+            plain if call.strength == 0 else torch.lerp(plain, self._run_masked(call, layer, module, x), call.strength)
+        )
+
+    def _run_masked(self, call: Call, layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
         layer_mask, draw, batch = call.masks[layer.name]
         if call.record is None and len(x) == batch:
             return layer_mask.run(layer, module, x, draw, batch)

@@ -23,6 +23,7 @@ class Call:
         number: number of the call since the latest seed, for noise in training.
         layout: layout of its batch; None where every row has masks of its own, or all share them.
         record: where a trace records it; None without one.
+        strength: how strongly the masks of the current block act, in [0, 1].
         masks: masks by layer, with how they are drawn and the rows of the batch.
     """
 
@@ -30,6 +31,7 @@ class Call:
     number: int = 0
     layout: BatchLayout | None = None
     record: CallRecord | None = None
+    strength: float = 1.0
     masks: dict[str, tuple[LayerMask, Draw, int]] = field(default_factory=dict)
 
 
