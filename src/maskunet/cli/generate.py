@@ -35,6 +35,12 @@ def generate(
     prompts_file: PromptsFile = None,
     model: Model = "shapes",
     masker: MaskerSource = None,
+    strength: Annotated[
+        float,
+        option(
+            text="How strongly the masks act, from 0 (the base model) to 1.", default="1", min=0, max=1, callback=finite
+        ),
+    ] = 1.0,
     output: Annotated[Path, output("Folder for 00000.png, 00000.json and so on.", "images")] = Path("images"),
     compare_base: Annotated[
         bool, option("--compare-base", text="Also generate without masks and SynGen, side by side.", default="off")
@@ -63,13 +69,15 @@ def generate(
     prompts = read_prompts(prompt, prompts_file)
     if compare_base and masker is None and not syngen:
         raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
+    if strength != 1 and masker is None:
+        raise DataError("expected --masker with --strength; without masks there is nothing to weaken")
     check_output(output)
     options: dict[str, Any] = {
         "num_inference_steps": num_inference_steps(model, steps),
         "guidance_scale": guidance_of(model, guidance_scale),
         "negative_prompt": negative_prompt,
     }
-    pipe = open_pipeline(model, masker, device, dtype, scheduler)
+    pipe = open_pipeline(model, masker, device, dtype, scheduler, strength)
 
     from ..evaluation.image_jobs import ImageJob, generate_missing
     from ..sampling import pipeline_side
@@ -82,6 +90,8 @@ def generate(
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "compare_base": compare_base,
     }
+    if strength != 1:
+        settings["strength"] = strength
     if syngen:
         from ..syngen import shapes_phrases, syngen_side
 

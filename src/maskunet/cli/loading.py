@@ -35,7 +35,14 @@ def local_device(name: str | None) -> Any:
     return device
 
 
-def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str | None, scheduler: str | None) -> Any:
+def open_pipeline(
+    model: str,
+    masker: str | None,
+    device: str | None,
+    dtype: str | None,
+    scheduler: str | None,
+    strength: float = 1.0,
+) -> Any:
     """Load a masker and a pipeline, and attach the masker to it.
 
     Args:
@@ -44,6 +51,7 @@ def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str
         device: value of `--device`; the first accelerator if None.
         dtype: value of `--dtype`; the device's usual one if None.
         scheduler: value of `--scheduler`; the model's own if None.
+        strength: value of `--strength`.
 
     Raises:
         CheckpointError: the model or the masker cannot be read.
@@ -59,7 +67,7 @@ def open_pipeline(model: str, masker: str | None, device: str | None, dtype: str
     pipelines.silence_loading()
     pipe = pipelines.load_pipeline(model, dtype=torch_dtype, device=torch_device, scheduler=scheduler)
     if loaded_masker is not None:
-        attach(pipe, loaded_masker)
+        attach(pipe, loaded_masker, strength=strength)
     return pipe
 
 
