@@ -130,7 +130,7 @@ def test_gumbel_noise_differs_by_timestep_and_layer(sd1: Unet, predict: Callable
     assert abs(kept.mean().item() - 0.6321) < 4.5 * (0.6321 * 0.3679 / len(kept)) ** 0.5
 
 
-def test_training_draws_anew_each_call_and_for_each_sample(
+def test_training_draws_new_noise_per_call_and_sample(
     sd1: Unet, inputs: Callable[..., dict[str, Any]], predict: Callable[..., Tensor]
 ) -> None:
     masker = spread_table(sd1).train()
@@ -168,7 +168,7 @@ def test_training_a_table_of_sets_on_a_larger_batch(sd1: Unet, predict: Callable
         assert masks.float().flatten(1).mean(1).tolist() == [1, 0, 1, 0]
 
 
-def test_given_noise_is_used(sd1: Unet, predict: Callable[..., Tensor]) -> None:
+def test_noise_by_layer_replaces_drawn_noise(sd1: Unet, predict: Callable[..., Tensor]) -> None:
     table = spread_table(sd1)
     names = [layer.name for layer in table.network.layers]
     noise = {n: relaxation.gumbel_noise((2, *sd1.get_submodule(n).weight.shape), i) for i, n in enumerate(names)}
@@ -180,7 +180,7 @@ def test_given_noise_is_used(sd1: Unet, predict: Callable[..., Tensor]) -> None:
         assert torch.equal(trace.masks[name], expected), name
 
 
-def test_given_noise_that_lacks_a_layer(sd1: Unet, predict: Callable[..., Tensor]) -> None:
+def test_noise_by_layer_must_cover_every_layer(sd1: Unet, predict: Callable[..., Tensor]) -> None:
     table = spread_table(sd1)
     first, *rest = table.network.layers
     mu.attach(sd1, table, noise={layer.name: torch.zeros(layer.shape) for layer in rest})

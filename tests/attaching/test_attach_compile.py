@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # The compiler writes a structured trace of megabytes to whoever listens, and pytest does.
+    # The compiler writes a structured trace of megabytes to any listener, and pytest is one.
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
     yield
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Sets of masks and batches: what is shared out, and what is refused because prompts would get each other's masks."""
+"""Masks and batches: which batches are divided among masks, and which are refused because prompts would swap masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fixed(unet: Any, samples: int) -> Masker:
     return FixedMasks(shared | {layer.name: torch.ones(samples, *layer.shape) for layer in layers[1:]})
 
 
-def drawn(pipe: Any, count: int, guidance: float, same_noise: bool = False) -> None:
+def draw(pipe: Any, count: int, guidance: float, same_noise: bool = False) -> None:
     seeds = [0] * count if same_noise else range(count)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pipe(["a"] * count, num_inference_steps=1, guidance_scale=guidance, generator=generators, output_type="latent")
@@ -40,21 +40,21 @@ def drawn(pipe: Any, count: int, guidance: float, same_noise: bool = False) -> N
 def test_prompts_are_multiples_of_the_masks(pipe: Any, build: Build) -> None:
     mu.attach(pipe, build(pipe.unet, 2))
     for count, guidance in ((2, 4.0), (4, 4.0), (2, 1.0), (6, 1.0)):
-        drawn(pipe, count, guidance)
+        draw(pipe, count, guidance)
     for count, guidance in ((3, 4.0), (1, 4.0), (3, 1.0)):
         with pytest.raises(TargetError, match=f"multiple of 2 prompts for 2 masks per layer, got {count};"):
-            drawn(pipe, count, guidance)
+            draw(pipe, count, guidance)
     with mu.disabled(pipe):
-        drawn(pipe, 3, 4.0)
+        draw(pipe, 3, 4.0)
     mu.attach(pipe, build(pipe.unet, 1))
-    drawn(pipe, 3, 4.0)
+    draw(pipe, 3, 4.0)
 
 
 def test_one_noise_for_all_is_not_taken_for_guidance(pipe: Any) -> None:
     mu.attach(pipe, schedule(pipe.unet, 2))
-    drawn(pipe, 2, 1.0, same_noise=True)
+    draw(pipe, 2, 1.0, same_noise=True)
     with pytest.raises(TargetError, match="got 3"):
-        drawn(pipe, 3, 4.0, same_noise=True)
+        draw(pipe, 3, 4.0, same_noise=True)
 
 
 def test_a_unet_without_pipeline(sd1: Any, inputs: Callable[..., dict[str, Any]]) -> None:
@@ -69,14 +69,14 @@ def test_a_unet_without_pipeline(sd1: Any, inputs: Callable[..., dict[str, Any]]
 def test_masks_of_the_conditional_half(pipe: Any) -> None:
     network = describe(pipe.unet, "decoder-attention")
     mu.attach(pipe, MaskSchedule(network, [500.0], samples=2, guided_half="conditional"))
-    drawn(pipe, 4, 4.0)
+    draw(pipe, 4, 4.0)
     with pytest.raises(TargetError, match="got 3"):
-        drawn(pipe, 3, 4.0)
+        draw(pipe, 3, 4.0)
 
 
 def test_under_a_search(pipe: Any) -> None:
-    def mean(pictures: torch.Tensor, prompts: Any) -> torch.Tensor:
-        return pictures.mean((1, 2, 3))
+    def mean(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return images.mean((1, 2, 3))
 
     mu.attach(pipe, schedule(pipe.unet, 2))
     config = mu.SearchConfig(num_inference_steps=1, iterations=1)

@@ -47,7 +47,7 @@ def test_kernel_distance_is_unbiased_and_grows_with_the_shift() -> None:
     assert abs(same) < 2 * spread
     near, far = (kernel_distance(gaussian(500), gaussian(500, s, seed=1))[0] for s in (0.2, 1.0))
     assert same < near < far
-    # With all pictures in every subset it is the textbook sum.
+    # If every subset holds all images, it is the textbook sum.
     a, b = gaussian(20).double(), gaussian(20, 0.5, seed=1).double()
     k = [((p @ q.T) / 8 + 1) ** 3 for p, q in ((a, a), (b, b), (a, b))]
     expected = sum((x.sum() - x.trace()) / (20 * 19) for x in k[:2]) - 2 * k[2].mean()

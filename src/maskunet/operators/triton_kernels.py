@@ -52,7 +52,7 @@ def _scores(
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Return a tile of S - THRESHOLD, or of S + noise, in float32 whatever the product's dtype."""
+    """Return a tile of S - THRESHOLD, or of S + noise, in float32 for every dtype of the product."""
     left += (group % masks).to(tl.int64) * outputs * RANK
     logits = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
