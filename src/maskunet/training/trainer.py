@@ -181,8 +181,8 @@ def train(
                 batch = sampler(positions, seed=config.seed, dropout=config.caption_dropout)
                 method.start_batch(batch.seeds)
                 with accelerator.accumulate(objective):
-                    errors, density, rewards = objective(batch)
-                    losses = weigh_losses(errors, density, rewards, batch.timesteps, scheduler, config)
+                    errors, density, reward_values = objective(batch)
+                    losses = weigh_losses(errors, density, reward_values, batch.timesteps, scheduler, config)
                     mean_loss += losses.loss.detach() / accumulation
                     entry |= losses.figures
                     accelerator.backward(losses.total())
