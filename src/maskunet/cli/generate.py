@@ -38,7 +38,11 @@ def generate(
     strength: Annotated[
         float,
         option(
-            text="How strongly the masks act, from 0 (the base model) to 1.", default="1", min=0, max=1, callback=finite
+            text="How strongly the masks act, from 0 (the base model) to 1.",
+            default="1",
+            min=0,
+            max=1,
+            callback=finite,
         ),
     ] = 1.0,
     output: Annotated[Path, output("Folder for 00000.png, 00000.json and so on.", "images")] = Path("images"),
