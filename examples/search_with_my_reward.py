@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--preset", default="default", help="default, masks, fast or paper")
     parser.add_argument("--steps", type=int, default=15, help="denoising steps")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--output", type=Path, default=Path("found"))
+    parser.add_argument("--output", type=Path, default=Path("found-red"))
     args = parser.parse_args()
 
     pipe = load_pipeline(args.model)

@@ -126,3 +126,9 @@ def test_only_the_inception_extra_needs_torchvision() -> None:
 def test_files_stay_short() -> None:
     long = {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 300}
     assert not long
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest cannot collect two files of one name."""
+    names = [path.name for path in (PACKAGE.parents[1] / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
