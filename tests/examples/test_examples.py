@@ -68,6 +68,6 @@ def test_training_on_a_folder_leaves_a_masker(run_example: Script, tmp_path: Pat
 def test_the_search_finds_redder_images(run_example: Script, tmp_path: Path) -> None:
     out = run_example("search_with_my_reward.py", "--prompt", "a circle", "--preset", "fast", "--steps", 5)
     assert "redness" in out
-    assert redness(tmp_path / "found" / "00000.png") > redness(tmp_path / "found" / "base" / "00000.png")
-    assert (tmp_path / "found" / "masks" / "00000" / "masker.safetensors").is_file()
-    assert (tmp_path / "found" / "again" / "00000.png").is_file()
+    assert redness(tmp_path / "found-red" / "00000.png") > redness(tmp_path / "found-red" / "base" / "00000.png")
+    assert (tmp_path / "found-red" / "masks" / "00000" / "masker.safetensors").is_file()
+    assert (tmp_path / "found-red" / "again" / "00000.png").is_file()
