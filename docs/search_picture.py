@@ -1,4 +1,4 @@
-"""Draw the README's picture: the first twelve held-out prompts without and with the default search.
+"""Draw the README's figure: the first twelve held-out prompts without and with the default search.
 
 python docs/search_picture.py     # writes docs/pictures/search.png; needs matplotlib; half a minute on two cores
 """
@@ -20,7 +20,7 @@ WRONG = "#D55E00"
 
 
 def draw(folder: Path, count: int, seed: int) -> list[Path]:
-    """Write the picture and return its files.
+    """Write the figure and return its files.
 
     Args:
         folder: receives search.png.
