@@ -1,4 +1,4 @@
-"""The plain way to apply masks, as a yardstick: dense, one layer at a time, in hooks that compute every layer twice.
+"""The plain way to apply masks, as a baseline: dense, one layer at a time, in hooks that compute every layer twice.
 
 Written from the paper's text, without the library: one generator per block, whose output every layer expands to a dense
 mask per sample. A hook discards the layer's first result and computes it again with masked weights.

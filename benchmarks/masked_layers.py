@@ -4,7 +4,7 @@
     python -m benchmarks.masked_layers --device cuda --dtype float16 --repeats 20    # GPU: Triton kernels
     python -m benchmarks.masked_layers --compile             # also the reference under torch.compile; five minutes
 
-Outputs and gradients of every size are first compared. Sides alternate within a repeat; a side's figure is the median over
+Outputs and gradients of every size are compared first. Sides alternate within a repeat; a side's figure is the median over
 the repeats of a forward ("infer") and of a forward with its backward ("train"). Writes docs/results/masked_layers.{json,md},
 one entry per device and dtype.
 """

@@ -58,7 +58,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """Return a record's machine in words.
+    """Return a record's machine as text.
 
     Args:
         machine: from `maskunet.machine.machine`.

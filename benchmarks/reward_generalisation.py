@@ -190,14 +190,14 @@ def main() -> None:
         images = sample(pipe, prompts, seed)
         verdicts.append(torch.tensor(match_prompts(images["final"], prompts)))
         for name, reward in networks.items():
-            for look, batch in images.items():
-                scores[name].setdefault(look, []).append(reward(batch, texts))
+            for stage, batch in images.items():
+                scores[name].setdefault(stage, []).append(reward(batch, texts))
     correct = torch.stack(verdicts, 1)
     tasks = sorted({p.task for p in prompts})
     rows = {task: torch.tensor([p.task == task for p in prompts]) for task in tasks}
-    for name, by_look in scores.items():
-        results[name]["auc"] = {look: auc(torch.stack(values, 1), correct) for look, values in by_look.items()}
-        final = torch.stack(by_look["final"], 1)
+    for name, by_stage in scores.items():
+        results[name]["auc"] = {stage: auc(torch.stack(values, 1), correct) for stage, values in by_stage.items()}
+        final = torch.stack(by_stage["final"], 1)
         results[name]["auc_by_task"] = {task: auc(final[r], correct[r]) for task, r in rows.items()}
     record = {
         "settings": {

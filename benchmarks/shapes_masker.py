@@ -5,7 +5,7 @@
 
 Variants are compared by the paired gain in validation loss (base minus masked; same images, noise and timesteps), which
 shows an effect long before images do. No test prompt is used. The sweep writes docs/results/shapes_masker_sweep.{json,md};
-docs/results/shapes_masker.md tells how the bundled one was trained.
+docs/results/shapes_masker.md describes how the bundled one was trained.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="train every variant shortly")
+    parser.add_argument("--sweep", action="store_true", help="train every variant for a few steps")
     parser.add_argument("--steps", type=int, default=100, help="steps per variant of the sweep")
     parser.add_argument("--train", type=Path, metavar="FOLDER", help="train the bundled masker in this folder")
     args = parser.parse_args()

@@ -29,7 +29,7 @@ def plot_table1(record: dict[str, Any], folder: Path) -> list[Path]:
         axis.set_xlabel("gain on held-out art (diffusion loss)")
         axis.set_ylabel(label)
     log_ticks(axes[0, 0])
-    axes[0, 1].legend()  # the curves fall and leave a corner free
+    axes[0, 1].legend()  # the curves fall, so this corner is free
     n = config["validation_prompts"]
     figure.suptitle(f"Gain and cost of each method at every learning rate (validation, n = {n}, seed 0)")
     written = save_figure(figure, folder / "table1_rates.png", ["png"])

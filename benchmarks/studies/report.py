@@ -28,7 +28,7 @@ PAPER_ABLATIONS = {
 
 
 def seeds_text(config: dict[str, Any]) -> str:
-    """Return the number of training seeds in words.
+    """Return the number of training seeds as text.
 
     Args:
         config: a study's config as JSON values.

@@ -113,7 +113,7 @@ def particles(
         count: particles per prompt.
         scale: lambda; a particle's weight is exp(lambda (r - its reward at the last resampling)).
         every: steps between resamplings.
-        options: of `StepwiseSampler`. The default is eta = 1 under DDIM, since copied particles would stay alike without
+        options: of `StepwiseSampler`. The default is eta = 1 under DDIM, since copied particles would stay identical without
             noise.
 
     Reference: Singhal et al., "A General Framework for Inference-time Scaling and Steering of Diffusion Models", 2025.

@@ -87,7 +87,7 @@ def run_search_study(
     """
     config, methods = config or SearchStudyConfig(), METHODS if methods is None else methods
     digest = reward_digest(config.reward)
-    work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
+    work = work / "-".join(f"{v}" for v in asdict(config).values())  # settings name the folder, so cells never mix
     pipe, reward, referee = zoo.load("shapes"), rewards.load(config.reward), rewards.load("shapes-referee")
     world = World(pipe, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_images)
     options = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}

@@ -91,7 +91,7 @@ def run_table1(
         log: receives one line per finished cell.
     """
     config = config or Table1Config()
-    work = work / "-".join(f"{v}" for v in asdict(config).values())  # other settings, other cells
+    work = work / "-".join(f"{v}" for v in asdict(config).values())  # settings name the folder, so cells never mix
     base = load_base()
     world = World(base, Sampling(config.num_inference_steps, config.guidance_scale), config.reference_images)
     runs = ArtRuns(base, work / "runs", config.train_samples)

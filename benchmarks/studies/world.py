@@ -1,4 +1,4 @@
-"""What the studies share: the shapes world as an evaluation set, training runs on the art domain, cached cells."""
+"""Shared parts of the studies: the shapes world as an evaluation set, training runs on the art domain, cached cells."""
 
 from __future__ import annotations
 
