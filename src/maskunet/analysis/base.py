@@ -1,4 +1,4 @@
-"""What every analysis takes and returns: settings in; a question with its answer, tidy data and a plot out."""
+"""Input and output of every analysis: its settings; a question with its answer, tidy data and a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: The analyses, in the order of docs/analysis.md.
 NAMES = ("random", "density", "masks", "weights", "emergence", "samples")
-#: Called with the share of the work that is done, in [0, 1], and the current task.
+#: Called with the finished share of the work, in [0, 1], and the current task.
 Progress = Callable[[float, str], None]
 _SIGNIFICANT_DIGITS = 4
 

@@ -1,4 +1,4 @@
-"""What an analysis works on: a pipeline with its masks, the prompts, and the noise of each image."""
+"""The inputs of an analysis: a pipeline with its masks, the prompts, and the noise of each image."""
 
 from __future__ import annotations
 

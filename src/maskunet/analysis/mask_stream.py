@@ -30,7 +30,7 @@ class _Stream(Trace):
         return super().begin(timestep)
 
     def add(self, call: CallRecord, layer: str, logits: Tensor | None, mask: Tensor, ndim: int) -> None:
-        """Pass on what a layer's mask switches off."""
+        """Pass on the weights that a layer's mask switches off."""
         mask = mask.detach()
         off = (mask if mask.ndim > ndim else mask[None]) == 0
         self._on_mask(self._number, layer, off.flatten(1).cpu())

@@ -78,13 +78,13 @@ def study(context: AnalysisContext) -> Analysis:
     for run in range(s.mask_seeds):
         reseeded = context.with_seed(s.seed + run * len(context.prompts))
         for k, rate in enumerate(rates):
-            done, task = run * len(rates) + k, f"drop ratio {rate:g}, masks {run + 1} of {s.mask_seeds}"
+            finished, task = run * len(rates) + k, f"drop ratio {rate:g}, masks {run + 1} of {s.mask_seeds}"
             detach(context.pipe)
             if rate:
                 attach(context.pipe, RandomMasks(network, 1 - rate, seed=s.seed + run))
             is_first = rate == shown and run == 0
             with collect_removed(context, histograms, steps) if is_first else contextlib.nullcontext():
-                images[rate].append(reseeded.generate(task, (0.95 * done / total, 0.95 * (done + 1) / total)))
+                images[rate].append(reseeded.generate(task, (0.95 * finished / total, 0.95 * (finished + 1) / total)))
     results = [RatioResult(rate, torch.stack(x), _judge_runs(context, x)) for rate, x in images.items()]
     fid = _measure_fid(context, results)
     record = context.record("rates", "mask_seeds", masker="random masks", rate_shown=shown, reference=_REFERENCE)
@@ -243,5 +243,5 @@ def _caption(context: AnalysisContext, base: RatioResult, masked: RatioResult, r
     text = prompt if len(prompt) <= 34 else prompt[:32] + "…"
     if base.right is None or masked.right is None:
         return text
-    before, after = ("right" if right[run, i] else "wrong" for right in (base.right, masked.right))
-    return f"{text}\n{before} → {after}"
+    base_verdict, masked_verdict = ("right" if right[run, i] else "wrong" for right in (base.right, masked.right))
+    return f"{text}\n{base_verdict} → {masked_verdict}"

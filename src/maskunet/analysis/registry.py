@@ -34,7 +34,7 @@ def analyze(
         name: one of `NAMES`.
         pipe: a Stable Diffusion pipeline (1.x, 2.x, XL) with a masker attached; `random` needs none. It is left as it was.
         settings: settings of the analysis; the defaults if None.
-        progress: called with the share of the work that is done, in [0, 1], and the current task.
+        progress: called with the finished share of the work, in [0, 1], and the current task.
 
     Returns:
         The analysis; its `save` writes files.

@@ -1,8 +1,8 @@
 """Which row of a U-Net's batch belongs to which prompt and to which part of a guided batch.
 
 diffusers stacks the parts of a guided batch (unconditional first, in most pipelines) and, inside each, the images of one
-prompt after another: a a b b. The pipeline that makes the call knows all of it, so it is asked, call by call: guidance may
-be switched off during a run. Without a pipeline, equal latents in both halves tell a guided batch.
+prompt after another: a a b b. The layout is read from the calling pipeline at every call, because guidance may be switched
+off during a run. Without a pipeline, equal latents in both halves show a guided batch.
 """
 
 from __future__ import annotations
@@ -142,15 +142,15 @@ def _calling_pipeline(unet: nn.Module) -> FrameType | None:
 
 
 def _layout_of(frame: FrameType, rows: int) -> BatchLayout | None:
-    """The layout of a pipeline's batch; None where the pipeline does not say how many prompts it has."""
-    known = frame.f_locals
-    pipe = known["self"]
-    prompts = known.get("batch_size")
+    """The layout of a pipeline's batch; None if its number of prompts is unknown."""
+    variables = frame.f_locals
+    pipe = variables["self"]
+    prompts = variables.get("batch_size")
     if not isinstance(prompts, int) or prompts < 1:
         return None
-    images_per_prompt = known.get("num_images_per_prompt") or known.get("num_videos_per_prompt") or 1
-    frames = known.get("video_length") or known.get("num_frames") or 1
-    parts = _parts(pipe, known)
+    images_per_prompt = variables.get("num_images_per_prompt") or variables.get("num_videos_per_prompt") or 1
+    frames = variables.get("video_length") or variables.get("num_frames") or 1
+    parts = _parts(pipe, variables)
     unit = len(parts) * prompts * images_per_prompt
     repeats, odd = divmod(rows, unit)
     has_views = "Panorama" in type(pipe).__name__
@@ -165,9 +165,9 @@ def _layout_of(frame: FrameType, rows: int) -> BatchLayout | None:
     return BatchLayout.stacked(parts, prompts, images_per_prompt * repeats)
 
 
-def _parts(pipe: Any, known: dict[str, Any]) -> tuple[str, ...]:
+def _parts(pipe: Any, variables: dict[str, Any]) -> tuple[str, ...]:
     """Parts of a pipeline's guided batch in the order of its rows."""
-    is_guided = known.get("do_classifier_free_guidance", getattr(pipe, "do_classifier_free_guidance", False))
+    is_guided = variables.get("do_classifier_free_guidance", getattr(pipe, "do_classifier_free_guidance", False))
     if "InstructPix2Pix" in type(pipe).__name__ and is_guided:
         return (CONDITIONAL, IMAGE, UNCONDITIONAL)
     parts = ((UNCONDITIONAL,) if is_guided else ()) + (CONDITIONAL,)

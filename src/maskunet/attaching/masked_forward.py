@@ -25,7 +25,7 @@ class _Forward:
         self.attachment, self.original = attachment, original
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy it with what it belongs to; `__reduce__` is for pickle alone."""
+        """Copy it together with its attachment and module; `__reduce__` serves pickle alone."""
         copied = memo[id(self)] = object.__new__(type(self))
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied

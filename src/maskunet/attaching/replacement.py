@@ -49,7 +49,7 @@ class Replacement:
                 setattr(owner, name, self.original)
         forward = self.module.__dict__.get("forward")
         if getattr(forward, "__func__", None) is type(self.module).forward:
-            del self.module.forward  # the class's again
+            del self.module.forward  # uncovers the class's own forward
 
 
 def follow_checkpointing(modules: Iterable[nn.Module], capture: Callable[[], Context]) -> None:

@@ -1,7 +1,7 @@
 r"""How strongly masks act: :math:`W' = W (1 - s (1 - m))`, between the base model (s = 0) and the masks (s = 1).
 
-A layer is linear in its weight, so its output at strength s lies between the plain and the masked output, whatever operator
-computes the latter.
+A layer is linear in its weight, so its output at strength s lies between the plain and the masked output,
+whichever operator computes it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ analyze_app = new_app("Analyse what masks switch off, when, and what that does, 
 
 #: Commands and their help; "all" runs one after the other.
 _HELP = {
-    "random": "Measure random masks: what they remove, the images that they mend or spoil, and the average.",
+    "random": "Measure random masks: the weights that they remove, the images that they fix or break, and the average.",
     "density": "Measure how many weights are switched off: by layer, projection, block, timestep, and over training.",
     "masks": "Compare the masks of a layer between timesteps and between samples.",
     "weights": "Compare the magnitudes of removed and kept weights, by step.",

@@ -113,7 +113,7 @@ def _benchmark(
     scheduler: Scheduler = None,
     seed: Seed = 0,
     batch_size: Annotated[int, batch_size(8)] = 8,
-    search_batch_size: Annotated[int, option(text="Prompts that are searched at once.", default=1, min=1)] = 1,
+    search_batch_size: Annotated[int, option(text="Prompts per search.", default=1, min=1)] = 1,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:

@@ -84,7 +84,7 @@ def check_operators(device: Any) -> None:
 
 
 def check_exists(path: Path | None, flag: str, expected: str) -> None:
-    """Refuse a path that is not there.
+    """Refuse a path that does not exist.
 
     Args:
         path: the path; None is fine.
@@ -92,7 +92,7 @@ def check_exists(path: Path | None, flag: str, expected: str) -> None:
         expected: what it should be.
 
     Raises:
-        DataError: nothing is there.
+        DataError: it does not exist.
     """
     if path is not None and not path.exists():
         raise DataError(f"expected {flag} to be {expected}, {path} is not there")

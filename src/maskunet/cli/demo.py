@@ -25,7 +25,9 @@ _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 def demo(
     output: Annotated[Path, output("Folder for the page and the images.", "demo")] = Path("demo"),
-    count: Annotated[int, option(text="How many prompts; they alternate over the six tasks.", default=96, min=6)] = 96,
+    count: Annotated[
+        int, option(text="Number of prompts; they alternate over the six tasks.", default=96, min=6)
+    ] = 96,
     steps: Steps = None,
     guidance_scale: BundledGuidance = None,
     seed: Seed = 0,

@@ -71,7 +71,7 @@ def write_sheet(
         columns: images per row.
 
     Returns:
-        How many images match their prompt.
+        Number of images that match their prompt.
     """
     make_folder(path.parent)
     prompts = held_out_prompts(count)

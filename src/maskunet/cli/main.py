@@ -62,7 +62,7 @@ def _shorten_spinning() -> None:
 
 
 def _silence_libraries() -> None:
-    """Leave third-party chatter out of the terminal; errors still come through."""
+    """Silence the log messages of other libraries; errors are still shown."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

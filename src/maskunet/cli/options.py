@@ -56,7 +56,7 @@ MaskerSource = Annotated[
 ]
 Prompts = Annotated[list[str] | None, option("--prompt", text="Prompt; may be repeated.", default="none")]
 PromptsFile = Annotated[Path | None, option(text="Text file with one prompt per line.", default="none")]
-NegativePrompt = Annotated[str | None, option(text="What to steer away from.", default="none")]
+NegativePrompt = Annotated[str | None, option(text="Prompt to steer away from.", default="none")]
 Device = Annotated[str | None, option(text="cpu, cuda, cuda:1 or mps.", default="the first accelerator, else cpu")]
 Dtype = Annotated[
     str | None, option(text="float32, float16 or bfloat16.", default="float16 on CUDA, float32 elsewhere")

@@ -68,7 +68,7 @@ def search(
         option(text="Folder or hub id of an AutoencoderTiny that rewards are computed on.", default="the model's own"),
     ] = None,
     scheduler: Scheduler = None,
-    batch_size: Annotated[int, batch_size(1, "Prompts that are searched at once.")] = 1,
+    batch_size: Annotated[int, batch_size(1, "Prompts per search.")] = 1,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:

@@ -59,7 +59,7 @@ def ui(
         backend.warm_up()
         page = serve(backend, host=host, port=port, open_browser=open_browser)
     except MaskUNetError:
-        if is_new:  # a wrong value leaves nothing behind
+        if is_new:  # leave no empty folder after a wrong value
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     address = "127.0.0.1" if host == "0.0.0.0" else host

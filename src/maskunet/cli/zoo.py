@@ -49,7 +49,7 @@ def zoo_sample(
     output: Annotated[Path, output("PNG file for the sheet.", "sheet.png")] = Path("sheet.png"),
     model: Model = "shapes",
     masker: MaskerSource = None,
-    count: Annotated[int, option(text="How many held-out prompts to generate.", default=48, min=1)] = 48,
+    count: Annotated[int, option(text="Number of held-out prompts.", default=48, min=1)] = 48,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     seed: Seed = 0,

@@ -27,5 +27,5 @@ def model_name(pipe: Any) -> str:
     if is_bundled(pipe):
         return "shapes"
     name = str(getattr(pipe, "name_or_path", "") or "")
-    # The folders above are this machine's business.
+    # Records must not show the paths of this machine.
     return (Path(name).name if Path(name).is_dir() else name) or "a pipeline"

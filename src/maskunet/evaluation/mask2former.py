@@ -30,7 +30,7 @@ from .features import ClipFeatures
 #: Swin-S on COCO, and the CLIP that names colours.
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
-#: GenEval's names of COCO's classes where they differ from COCO's own, and what older checkpoints call them.
+#: GenEval's names of COCO's classes where they differ from COCO's own, and the names in older checkpoints.
 NAMES = {
     "mouse": "computer mouse",
     "remote": "tv remote",

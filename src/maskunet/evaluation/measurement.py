@@ -47,7 +47,7 @@ def measure_images(
         images: the folder of images.
         features: feature spaces: "clip:SOURCE", "dinov2:SOURCE", "inception", "shapes" (the bundled CLIP), or `Features`
             objects. "shapes" with the bundled model; required otherwise.
-        pipe: a Stable Diffusion pipeline that generates the images, with or without masks; None to measure what is there.
+        pipe: a Stable Diffusion pipeline that generates the images, with or without masks; None to measure existing images.
         prompts: prompts of the images, for the CLIP score and to generate from; those beside the images if None.
         reference: folder of real images; without it only the CLIP score is measured.
         resolution: both sets are resized to this many pixels per side; 256, or 64 with the bundled model, if None.

@@ -28,7 +28,7 @@ BENCHMARKS = {"geneval": BenchmarkDefaults(4, 50, 9.0), "t2i-compbench": Benchma
 #: Sides of a benchmark by name: the base model, a masker, masks searched by reward alone or on top of the masker's, and
 #: SynGen without and with the masker.
 BENCHMARK_SIDES = ("base", "masker", "search", "search+masker", "syngen", "syngen+masker")
-#: Held-out prompts of the shapes world that stand for GenEval's 553: the same number for each of the six tasks.
+#: Held-out prompts of the shapes world that replace GenEval's 553: the same number for each of the six tasks.
 BUNDLED_PROMPTS = 552
 
 

@@ -1,6 +1,6 @@
 """What the page computes: comparisons, searches and analyses, one at a time for all visitors.
 
-Every run attaches the requested masker and puts back what was there, under one lock, so that two visitors' maskers and
+Every run attaches the requested masker and restores the previous one, under one lock, so that two visitors' maskers and
 seeds never mix.
 """
 
@@ -73,7 +73,7 @@ class Backend:
 
         Args:
             request: what to generate, with a masker.
-            progress: called with the share of the work that is done.
+            progress: called with the finished share of the work.
 
         Raises:
             MaskUNetError: something requested is missing or does not fit.
@@ -85,7 +85,7 @@ class Backend:
 
         Args:
             request: what to generate, with a masker; at most 16 seeds.
-            progress: called with the share of the work that is done.
+            progress: called with the finished share of the work.
 
         Raises:
             MaskUNetError: something requested is missing or does not fit.
@@ -116,7 +116,7 @@ class Backend:
             control: ends the search from outside. Leaving the iterator abandons it.
 
         Yields:
-            States of the search; those that nobody takes in time are left out. The last one has the result.
+            States of the search; those that are not consumed in time are skipped. The last one has the result.
 
         Raises:
             MaskUNetError: something requested is missing or does not fit.
@@ -126,7 +126,7 @@ class Backend:
             candidates=1,  # it starts from the very noise whose image is shown beside it
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
-            compare_base=False,  # the base image is generated first, to look at meanwhile
+            compare_base=False,  # the base image is generated first and shown during the search
         )
         states: SimpleQueue[SearchProgress | Exception | None] = SimpleQueue()
 
@@ -158,7 +158,9 @@ class Backend:
             raise DataError("the search was stopped before it began; nothing was found")
         pipe, reward = self.models.pipe(request.model), self.models.reward(request.model)
         if reward is None:
-            raise DataError("expected a reward to search by; start the page with --reward (as image-reward or hpsv2)")
+            raise DataError(
+                "expected a reward to search by; start the page with --reward (such as image-reward or hpsv2)"
+            )
         masker = None if request.masker is None else self.models.masker(request.masker, request.model)
         if masker is not None and masker.guided_half is not None:
             raise DataError(
@@ -213,7 +215,7 @@ class Backend:
         Args:
             name: one of `maskunet.analysis.NAMES`.
             request: the masker, how to generate, and how many images per side.
-            progress: called with the share of the work that is done.
+            progress: called with the finished share of the work.
 
         Returns:
             A `maskunet.analysis.Analysis`.
@@ -280,7 +282,7 @@ def _generate(pipe: Any, request: Request, seeds: list[int], report: Callable[[f
 
 @contextlib.contextmanager
 def _attached(pipe: Any, masker: Masker | None) -> Iterator[None]:
-    """Attach a masker, or none, and put back what was there."""
+    """Attach a masker, or none, and restore the previous one afterwards."""
     previous = attachment_of(pipe)
     try:
         if masker is None:

@@ -1,6 +1,6 @@
 """Models, maskers and rewards that the page offers: named on the command line, loaded once, shared by all visitors.
 
-A page never says where to read from. It names one of what is offered here, so no other file can be reached through it.
+The page passes names of what is offered here and never a path, so no other file can be reached through it.
 """
 
 from __future__ import annotations

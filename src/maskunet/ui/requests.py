@@ -1,4 +1,4 @@
-"""What the page asks its backend for, and what comes back."""
+"""Requests of the page to its backend, and their results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .verdicts import Verdict
 
 MAX_STEPS, MAX_GUIDANCE, MAX_SEED, MAX_IMAGES, MAX_ANALYSED = 200, 50.0, 2**32 - 1, 16, 600
 _MAX_PROMPT_LENGTH = 1000
-#: Called with the share of the work that is done, in [0, 1], and what is being done.
+#: Called with the finished share of the work, in [0, 1], and the current task.
 ProgressCallback = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Request(Settings):
-    """What a visitor wants.
+    """A run that a visitor requests.
 
     Args:
         model: name of an offered model.
@@ -56,7 +56,7 @@ class Request(Settings):
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image with what a reward and the judge make of it.
+    """An image with its reward and the judge's verdict.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -86,10 +86,10 @@ class ComparisonPair:
 
 @dataclass(frozen=True)
 class SearchControl:
-    """How a search is ended from outside.
+    """Flags that end a search from another thread.
 
     Args:
-        stop: once set, the search ends soon and keeps what it has.
+        stop: once set, the search ends soon and keeps the masks so far.
         abandon: once set, the search ends at its next step and keeps nothing: its visitor has left.
     """
 
@@ -119,7 +119,7 @@ class SearchProgress:
 
 
 def latest_states(states: SimpleQueue[SearchProgress | Exception | None]) -> Iterator[SearchProgress]:
-    """Yield states until None; of those that wait, only the latest.
+    """Yield states until None; if several are waiting, only the latest.
 
     Args:
         states: states as they come; an exception among them is raised.

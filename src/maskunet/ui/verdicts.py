@@ -1,4 +1,4 @@
-"""What the page says about an image: the judge's verdict as a sentence, and errors as sentences."""
+"""Text of the page about an image: the judge's verdict as a sentence, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OTHER_COLOUR = re.compile(r"expected (\w+) (\w+)>=1, found 0 \w+; and 1 (\w+)")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge makes of an image.
+    """The judge's verdict on an image.
 
     Args:
-        is_correct: whether the image shows what the prompt asks for; None if the prompt is no caption of the shapes world.
+        is_correct: whether the image matches the prompt; None if the prompt is no caption of the shapes world.
         text: the same as a sentence.
     """
 
@@ -44,7 +44,7 @@ def verdicts(images: Tensor, prompt: str) -> list[Verdict]:
         objects = [(d.colour or "", d.name) for group in selected.values() for d in group]
         seen = _describe(objects)
         if request is None:
-            results.append(Verdict(None, f"it sees {seen}; it cannot tell whether that is what the prompt asks for"))
+            results.append(Verdict(None, f"it sees {seen}; it cannot tell whether that matches the prompt"))
         elif reason := check(detections, request.metadata()):
             detail = _explain(reason, objects)
             results.append(Verdict(False, f"wrong: expected {request.prompt}, found {seen}{detail}"))
@@ -54,7 +54,7 @@ def verdicts(images: Tensor, prompt: str) -> list[Verdict]:
 
 
 def _explain(reason: str, objects: Sequence[tuple[str, str]]) -> str:
-    """What a list of the objects does not show: a wrong place, or a surer object of the same shape."""
+    """Details that a list of the objects lacks: a wrong place, or a surer object of the same shape."""
     if misplaced := _MISPLACED.search(reason):
         return f", where the {misplaced[1]} is {misplaced[2] or 'in no clear place'}"
     if (other := _OTHER_COLOUR.search(reason)) and (other[1], other[2]) in objects:
@@ -63,7 +63,7 @@ def _explain(reason: str, objects: Sequence[tuple[str, str]]) -> str:
 
 
 def _describe(objects: Sequence[tuple[str, str]]) -> str:
-    """The coloured shapes of an image in words."""
+    """List the coloured shapes of an image as text."""
     words = []
     for colour, name in dict.fromkeys(objects):
         count = objects.count((colour, name))

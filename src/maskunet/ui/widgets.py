@@ -1,4 +1,4 @@
-"""What the tabs share: the settings on the left, errors as messages, images and captions."""
+"""Shared parts of the tabs: the settings on the left, errors as messages, images and captions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 NONE = "none"
 #: One run at a time for all visitors; the others wait and see their place in the queue.
 QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-#: What the page does for itself: immediately, and not part of the interface for programs.
+#: Events of the page itself: they skip the queue and are not part of the page's API.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _PROMPTS = (
     "a yellow triangle and a pink square",
@@ -129,7 +129,7 @@ def to_request(
 
 
 def _integer(value: Any) -> Any:
-    """A whole number that a browser sent as a float; anything else as it came, for `Request` to refuse."""
+    """Convert a whole number that a browser sent as a float; leave anything else for `Request` to refuse."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -174,10 +174,10 @@ def to_page_image(image: Tensor) -> Image.Image:
 
 
 def caption(side: str, scored: ScoredImage) -> str:
-    """Return what stands under an image.
+    """Return the caption of an image.
 
     Args:
-        side: what the image is.
+        side: label of the image, such as "With the masks".
         scored: the image with its reward and verdict.
     """
     lines = [f"**{side}**"]
@@ -190,12 +190,12 @@ def caption(side: str, scored: ScoredImage) -> str:
 
 
 def repeat_note(backend: Backend, request: Request, seeds: str) -> str:
-    """Return how to get the same images again.
+    """Return the settings that reproduce the images, as a sentence.
 
     Args:
         backend: what the page computes with.
         request: the request.
-        seeds: its seeds in words.
+        seeds: its seeds as text.
     """
     reward = backend.models.reward(request.model)
     scored = "" if reward is None else f" The reward is {reward.name}; higher is better."

@@ -1,8 +1,8 @@
 """Third stage of the shapes recipe: a small CLIP, whose image features measure distances between sets of images.
 
 It is trained contrastively on images of both styles with noise and blur. Half of them pass through the autoencoder, like
-generated ones. Each image also meets wrong versions of its own caption, since contrast within a batch alone teaches a CLIP
-to ignore colours and positions.
+generated ones. Each image is also paired with wrong versions of its own caption, since contrast within a batch alone
+teaches a CLIP to ignore colours and positions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Last stage of the shapes recipe: the matcher, which reads a caption beside the image.
 
-Every image of a group meets every caption of the group. Blends, distorted and off-hue images meet a caption that they do not
-show. Right and wrong pairs have the same weight:
+Every image of a group is paired with every caption of the group. Blends, distorted and off-hue images are paired with a
+caption that they do not show. Right and wrong pairs have the same weight:
 
 .. math:: L = -\frac12 \left( E_{\mathrm{right}} \log \sigma(l) + E_{\mathrm{wrong}} \log \sigma(-l) \right)
 
@@ -150,7 +150,7 @@ def train_matcher(
     matcher = start if isinstance(start, Matcher) else new_matcher(tokenizer, start)
     matcher.train().requires_grad_(True)
     width = matcher.head.in_features
-    # The keys stand in the files of runs.
+    # Changed keys would make saved runs unreadable.
     heads = nn.ModuleDict(
         {
             "patches": nn.Linear(width, PATCH_CLASSES),
@@ -224,9 +224,9 @@ def train_matcher(
             return states.new_zeros(())
         logits, layers = matcher.read_captions(states[images], captions, _attention_mask(captions, tokenizer).long())
         matched = _balanced_loss(logits, is_right)
-        # Each layer has its task, or words and positions meet too late to be compared. In the first, shapes learn their
-        # positions; in the second, the relation's word learns the offset of the two and whether the relation holds; the
-        # last reads the verdict.
+        # Each layer has its task; otherwise words and positions are combined too late to be compared. In the first,
+        # shapes learn their positions; in the second, the relation's word learns the offset of the two and whether the
+        # relation holds; the last reads the verdict.
         row, token = (shape_of_token[captions] >= 0).nonzero(as_tuple=True)
         positions = contents.positions[index[images[row]], shape_of_token[captions[row, token]]]
         position_loss = (heads["place"](layers[1][row, token]) - positions).square().mean()

@@ -1,7 +1,7 @@
 r"""Fourth stage of the shapes recipe: the reward of the shapes world, and a second one as its referee.
 
-Both are small CLIPs. A batch has groups of a scene and its near misses, so every image and every caption meets those that
-are hardest to distinguish from it, in both directions:
+Both are small CLIPs. A batch has groups of a scene and its near misses, so every image and every caption is contrasted with
+those that are hardest to distinguish from it, in both directions:
 
 .. math:: L = \frac12 \left( -\log \frac{e^{s_{ii}}}{\sum_{j \in T_i} e^{s_{ij}}}
               - \log \frac{e^{s_{ii}}}{\sum_{j \in P_i} e^{s_{ji}}} \right), \qquad s_{ij} = \kappa \cos(f(x_i), g(c_j))

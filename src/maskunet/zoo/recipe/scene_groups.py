@@ -240,7 +240,7 @@ def blend_with_near_miss(groups: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Bend images by a smooth random field of some pixels.
+    """Distort images by a smooth random field of some pixels.
 
     Args:
         images: (B, 3, H, H).
