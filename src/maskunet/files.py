@@ -1,4 +1,4 @@
-"""Write files as a whole or not at all: under a temporary name, then renamed."""
+"""Write files atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_folder(folder: Path) -> None:
 
 
 def save_text(text: str, path: Path) -> None:
-    """Write a text as a whole.
+    """Write a text atomically.
 
     Args:
         text: the text.

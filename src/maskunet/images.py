@@ -22,7 +22,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG as a whole.
+    """Write a PNG atomically.
 
     Args:
         image: the image.

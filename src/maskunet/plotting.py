@@ -75,7 +75,7 @@ def _new(width: float, height: float) -> Iterator[Any]:
 
 
 def save_figure(figure: Any, path: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write a figure, each file as a whole; the same data give the same bytes.
+    """Write a figure, each file atomically; the same data give the same bytes.
 
     Args:
         figure: from `new_figure`.

@@ -1,4 +1,4 @@
-"""The reward seam: values are checked, and rewards add up."""
+"""The interface of rewards: values are checked, and rewards add up."""
 
 from __future__ import annotations
 

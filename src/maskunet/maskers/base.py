@@ -1,4 +1,4 @@
-"""The seam of the library: a masker returns, for one block at one step, the masks of its layers.
+"""The interface of maskers: a masker returns, for one block at one step, the masks of its layers.
 
 A masker returns one `LayerMask` per masked layer of the block, in the cheapest form: free logits, the factors of a
 low-rank product, or packed bits. The hooks of `maskunet.attach` hold it until the layer runs, and the form then calls
@@ -248,7 +248,7 @@ class Masker(nn.Module, ABC):
             CheckpointError: files are missing or unreadable, or hold a masker of another class.
             TargetError: it was made for another network; the differing layers are named.
         """
-        from . import load  # which knows every masker, as this module cannot
+        from . import load  # it imports every masker, which this module cannot
 
         masker = load(source, model, **options)
         if not isinstance(masker, cls):

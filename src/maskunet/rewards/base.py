@@ -1,4 +1,4 @@
-"""The reward seam: r(image, prompt), one value per image, higher is better, differentiable in the image.
+"""The interface of rewards: r(image, prompt), one value per image, higher is better, differentiable in the image.
 
 Rewards add up by arithmetic,
 

@@ -86,7 +86,7 @@ def shared_crop(side: int = 224) -> Preprocess:
 
 
 def resolve_preprocess(preprocess: Preprocess | str, original: Preprocess) -> Preprocess:
-    """Return the preprocessing that an argument stands for.
+    """Return the preprocessing that an argument names.
 
     Args:
         preprocess: "original", "shared" (the authors' one crop) or a `Preprocess`.

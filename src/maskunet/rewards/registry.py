@@ -95,7 +95,7 @@ def parse_reward(text: str | Sequence[str], **options: Any) -> Reward:
 
 
 def as_reward(reward: Reward | Callable[[Tensor, Sequence[str]], Tensor] | str, **options: Any) -> Reward:
-    """Return the reward that an argument stands for.
+    """Return an argument as a reward.
 
     Args:
         reward: a reward, a function `(images, prompts) -> (B,)`, or a description as `parse_reward` reads it.

@@ -15,7 +15,7 @@ from ..attaching import disabled
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
 
-#: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The seam of all benchmarks.
+#: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
 
 

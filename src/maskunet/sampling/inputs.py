@@ -1,4 +1,4 @@
-"""Prompts, seeds and options of a sampling, checked before anything is computed."""
+"""Prompts, seeds and options of sampling, checked before anything is computed."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Offload moves weights as modules are called: `enable_model_cpu_offload` sends the U-Net away when the decoder runs, by
 swapping the data of its parameters in place, and `enable_sequential_cpu_offload` replaces each layer's parameters after
-its call. A backward pass comes later and finds the swapped ones. So accelerate's hooks are suspended for the time being;
+its call. A later backward pass would use the swapped ones. So accelerate's hooks are suspended meanwhile;
 the hooks themselves stay in their chain, since other wrappers look for them. diffusers' group offload also swaps data but
 has no such hooks, so it is refused.
 """

@@ -1,4 +1,4 @@
-r"""Short roll-outs: where an iterate's image ends up, rather than where it is predicted to.
+r"""Short roll-outs: a better prediction of an iterate's final image than one call gives.
 
 From step t on, the predicted clean latents and noise are carried to a few of the later steps s, deterministically as in
 DDIM,

@@ -57,5 +57,5 @@ class SearchHistory:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.4f}" if known else "-"
+    numbers = [value for value in values if value is not None]
+    return f"{sum(numbers) / len(numbers):.4f}" if numbers else "-"
