@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from maskunet import pretrained
 from maskunet.errors import CheckpointError
+from maskunet.maskers import load
+from maskunet.pipelines import load_pipeline
 from maskunet.pretrained import BUNDLED, bundled_path, is_hub_id, locate, read_state_dict, unwrap_state_dict
 
 
@@ -111,3 +113,11 @@ def test_pickles_are_not_executed_and_other_files_are_refused(tmp_path: Path) ->
             read_state_dict(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert not mischief.target.exists()
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "~nobody-here/x/y"])
+def test_names_that_no_file_can_have(source: str) -> None:
+    for read in (load, load_pipeline, lambda path: locate(path, ["model.safetensors"])):
+        with pytest.raises(CheckpointError, match=r"expected .*, got") as caught:
+            read(source)
+        assert len(str(caught.value)) < 300

@@ -227,3 +227,19 @@ def test_public_configs_document_every_field(name: str) -> None:
 def test_the_module_imports_no_torch() -> None:
     code = "import sys, maskunet.settings; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keep", np.array([1, 2])),
+        ("halves", np.array(["both"])),
+        ("iterations", b"x"),
+        ("iterations", [10**29]),
+        ("height", 10**29),
+        ("candidates", 2**31),
+    ],
+)
+def test_values_that_torch_could_not_take(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"^expected {name} to be .*, got .*$"):
+        maskunet.SearchConfig(**{name: value})

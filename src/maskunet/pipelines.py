@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import CheckpointError, SettingError, first_line
-from .pretrained import bundled_path
+from .pretrained import bundled_path, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def _read_single_file(text: str, **options: Any) -> Any:
 def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
     import diffusers
 
-    path = Path(text).expanduser()
+    path = local_path(text)
     options: dict[str, Any] = {"dtype": dtype}
     if path.is_file():
         if path.suffix != ".safetensors":

@@ -61,7 +61,7 @@ def locate(source: Source, names: Sequence[str], *, revision: str | None = None,
     Raises:
         CheckpointError: none of the names exists there.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_file():
         return path
     expected = " or ".join(names)
@@ -87,6 +87,25 @@ def locate(source: Source, names: Sequence[str], *, revision: str | None = None,
                 f"from the hub: {first_line(error)}"
             ) from error
     raise CheckpointError(f"expected {expected} in the hub repository {text!r}, there is none: {reason}")
+
+
+def local_path(source: Source) -> Path:
+    """Return a source as a path on this disk, which need not exist.
+
+    Args:
+        source: path or hub id.
+
+    Raises:
+        CheckpointError: no file can have such a name.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"expected a path or a hub id, got {os.fspath(source)!r:.80}: {first_line(error):.80}"
+        ) from error
+    return path
 
 
 def is_hub_id(source: Source) -> bool:

@@ -26,6 +26,8 @@ from .errors import SettingError
 Targets = str | Sequence[str]
 
 _CHECK = "check"
+#: No size or count is meant to be this large, and torch fails on larger ones with errors of its own.
+_TOO_LARGE = 2**31
 
 
 class Settings:
@@ -93,6 +95,8 @@ def integer(
             return
         if not _is_integer(value) or not _inside(int(value), at_least, None, None, at_most):
             raise _refuse(name, expected, value)
+        if at_most is None and abs(int(value)) >= _TOO_LARGE:
+            raise _refuse(name, f"{expected}, below 2**31", value)
 
     return _checked(default, check)
 
@@ -148,7 +152,7 @@ def choice(default: str | None, *others: str, optional: bool = False) -> Any:
     expected = " or ".join(map(repr, names)) + (" or None" if optional else "")
 
     def check(name: str, value: Any) -> None:
-        if not (optional and value is None) and value not in names:
+        if not (optional and value is None) and not (isinstance(value, str) and value in names):
             raise _refuse(name, expected, value)
 
     return _checked(default, check)
@@ -223,9 +227,11 @@ def counts(default: int | Sequence[int], *, at_least: int = 0) -> Any:
     """
 
     def check(name: str, value: Any) -> None:
-        values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
         if not values or not all(map(_is_integer, values)) or min(values) < at_least:
             raise _refuse(name, f"an integer >= {at_least}, or a non-empty sequence of them", value)
+        if max(values) >= _TOO_LARGE:
+            raise _refuse(name, "integers below 2**31", value)
 
     return _checked(default, check)
 

@@ -72,7 +72,7 @@ def test_by_block_and_by_timestep(sd1: Any, predict: Predict) -> None:
     assert torch.equal(predict(sd1, timestep=100), late)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), "much", None, True, {"up_blocks.1": 2}])
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), "much", None, True, 10**400, {"up_blocks.1": 2}])
 def test_bad_strengths_are_refused_and_nothing_is_attached(sd1: Any, strength: Any) -> None:
     with pytest.raises(SettingError, match=r"number >= 0 and <= 1"):
         mu.attach(sd1, random_masks(sd1), strength=strength)
@@ -83,3 +83,10 @@ def test_a_function_that_returns_nonsense(sd1: Any, predict: Predict) -> None:
     mu.attach(sd1, random_masks(sd1), strength=lambda timestep: 3.0)
     with pytest.raises(SettingError, match="strength function"):
         predict(sd1)
+
+
+@pytest.mark.parametrize("strength", [{"up_block.1": 0.5}, {1: 0.5}])
+def test_strengths_of_unknown_blocks_are_refused(sd1: Any, strength: Any) -> None:
+    with pytest.raises(SettingError, match=r"blocks \(.*up_blocks\.1.*\), got"):
+        mu.attach(sd1, random_masks(sd1), strength=strength)
+    assert not any("forward" in module.__dict__ for module in sd1.modules())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet import targets
-from maskunet.errors import TargetError
+from maskunet.errors import SettingError, TargetError
 from maskunet.maskers import MaskTable, RandomMasks
 
 Unet = UNet2DConditionModel
@@ -154,3 +154,9 @@ def test_recorded_values_do_not_change_with_the_masker(masked: Unet, predict: Ca
         for logits in table.logits.values():
             logits.fill_(-3.0)
     assert all(torch.equal(x, torch.full_like(x, 2.0)) for x in trace.logits.values())
+
+
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), -1, "x", None, True])
+def test_a_limit_that_is_no_size_is_refused(masked: Unet, limit: Any) -> None:
+    with pytest.raises(SettingError, match="expected limit_gb to be a number"), mu.record(masked, limit_gb=limit):
+        pass

@@ -219,6 +219,27 @@ def test_operators_that_cannot_run(
     assert "MASKUNET_OPERATORS" in require_one_line(result, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--prompt", "a", "--output", ""],
+        ["generate", "--prompt", "a", "--output="],
+        ["demo", "--output_dir", ""],
+        ["demo", "--count", "1" * 26],
+        ["zoo", "sample", "--output", ""],
+        ["zoo", "sample", "--count", "1" * 26],
+        ["train", *WORDS["train"], "--cache-dir="],
+        ["search", "--prompt", "a", "--preview-decoder", ""],
+        ["generate", "--prompt", "a", "--model", "x" * 5000],
+        ["generate", "--prompt", "a", "--masker", "x" * 5000],
+        ["train", "--model", "shapes", "--dataset", "x" * 5000],
+        ["evaluate", "--images", "x" * 5000],
+    ],
+)
+def test_empty_paths_and_names_too_long(run: Run, tmp_path: Path, words: list[object]) -> None:
+    require_one_line(run(*words), tmp_path)
+
+
 @pytest.mark.parametrize("words", ["info missing", "convert missing.pth missing.pth --model shapes --output out"])
 def test_arguments(run: Run, tmp_path: Path, words: str) -> None:
     require_one_line(run(*words.split()), tmp_path)

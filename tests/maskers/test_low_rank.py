@@ -108,7 +108,7 @@ def test_ablations_have_no_dead_parameters(
 @pytest.mark.parametrize("setting", [{"tau": 0.0}, {"hidden": 0}, {"rank": 1}])
 def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
-    with pytest.raises(SettingError, match=rf"^expected {name} to be .* >=? [012], got {value}$"):
+    with pytest.raises(SettingError, match=rf"^expected {name} to be .* >=? [012]( and <= 65536)?, got {value}$"):
         mu.LowRankMaskerConfig(**setting)
 
 
@@ -136,3 +136,9 @@ def test_the_class_of_the_config_chooses_the_masker(sd1: Unet) -> None:
     for config in (mu.MaskGeneratorConfig(), {"rank": 4}, 3):
         with pytest.raises(SettingError, match=r"^expected a LowRankMaskerConfig for a LowRankMasker, got "):
             mu.LowRankMasker.for_unet(sd1, config)
+
+
+@pytest.mark.parametrize("option", [{"hidden": 2**40}, {"rank": 2**40}])
+def test_sizes_that_fit_no_memory_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=r"expected (hidden|rank) to be an integer >= . and <= 65536, got"):
+        mu.LowRankMaskerConfig(**option)

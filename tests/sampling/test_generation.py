@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import maskunet as mu
-from maskunet.errors import DataError, SettingError
+from maskunet.errors import DataError, SettingError, TargetError
 from maskunet.sampling import generate, pipeline_side
 
 PROMPTS = ["a b", "c", "d e f"]
@@ -103,3 +103,15 @@ def test_bad_options_are_refused(option: str, value: object) -> None:
 def test_bad_seeds_are_refused(seed: object) -> None:
     with pytest.raises(SettingError, match="seeds as integers from 0"):
         generate(None, ["a"], seeds=[seed])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("model", [None, 1, "x", torch.nn.Linear(1, 1)])
+def test_what_is_no_pipeline_is_refused(model: Any) -> None:
+    with pytest.raises(TargetError, match="expected a Stable Diffusion pipeline, got"):
+        generate(model, ["a"])
+
+
+@pytest.mark.parametrize("prompts", [{"a": 1}, {"a"}, b"a"])
+def test_prompts_without_an_order_are_refused(pipe: Any, prompts: Any) -> None:
+    with pytest.raises(DataError, match="expected a list of at least one prompt"):
+        generate(pipe, prompts)

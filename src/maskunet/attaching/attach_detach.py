@@ -79,7 +79,7 @@ def attach(
         raise SettingError(f"expected seed to be an integer or None, got {seed!r:.80}")
     if noise is not None and not isinstance(noise, Mapping):
         raise SettingError(f"expected noise to be a mapping from layer names to tensors, got {type(noise).__name__}")
-    check_strength(strength)
+    check_strength(strength, [block.name for block in masker.network.blocks])
     check_fits(unet, masker.network)
     for block in masker.network.blocks:
         refuse_fused(unet, block)
@@ -162,7 +162,7 @@ def record(model: Any, *, keep: str = "all", limit_gb: float = 4.0) -> Iterator[
 
     Raises:
         TargetError: there is no U-Net, or no masker is attached.
-        SettingError: there is no such `keep`.
+        SettingError: there is no such `keep`, or the limit is not a number >= 0.
     """
     attachment = attachment_of(model)
     if attachment is None:

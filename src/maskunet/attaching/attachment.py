@@ -56,9 +56,9 @@ class Attachment:
         noise: Mapping[str, Tensor] | None,
         strength: Strength = 1.0,
     ) -> None:
-        self.strength = strength
         self.unet = unet
         self.masker = masker
+        self.strength = strength
         #: Whether masks are computed without a gradient.
         self.is_frozen = False
         self.trace: Trace | None = None
@@ -98,7 +98,7 @@ class Attachment:
 
     @strength.setter
     def strength(self, value: Strength) -> None:
-        self._strength = check_strength(value)
+        self._strength = check_strength(value, [block.name for block in self.masker.network.blocks])
 
     @property
     def call(self) -> Call | None:

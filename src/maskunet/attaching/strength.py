@@ -6,9 +6,8 @@ whichever operator computes it.
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,17 +18,22 @@ from ..errors import SettingError
 Strength = float | Mapping[str, float] | Callable[[float | None], float]
 
 
-def check_strength(strength: Any) -> Strength:
+def check_strength(strength: Any, blocks: Collection[str]) -> Strength:
     """Return a strength that can be used.
 
     Args:
         strength: see `Strength`.
+        blocks: names of the masker's blocks.
 
     Raises:
-        SettingError: a value outside [0, 1], or something else.
+        SettingError: a value outside [0, 1], a block without masks, or something else.
     """
     if isinstance(strength, Mapping):
         for block, value in strength.items():
+            if block not in blocks:
+                raise SettingError(
+                    f"expected strengths of the masker's blocks ({', '.join(blocks)}), got {block!r:.80}"
+                )
             _check_value(value, f"the strength of {block!r}")
     elif not callable(strength):
         _check_value(strength, "strength")
@@ -57,6 +61,6 @@ def strength_at(strength: Strength, block: str, timestep: Any) -> float:
 
 
 def _check_value(value: Any, name: str) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not 0 <= float(value) <= 1:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
         raise SettingError(f"expected {name} to be a number >= 0 and <= 1, got {value!r:.80}")

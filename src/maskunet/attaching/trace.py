@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +43,15 @@ class Trace:
         limit_gb: memory for the tensors, in GiB; further calls keep densities only, with a warning.
 
     Raises:
-        SettingError: there is no such `keep`.
+        SettingError: there is no such `keep`, or the limit is not a number >= 0.
     """
 
     def __init__(self, keep: str = "all", limit_gb: float = 4.0) -> None:
         if keep not in ("all", "last", "density"):
             raise SettingError(f"expected keep to be 'all', 'last' or 'density', got {keep!r}")
+        is_number = isinstance(limit_gb, numbers.Real) and not isinstance(limit_gb, bool)
+        if not is_number or not 0 <= limit_gb < 2**33:
+            raise SettingError(f"expected limit_gb to be a number of GiB >= 0 and below 2**33, got {limit_gb!r:.80}")
         self.calls: list[CallRecord] = []
         self.keep = keep
         self._free_bytes = int(limit_gb * 2**30)

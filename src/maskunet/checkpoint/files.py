@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, first_line
 from ..network import Network
-from ..pretrained import BUNDLED, bundled_path, is_hub_id
+from ..pretrained import BUNDLED, bundled_path, is_hub_id, local_path
 from ..targets import check_fits, unet_of
 from .model_card import write_card
 
@@ -160,7 +160,7 @@ def _folder(source: str | os.PathLike[str], revision: str | None, token: str | N
         raise CheckpointError(
             f"expected a masker's folder, a hub id or a bundled name, got {type(source).__name__} {source!r:.80}"
         )
-    path, text = Path(source), os.fspath(source)
+    path, text = local_path(source), os.fspath(source)
     if path.is_dir():
         return path
     if text in BUNDLED:

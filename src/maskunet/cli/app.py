@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -32,7 +33,26 @@ def normalise(name: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options under the headings of their `rich_help_panel`."""
+    """A command whose help lists its options under the headings of their `rich_help_panel`; it refuses empty paths."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line.
+
+        Args:
+            ctx: the command's context.
+            args: the words.
+        """
+        # An empty path would read as the current folder.
+        parameters: list[Any] = list(self.params)
+        paths = {name for p in parameters if p.type_descriptor.annotation is Path for name in p.opts}
+        for word, value in zip(args, [*args[1:], None], strict=True):
+            flag, sign, rest = word.partition("=")
+            name = f"--{normalise(flag.removeprefix('--'))}"
+            if name in paths and (rest if sign else value) == "":
+                raise typer.BadParameter(
+                    f"expected {flag} to be a path, got an empty text; leave it out for the default"
+                )
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, one list per heading.

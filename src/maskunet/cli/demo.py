@@ -12,7 +12,7 @@ import typer
 from .checks import check_output
 from .defaults import guidance_scale as guidance_of
 from .defaults import num_inference_steps
-from .options import BundledGuidance, Seed, Steps, option, output
+from .options import MAX_IMAGES, BundledGuidance, Seed, Steps, option, output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 def demo(
     output: Annotated[Path, output("Folder for the page and the images.", "demo")] = Path("demo"),
     count: Annotated[
-        int, option(text="Number of prompts; they alternate over the six tasks.", default=96, min=6)
+        int, option(text="Number of prompts; they alternate over the six tasks.", default=96, min=6, max=MAX_IMAGES)
     ] = 96,
     steps: Steps = None,
     guidance_scale: BundledGuidance = None,

@@ -85,6 +85,12 @@ def main() -> None:
         _fail(str(error) or type(error).__name__)
     except _USAGE_ERROR as error:
         _fail(_usage_message(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(
+            f"expected a file or folder that can be used, got {error.filename!s:.200}: {error.strerror}; check its name"
+        )
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:

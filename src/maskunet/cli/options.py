@@ -12,6 +12,7 @@ from .checks import finite, valid_seed
 from .defaults import GUIDANCE_SCALE, MEASURED_STEPS, NUM_INFERENCE_STEPS
 
 MAX_STEPS = 1000
+MAX_IMAGES = 1_000_000
 
 
 def option(*names: str, text: str, default: object = None, **options: Any) -> Any:

@@ -89,7 +89,7 @@ def search(
     loaded_reward = open_reward(sources)
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
     loaded_reward = loaded_reward.to(pipe.unet.device, pipe.unet.dtype)
-    decoder = _open_decoder(preview_decoder, pipe) if preview_decoder else None
+    decoder = _open_decoder(preview_decoder, pipe) if preview_decoder is not None else None
     record = {
         "model": model,
         "masker": masker,

@@ -12,7 +12,7 @@ from .checks import check_output, finite
 from .defaults import guidance_scale as guidance_of
 from .defaults import num_inference_steps
 from .loading import open_pipeline
-from .options import Device, Guidance, MaskerSource, Model, Seed, Steps, option, output
+from .options import MAX_IMAGES, Device, Guidance, MaskerSource, Model, Seed, Steps, option, output
 
 zoo_app = new_app("Train the bundled model again, or sample from it.")
 
@@ -49,7 +49,7 @@ def zoo_sample(
     output: Annotated[Path, output("PNG file for the sheet.", "sheet.png")] = Path("sheet.png"),
     model: Model = "shapes",
     masker: MaskerSource = None,
-    count: Annotated[int, option(text="Number of held-out prompts.", default=48, min=1)] = 48,
+    count: Annotated[int, option(text="Number of held-out prompts.", default=48, min=1, max=MAX_IMAGES)] = 48,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     seed: Seed = 0,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..errors import SettingError
 from ..settings import Settings, Targets, flag, integer, layer_targets, number
 
+#: Wider maskers than this do not fit into memory.
+_WIDEST = 2**16
+
 
 @dataclass(frozen=True)
 class ConditionalConfig(Settings):
@@ -56,8 +59,8 @@ class LowRankMaskerConfig(ConditionalConfig):
         use_sample: whether masks depend on the features at the block's entry.
     """
 
-    rank: int = integer(16, at_least=2)
-    hidden: int = integer(64, at_least=1)
+    rank: int = integer(16, at_least=2, at_most=_WIDEST)
+    hidden: int = integer(64, at_least=1, at_most=_WIDEST)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class MaskGeneratorConfig(ConditionalConfig):
         use_sample: whether masks depend on the features at the block's entry.
     """
 
-    hidden: int = integer(64, at_least=1)
+    hidden: int = integer(64, at_least=1, at_most=_WIDEST)
     reduction: int = integer(4, at_least=1)
 
 

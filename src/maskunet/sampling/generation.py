@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..attaching import disabled
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
+from .supported_pipelines import check_is_pipeline
 
 #: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -47,6 +48,7 @@ def generate(
     Raises:
         DataError: no prompts.
         SettingError: another number of seeds, or an option out of range.
+        TargetError: no pipeline.
     """
     prompts = checked_prompts(prompts)
     seeds = checked_seeds(seeds, len(prompts))
@@ -56,6 +58,7 @@ def generate(
         negative_prompt=negative_prompt,
         batch_size=batch_size,
     )
+    check_is_pipeline(pipe)
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,8 @@ def checked_prompts(prompts: Any) -> list[str]:
     """
     if isinstance(prompts, str):
         raise DataError(f"expected a list of prompts, got the string {prompts!r}; put it into a list")
-    texts = list(prompts) if isinstance(prompts, Iterable) else []
+    is_ordered = isinstance(prompts, Iterable) and not isinstance(prompts, Mapping | Set | bytes)
+    texts = list(prompts) if is_ordered else []
     if not texts:
         raise DataError(f"expected a list of at least one prompt, got {prompts!r}")
     if wrong := [text for text in texts if not isinstance(text, str)]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, TargetError
 
 #: Schedulers whose steps `stepwise` describes; each is tested against its pipeline.
 SCHEDULERS = (
@@ -22,6 +22,22 @@ SCHEDULERS = (
 )
 
 
+def check_is_pipeline(pipe: Any) -> None:
+    """Refuse what is no pipeline at all.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Raises:
+        TargetError: it is something else, such as a U-Net.
+    """
+    if not (callable(pipe) and all(hasattr(pipe, name) for name in ("unet", "vae", "scheduler"))):
+        raise TargetError(
+            f"expected a Stable Diffusion pipeline, got {type(pipe).__name__}; pass what "
+            "StableDiffusionPipeline.from_pretrained or maskunet.zoo.load returned"
+        )
+
+
 def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline that does more than text to image, or whose scheduler is not supported.
 
@@ -31,6 +47,7 @@ def check_pipeline(pipe: Any) -> None:
     Raises:
         DataError: the pipeline is not supported.
     """
+    check_is_pipeline(pipe)
     scheduler = type(pipe.scheduler).__name__
     if scheduler not in SCHEDULERS:
         raise DataError(

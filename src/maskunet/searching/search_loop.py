@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attaching import attach, attachment_of
-from ..errors import SettingError, UnscoredError, first_line
+from ..errors import UnscoredError, first_line
 from ..maskers import MaskSchedule
 from ..network import Network
 from ..rewards.base import Reward
@@ -33,6 +33,7 @@ from ..rewards.registry import as_reward
 from ..sampling.inputs import checked_prompts, checked_seeds
 from ..sampling.stepwise import StepwiseSampler
 from ..targets import describe
+from .arguments import check_arguments
 from .best import BestIterates
 from .config import SearchConfig
 from .drafts import best_drafts
@@ -79,19 +80,13 @@ def search(
 
     Raises:
         DataError: no prompts, a pipeline that cannot be sampled step by step, or networks offloaded by groups of layers.
-        SettingError: a reward of another type, a config of another type, or seeds that do not fit the prompts.
+        SettingError: a reward, config, decoder or callback of another type, or seeds that do not fit the prompts.
         RewardError: the reward is unknown, returns another shape, is not finite, or has no gradient; an `UnscoredError`,
             which holds the result, if that happens with the finished images.
-        TargetError: the targets match nothing, or the attached masker has masks for another number of prompts.
+        TargetError: no pipeline, the targets match nothing, or the attached masker has masks for another number of prompts.
     """
     config = SearchConfig() if config is None else config
-    if not isinstance(config, SearchConfig):
-        raise SettingError(f"expected config to be a SearchConfig, got {type(config).__name__}")
-    if not (isinstance(reward, Reward | str) or callable(reward)):
-        raise SettingError(
-            "expected a reward: a Reward, a function (images, prompts) -> (B,), or a description such as 'hpsv2:5', got "
-            f"{type(reward).__name__}"
-        )
+    check_arguments(pipe, reward, config, decoder, on_step)
     prompts = checked_prompts(prompts)
     seeds = checked_seeds(config.seed if seeds is None else seeds, len(prompts))
     reward = as_reward(reward, device=pipe._execution_device, dtype=pipe.unet.dtype)
