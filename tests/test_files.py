@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,13 +52,3 @@ def test_a_folder_is_replaced_as_a_whole_and_keeps_the_named_files(tmp_path: Pat
         save_folder(path, fail)
     assert {p.name for p in path.iterdir()} == {"new.bin", "README.md"}
     assert [p.name for p in path.parent.iterdir()] == ["model"]
-
-
-def test_parts_of_killed_processes_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    names = [f"a.png.{process.pid}.part", f"a.png.{os.getpid()}.part", "my.part", "a.png"]
-    for name in names:
-        (tmp_path / name).write_text("")
-    make_folder(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])

@@ -17,7 +17,7 @@ _LINE = 240
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for output, without what killed processes left unfinished in it.
+    """Make a folder for output.
 
     Args:
         folder: its path; parents are made too.
@@ -29,25 +29,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for part in folder.glob("*.part"):
-            process = part.stem.rpartition(".")[2]
-            if process.isdecimal() and part.is_file() and not _is_running(int(process)):
-                part.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"expected a folder that can be written, got {folder}: {first_line(error)}") from error
-
-
-def _is_running(process: int) -> bool:
-    """Return whether a process of this machine is alive, or may be."""
-    if os.name == "nt":  # where signal 0 is not a question
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # alive, and another user's
-        return True
-    return True
 
 
 def save_text(text: str, path: Path) -> None:
