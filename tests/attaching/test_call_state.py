@@ -295,3 +295,13 @@ def test_video_networks_mask_spatial_layers_alone(kind: str) -> None:
             masked = unet(**call).sample
     assert not torch.equal(masked, base)
     assert {len(mask) for mask in trace.masks.values()} == {2 * frames}
+    # Masks per video: every frame of a video has that video's.
+    generator = torch.Generator().manual_seed(3)
+    layers = masker.network.layers
+    masks = {layer.name: torch.rand(2, *layer.shape, generator=generator) < 0.6 for layer in layers}
+    with torch.no_grad():
+        mu.attach(unet, FixedMasks(masks))
+        together = unet(**call).sample
+        for video in range(2):
+            mu.attach(unet, FixedMasks({name: mask[video] for name, mask in masks.items()}))
+            torch.testing.assert_close(together[video], unet(**call).sample[video], atol=1e-5, rtol=1e-5)

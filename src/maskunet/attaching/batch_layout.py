@@ -105,26 +105,36 @@ def find_layout(unet: nn.Module, masker: Masker, latents: Tensor) -> BatchLayout
     Args:
         unet: the U-Net.
         masker: the attached masker.
-        latents: the U-Net's input (rows, C, h, w), or (videos, C, frames, h, w).
+        latents: the U-Net's input (rows, C, h, w); of a video (videos, C, frames, h, w), or (videos, frames, C, h, w) as
+            Stable Video Diffusion has it.
 
     Raises:
         TargetError: the calling pipeline's batch has another number of rows than is known of it.
     """
-    rows = latents.shape[0] * (latents.shape[2] if latents.ndim == 5 else 1)
+    frames = _count_frames(unet, latents)
+    rows = len(latents) * frames
     if (layout := _given.get()) is not None:
         return layout
     if (frame := _calling_pipeline(unet)) is not None and (layout := _layout_of(frame, rows)) is not None:
         return layout
-    half = rows // 2
-    if masker.guided_half is not None and rows % 2:
+    half = len(latents) // 2
+    if masker.guided_half is not None and len(latents) % 2:
         raise TargetError(
             f"expected a guided batch of two halves for masks of the conditional half, got {rows} rows; use a "
             "guidance_scale above 1"
         )
-    is_guided = masker.guided_half is not None or (rows % 2 == 0 and torch.equal(latents[:half], latents[half:]))
-    return BatchLayout.stacked(
-        (UNCONDITIONAL, CONDITIONAL) if is_guided else (CONDITIONAL,), half if is_guided else rows
+    is_guided = masker.guided_half is not None or (
+        len(latents) % 2 == 0 and torch.equal(latents[:half], latents[half:])
     )
+    parts = (UNCONDITIONAL, CONDITIONAL) if is_guided else (CONDITIONAL,)
+    return BatchLayout.stacked(parts, len(latents) // len(parts), frames)
+
+
+def _count_frames(unet: nn.Module, latents: Tensor) -> int:
+    """Frames per video, each a row of the blocks' batch; 1 of an image."""
+    if latents.ndim != 5:
+        return 1
+    return latents.shape[1 if "SpatioTemporal" in type(unet).__name__ else 2]
 
 
 def _calling_pipeline(unet: nn.Module) -> FrameType | None:
