@@ -25,6 +25,11 @@ from .errors import SettingError
 #: A preset's name, a regular expression that must match whole layer names, or a list of name suffixes.
 Targets = str | Sequence[str]
 
+#: Bounds that several configs share: guidance overflows float16 long before, and no image is as large.
+MAX_GUIDANCE_SCALE, MAX_PIXELS = 1000.0, 16384
+#: Most starting noises that a search drafts per prompt.
+MAX_CANDIDATES = 10_000
+
 _CHECK = "check"
 #: No size or count is meant to be this large, and torch fails on larger ones with errors of its own.
 _TOO_LARGE = 2**31

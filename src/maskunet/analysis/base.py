@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SettingError
 from ..files import make_folder, save_json, save_text
 from ..plotting import save_figure
-from ..settings import Settings, integer, number, text
+from ..settings import MAX_GUIDANCE_SCALE, Settings, integer, number, text
 from ..zoo.defaults import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class AnalysisSettings(Settings):
 
     prompts: tuple[str, ...] | None = None
     num_inference_steps: int = integer(NUM_INFERENCE_STEPS, at_least=1, at_most=1000)
-    guidance_scale: float = number(GUIDANCE_SCALE, at_least=0)
+    guidance_scale: float = number(GUIDANCE_SCALE, at_least=0, at_most=MAX_GUIDANCE_SCALE)
     seed: int = integer(0, at_least=0)
     batch_size: int = integer(24, at_least=1)
     count: int | None = integer(None, at_least=1, optional=True)

@@ -115,7 +115,7 @@ def _measure_fid(context: AnalysisContext, results: list[RatioResult]) -> FidByR
 
 
 def _verdicts(context: AnalysisContext, result: RatioResult, base: RatioResult) -> dict[str, Estimate]:
-    """Return shares of right, fixed and broken images and the difference of right ones; empty without a judge."""
+    """Return the shares of right, fixed and broken images, and the gain in right images; empty without a judge."""
     if result.right is None or base.right is None:
         return {}
     flags = {

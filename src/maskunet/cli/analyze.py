@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TargetError
+from ..settings import MAX_PIXELS
 from .app import Command, new_app, without_options
 from .checks import all_finite, check_exists, check_features, check_output, read_prompts
 from .defaults import guidance_scale as guidance_of
@@ -91,7 +92,10 @@ def _analyze(
         ),
     ] = None,
     resolution: Annotated[
-        int | None, option(text="Pixels per side that images are resized to.", default="256; 64 with shapes", min=8)
+        int | None,
+        option(
+            text="Pixels per side that images are resized to.", default="256; 64 with shapes", min=8, max=MAX_PIXELS
+        ),
     ] = None,
     scheduler: Scheduler = None,
     steps: Steps = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Command(TyperCommand):
         # An empty path would read as the current folder.
         parameters: list[Any] = list(self.params)
         paths = {name for p in parameters if p.type_descriptor.annotation is Path for name in p.opts}
-        for word, value in zip(args, [*args[1:], None], strict=True):
+        for word, value in zip_longest(args, args[1:]):
             flag, sign, rest = word.partition("=")
             name = f"--{normalise(flag.removeprefix('--'))}"
             if name in paths and (rest if sign else value) == "":

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SettingError
 from ..evaluation.published import COCO_PROTOCOLS
+from ..settings import MAX_PIXELS
 from ..zoo import defaults as bundled
 from .checks import check_exists, check_features, check_output, read_prompts
 from .defaults import MEASURED_STEPS, is_bundled, num_inference_steps
@@ -56,6 +57,7 @@ def evaluate(
             text="Pixels per side that both sets are resized to.",
             default=f"256; {bundled.RESOLUTION} with shapes",
             min=8,
+            max=MAX_PIXELS,
         ),
     ] = None,
     protocol: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..settings import MAX_GUIDANCE_SCALE
 from ..zoo import defaults as bundled
 from .checks import finite, valid_seed
 from .defaults import GUIDANCE_SCALE, MEASURED_STEPS, NUM_INFERENCE_STEPS
@@ -30,7 +31,7 @@ def option(*names: str, text: str, default: object = None, **options: Any) -> An
 
 def _guidance(default: str) -> Any:
     text = "Strength of classifier-free guidance; 1 or less switches it off."
-    return option(text=text, default=default, min=0, callback=finite)
+    return option(text=text, default=default, min=0, max=MAX_GUIDANCE_SCALE, callback=finite)
 
 
 _GUIDANCE = f"{GUIDANCE_SCALE:g}; {bundled.GUIDANCE_SCALE:g} with shapes"

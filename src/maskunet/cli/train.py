@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DataError, SettingError
+from ..settings import MAX_PIXELS
 from ..training.config import TrainConfig
 from ..zoo import defaults as bundled
 from .checks import check_output, finite
@@ -87,7 +88,7 @@ def train(
         bool | None,
         option("--use-sample/--no-sample", text="Masks see the features.", default=_masker("use_sample"), **_MASKS),
     ] = None,
-    rank: Annotated[int, option(text="Rank of LoRA.", default=16, min=1, **_METHOD)] = 16,
+    rank: Annotated[int, option(text="Rank of LoRA.", default=16, min=1, max=65536, **_METHOD)] = 16,
     dropout: Annotated[
         float, option(text="Dropout of full fine-tuning.", default=0, min=0, callback=finite, **_METHOD)
     ] = 0.0,
@@ -106,7 +107,7 @@ def train(
         bool, option("--streaming", text="Read rows as they come, without a download.", default="off", **_DATA)
     ] = False,
     resolution: Annotated[
-        int | None, option(text="Pixels per side.", default="the model's own", min=8, **_DATA)
+        int | None, option(text="Pixels per side.", default="the model's own", min=8, max=MAX_PIXELS, **_DATA)
     ] = None,
     center_crop: Annotated[
         bool,

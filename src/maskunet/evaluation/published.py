@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from ..settings import Settings, integer, number
+from ..settings import MAX_GUIDANCE_SCALE, Settings, integer, number
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class GenerationSettings(Settings):
 
     images_per_prompt: int | None = integer(None, at_least=1, optional=True)
     num_inference_steps: int | None = integer(None, at_least=1, at_most=1000, optional=True)
-    guidance_scale: float | None = number(None, at_least=0, optional=True)
+    guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     seed: int = integer(0, at_least=0, at_most=2**63 - 1)
     batch_size: int = integer(8, at_least=1)
     search_batch_size: int = integer(1, at_least=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError, SettingError
-from ..settings import Settings, integer, number, text
+from ..settings import MAX_GUIDANCE_SCALE, MAX_PIXELS, Settings, integer, number, text
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -32,10 +32,10 @@ class SamplingOptions(Settings):
     """
 
     num_inference_steps: int = integer(25, at_least=1, at_most=MAX_STEPS)
-    guidance_scale: float = number(7.5, at_least=0)
+    guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
     negative_prompt: str | None = text(None, optional=True)
-    height: int | None = integer(None, at_least=8, optional=True)
-    width: int | None = integer(None, at_least=8, optional=True)
+    height: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
+    width: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
     eta: float = number(0.0, at_least=0, at_most=1)
     batch_size: int = integer(8, at_least=1)
 

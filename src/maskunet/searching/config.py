@@ -7,7 +7,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import SettingError
-from ..settings import Settings, Targets, choice, counts, flag, integer, layer_targets, number, text
+from ..settings import (
+    MAX_CANDIDATES,
+    MAX_GUIDANCE_SCALE,
+    MAX_PIXELS,
+    Settings,
+    Targets,
+    choice,
+    counts,
+    flag,
+    integer,
+    layer_targets,
+    number,
+    text,
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,12 @@ class SearchConfig(Settings):
     """
 
     num_inference_steps: int = integer(15, at_least=1, at_most=1000)
-    guidance_scale: float = number(7.5, at_least=0)
+    guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
     negative_prompt: str | None = text(None, optional=True)
-    height: int | None = integer(None, at_least=8, optional=True)
-    width: int | None = integer(None, at_least=8, optional=True)
+    height: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
+    width: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
     seed: int = integer(0, at_least=0, at_most=2**63 - 1)
-    candidates: int = integer(7, at_least=1)
+    candidates: int = integer(7, at_least=1, at_most=MAX_CANDIDATES)
     targets: Targets = layer_targets("decoder-attention")
     halves: str = choice("conditional", "both")
     preview_size: int | None = integer(256, at_least=8, optional=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from ..settings import Settings, choice, flag, integer, number, text, texts
+from ..settings import MAX_GUIDANCE_SCALE, Settings, choice, flag, integer, number, text, texts
 
 #: Final learning rate of the schedule "polynomial" in diffusers, which must lie below the peak.
 POLYNOMIAL_END = 1e-7
@@ -109,7 +109,7 @@ class TrainConfig(Settings):
     reward_weight: float = number(0.01, at_least=0)
     reward_batch_size: int = integer(1, at_least=1)
     reward_num_inference_steps: int = integer(15, at_least=1, at_most=1000)
-    reward_guidance_scale: float = number(7.5, at_least=0)
+    reward_guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
     refl_start: float = number(0.5, at_least=0, below=1)
     draft_steps: int | None = integer(None, at_least=1, optional=True)
     validation_rewards: int = integer(32, at_least=0)
@@ -118,7 +118,7 @@ class TrainConfig(Settings):
     validation_steps: int = integer(250, at_least=1)
     validation_prompts: tuple[str, ...] = texts()
     validation_num_inference_steps: int = integer(25, at_least=1, at_most=1000)
-    validation_guidance_scale: float = number(7.5, at_least=0)
+    validation_guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
     checkpointing_steps: int = integer(250, at_least=1)
     checkpoints_total_limit: int | None = integer(None, at_least=1, optional=True)
     resume_from_checkpoint: str | None = text("latest", optional=True)
