@@ -89,7 +89,7 @@ def test_every_public_function_documents_its_arguments() -> None:
         (lambda pipe: mu.load("shapes-masker", 3), "expected a Stable Diffusion pipeline or its U-Net .* got int"),
         (lambda pipe: mu.LowRankMasker.for_unet(pipe, 3), "expected a LowRankMaskerConfig .* got 3"),
         (lambda pipe: mu.LowRankMasker.for_unet(pipe.vae), "expected a Stable Diffusion pipeline or its U-Net"),
-        (lambda pipe: mu.LowRankMaskerConfig(rank="4"), "expected rank to be an integer >= 2, got '4'"),
+        (lambda pipe: mu.LowRankMaskerConfig(rank="4"), "expected rank to be an integer >= 2 and <= 65536, got '4'"),
         (lambda pipe: mu.MaskGeneratorConfig(targets=4), "expected targets to be a preset"),
     ],
 )
