@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("maskers", "data"),
     ("attaching",),
     ("sampling", "zoo"),
-    ("training", "searching", "syngen"),
+    ("training", "searching", "syngen", "merging"),
     ("evaluation",),
     ("analysis",),
     ("ui",),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import maskunet as mu
 
-FUNCTIONS = {"attach", "detach", "disabled", "record", "load", "train", "search", "evaluate"}
+FUNCTIONS = {"attach", "detach", "disabled", "record", "merge", "unmerge", "load", "train", "search", "evaluate"}
 CLASSES = {
     "LowRankMasker", "LowRankMaskerConfig", "MaskGenerator", "MaskGeneratorConfig", "TrainConfig", "SearchConfig",
     "MaskUNetError",

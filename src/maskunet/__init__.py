@@ -17,6 +17,8 @@ _PUBLIC = {
     "detach": "attaching",
     "disabled": "attaching",
     "record": "attaching",
+    "merge": "merging",
+    "unmerge": "merging",
     "load": "maskers",
     "train": "training",
     "search": "searching",
@@ -51,5 +53,6 @@ if TYPE_CHECKING:
     from .errors import MaskUNetError
     from .evaluation import evaluate
     from .maskers import LowRankMasker, LowRankMaskerConfig, MaskGenerator, MaskGeneratorConfig, load
+    from .merging import merge, unmerge
     from .searching import SearchConfig, search
     from .training import TrainConfig, train

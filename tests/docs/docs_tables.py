@@ -71,6 +71,8 @@ CHEAPER = [
         r"maskunet train.* --objective reward",
         "--reward-batch-size 1 --reward-num-inference-steps 2 --validation-rewards 2",
     ),
+    (r"maskunet export", "--device cpu"),
+    (r"maskunet export.* --prompts-file", "--steps 2"),
     (r"maskunet evaluate", "--device cpu"),
     (r"maskunet evaluate.* --model", "--steps 1 --limit 6"),
     (r"maskunet benchmark", "--device cpu"),

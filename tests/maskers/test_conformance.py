@@ -88,7 +88,7 @@ def conditional_case(kind: type[mu.MaskGenerator] | type[mu.LowRankMasker], **se
         lambda unet: randomised(kind.for_unet(unet, config)),
         lambda unet: kind.for_unet(unet, config),
         targets=str(config.targets),
-        recorded=BATCH,
+        recorded=BATCH if config.use_timestep or config.use_sample else 1,
         has_logits=True,
         is_trainable=True,
     )
@@ -166,6 +166,10 @@ CASES = {
     "low-rank": conditional_case(mu.LowRankMasker, rank=4),
     "low-rank-without-timestep": conditional_case(mu.LowRankMasker, rank=4, use_timestep=False),
     "low-rank-without-sample": conditional_case(mu.LowRankMasker, rank=2, use_sample=False),
+    "low-rank-unconditional": conditional_case(mu.LowRankMasker, rank=4, use_timestep=False, use_sample=False),
+    "low-rank-unconditional-conv": conditional_case(
+        mu.LowRankMasker, rank=4, use_timestep=False, use_sample=False, targets="decoder-attention-conv"
+    ),
     "low-rank-conv": conditional_case(mu.LowRankMasker, rank=4, targets="decoder-attention-conv"),
     "table": table_case(None),
     "table-per-sample": table_case(BATCH),

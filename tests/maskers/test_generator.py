@@ -141,7 +141,9 @@ def test_ablations_have_no_dead_parameters(
 
 
 def test_conditioning_on_nothing_is_refused() -> None:
-    with pytest.raises(SettingError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
+    with pytest.raises(
+        SettingError, match="use_timestep or use_sample to be on, both are off; use LowRankMaskerConfig"
+    ):
         mu.MaskGeneratorConfig(use_timestep=False, use_sample=False)
 
 

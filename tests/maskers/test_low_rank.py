@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.errors import SettingError
-from maskunet.maskers import BlockInput, build_masker
+from maskunet.maskers import BlockInput, build_masker, low_rank
 from maskunet.maskers.conditional import layer_key
 from maskunet.network import BlockSpec, LayerSpec
+from maskunet.relaxation import threshold
 
 
 def randomised(masker: mu.LowRankMasker, scale: float = 0.5) -> mu.LowRankMasker:
@@ -112,9 +114,72 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
         mu.LowRankMaskerConfig(**setting)
 
 
-def test_conditioning_on_nothing_is_refused() -> None:
-    with pytest.raises(SettingError, match="use_timestep or use_sample to be on, both are off; use MaskTable"):
-        mu.LowRankMaskerConfig(use_timestep=False, use_sample=False)
+def unconditional(unet: Unet) -> mu.LowRankMasker:
+    config = mu.LowRankMaskerConfig(targets="all", rank=4, use_timestep=False, use_sample=False)
+    return randomised(mu.LowRankMasker.for_unet(unet, config))
+
+
+def test_logits_without_a_condition_are_those_of_the_formula(sd1: Unet) -> None:
+    masker = unconditional(sd1)
+    assert masker.conditions == ()
+    state = masker.state_dict()
+    for block in masker.network.blocks:
+        masks = masker.block_masks(block.name, block_input(block, 0))
+        for layer in block.layers:
+            prefix = f"blocks.{block.name.replace('.', '__')}.layers.{layer_key(layer.name, block.name)}."
+            u, v, a, b = (state[prefix + name] for name in ("out_weight", "in_weight", "out_bias", "in_bias"))
+            logits = masks[layer.name].logits()
+            assert logits is not None
+            expected = (u @ v.T + a[:, None] + b).reshape(1, *layer.shape)
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_masks_without_a_condition_are_computed_once(
+    sd1: Unet, predict: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masker = unconditional(sd1)
+    mu.attach(sd1, masker)
+    first = predict(sd1)
+    computed: list[Any] = []
+    monkeypatch.setattr(low_rank, "threshold", lambda logits: computed.append(1) or threshold(logits))
+    assert torch.equal(predict(sd1), first)
+    assert computed == []
+    # A write that leaves versions and addresses as they are, such as that of an EMA.
+    parameter = next(masker.parameters())
+    before = parameter.detach().clone()
+    parameter.data.copy_(-parameter.data)
+    changed = predict(sd1)
+    assert len(computed) == len(masker.network.blocks[0].layers)
+    parameter.data.copy_(before)
+    again = predict(sd1)
+    assert torch.equal(again, first)
+    assert not torch.equal(changed, first)
+
+
+def test_cached_masks_are_those_that_training_sees(
+    sd1: Unet, inputs: Callable[..., dict[str, Any]], predict: Callable[..., Tensor]
+) -> None:
+    masker = unconditional(sd1)
+    mu.attach(sd1, masker)
+    cached = predict(sd1)
+    trained = sd1(**inputs(sd1)).sample  # with gradients, from the logits
+    assert trained.requires_grad
+    torch.testing.assert_close(trained.detach(), cached, atol=1e-6, rtol=0)
+
+
+def test_cached_masks_follow_dtype_and_copies(sd1: Unet, predict: Callable[..., Tensor]) -> None:
+    masker = unconditional(sd1)
+    mu.attach(sd1, masker)
+    first = predict(sd1)
+    masker.double()
+    torch.testing.assert_close(predict(sd1), first, atol=1e-6, rtol=0)
+    masker.float()
+    other = copy.deepcopy(masker)
+    with torch.no_grad():
+        next(other.parameters()).neg_()
+    assert torch.equal(predict(sd1), first)
+    mu.attach(sd1, other)
+    assert not torch.equal(predict(sd1), first)
 
 
 def test_parameters_at_stable_diffusion_1_5_size() -> None:

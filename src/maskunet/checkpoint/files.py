@@ -38,6 +38,10 @@ class Savable(Protocol):
     def settings(self) -> dict[str, Any]:
         """Constructor arguments after the network, as JSON values."""
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to save."""
 
@@ -97,6 +101,7 @@ def save(
         base_model=base_model,
         dataset=dataset,
         recipe=recipe,
+        conditions=masker.conditions,
     )
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
     try:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..network import Network
+
+_MERGEABLE = (
+    " The masks are always the same, so `maskunet export` can also merge them into the weights, for programs that know "
+    "nothing of masks."
+)
 
 
 def hub_id(name: str | None) -> str | None:
@@ -30,6 +35,7 @@ def write_card(
     base_model: str | None = None,
     dataset: str | None = None,
     recipe: Mapping[str, str] | None = None,
+    conditions: Sequence[str] = ("timestep", "sample"),
 ) -> str:
     """Return a masker's model card, Markdown with YAML front matter.
 
@@ -40,6 +46,7 @@ def write_card(
         base_model: name of its base model; the front matter lists it if it is a hub id.
         dataset: name of its training data set; likewise.
         recipe: rows of the recipe table.
+        conditions: what its masks depend on; nothing if they can be merged into the weights.
     """
     layers, model, data = network.layers, hub_id(base_model), hub_id(dataset)
     header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
@@ -59,7 +66,7 @@ def write_card(
         f"# {masker} for {shown or 'a diffusion U-Net'}",
         "",
         f"Masks {network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
-        "sample; the weights themselves are untouched.",
+        f"sample; the weights themselves are untouched.{'' if conditions else _MERGEABLE}",
         "",
         "## Use",
         "",

@@ -39,6 +39,7 @@ def _layer_lines(network: Any) -> list[str]:
 def _masker_lines(masker: Any) -> list[str]:
     lines = [f"masker         {type(masker).__name__}", f"parameters     {_count(masker):,}"]
     lines += [f"{name:<15}{value}" for name, value in masker.settings.items() if name != "samples"]
+    lines.append(f"conditions     {', '.join(masker.conditions) or 'none; maskunet export merges its masks exactly'}")
     return [*lines, *_layer_lines(masker.network), f"density        {_density(masker)}"]
 
 
@@ -57,6 +58,13 @@ def _density(masker: Any) -> str:
         logits = list(masker.logits.values())
         kept = sum(float(threshold(value.detach()).mean()) * value.numel() for value in logits)
         return f"{kept / sum(value.numel() for value in logits):.4f} (without noise)"
+    if not masker.conditions:
+        import torch
+
+        from ..merging.mask_choice import constant_masks
+
+        masks = constant_masks(masker, torch.device("cpu")).values()
+        return f"{sum(int(mask.sum()) for mask in masks) / masker.network.weights:.4f}"
     return "depends on timestep and sample; record it with maskunet.record, or run maskunet analyze density"
 
 

@@ -16,6 +16,7 @@ from .benchmark import benchmark_app
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .info import info
 from .search import search
@@ -72,7 +73,7 @@ for _command in (demo, generate, search, train, evaluate):
     app.command(cls=Command)(_command)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(analyze_app, name="analyze")
-for _command in (info, convert, ui):
+for _command in (info, convert, export, ui):
     app.command(cls=Command)(_command)
 app.add_typer(zoo_app, name="zoo")
 

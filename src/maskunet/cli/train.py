@@ -81,7 +81,10 @@ def train(
     use_timestep: Annotated[
         bool | None,
         option(
-            "--use-timestep/--no-timestep", text="Masks see the timestep.", default=_masker("use_timestep"), **_MASKS
+            "--use-timestep/--no-timestep",
+            text="Masks see the timestep; with neither, they can be merged.",
+            default=_masker("use_timestep"),
+            **_MASKS,
         ),
     ] = None,
     use_sample: Annotated[

@@ -169,6 +169,14 @@ class Masker(nn.Module, ABC):
             One `LayerMask` per masked layer of the block, by layer name.
         """
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on: "timestep", "sample" (features, prompt or row), both, or nothing.
+
+        Masks that depend on nothing can be merged into the weights exactly.
+        """
+        return ("timestep", "sample")
+
     def count_masks(self, layer: str) -> int | None:
         """Return the number of masks that a layer holds; None for one mask, or for masks that follow the batch.
 

@@ -19,7 +19,7 @@ from .config import ConditionalConfig
 
 
 class ConditionalMasker(Masker):
-    """A masker whose masks depend on the timestep, on the sample, or on both.
+    """A masker whose masks depend on the timestep, on the sample, on both, or (a `LowRankMasker`) on neither.
 
     Args:
         network: the blocks and layers that it masks.
@@ -91,6 +91,12 @@ class ConditionalMasker(Masker):
         config = cls.config_class(**settings)
         targets: Targets = config.targets
         return cls(network, config if isinstance(targets, str) else replace(config, targets=tuple(targets)))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on; see `Masker.conditions`."""
+        flags = {"timestep": self.config.use_timestep, "sample": self.config.use_sample}
+        return tuple(name for name, is_on in flags.items() if is_on)
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the factored logits of a block's layers, per sample; see `Masker.block_masks`."""

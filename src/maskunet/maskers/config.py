@@ -40,14 +40,14 @@ class ConditionalConfig(Settings):
         """
         if not (self.use_timestep or self.use_sample):
             raise SettingError(
-                "expected use_timestep or use_sample to be on, both are off; use MaskTable for masks that depend on "
-                "neither"
+                "expected use_timestep or use_sample to be on, both are off; use LowRankMaskerConfig for masks that depend "
+                "on neither"
             )
 
 
 @dataclass(frozen=True)
 class LowRankMaskerConfig(ConditionalConfig):
-    """Settings of a `LowRankMasker`.
+    """Settings of a `LowRankMasker`; with both conditions off, its masks can be merged into the weights.
 
     Args:
         targets: the masked layers; a preset, a regular expression or a list of suffixes.
@@ -61,6 +61,9 @@ class LowRankMaskerConfig(ConditionalConfig):
 
     rank: int = integer(16, at_least=2, at_most=_WIDEST)
     hidden: int = integer(64, at_least=1, at_most=_WIDEST)
+
+    def check(self) -> None:
+        """Accept any conditions, also none."""
 
 
 @dataclass(frozen=True)

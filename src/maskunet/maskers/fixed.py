@@ -63,6 +63,11 @@ class FixedMasks(Masker):
         shape = self._shapes[name]
         return unpack_bits(getattr(self, _key(name)), shape if count is None else (count, *shape))
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on; see `Masker.conditions`."""
+        return ("sample",) if self.mask_counts - {1} else ()
+
     def count_masks(self, layer: str) -> int | None:
         """Return the number of masks that a layer holds; see `Masker.count_masks`."""
         return self.samples[layer]

@@ -98,6 +98,49 @@ class FactoredLogits(DenseLogits):
         return factored_linear(x, module.weight, module.bias, *self.factors, self.row, draw.tau, noise)
 
 
+class ConstantLogits(FactoredLogits):
+    """Logits of low rank that are the same at every call: without noise and gradients, their mask is computed only once.
+
+    Args:
+        factors: a function that returns left (O, r) and right (I kh kw, r); see `FactoredLogits`.
+        row: (I kh kw,), added to every row.
+        shape: shape of the layer's weight.
+        bits: returns their mask, packed by `pack_bits`.
+        requires_grad: whether the logits are trained.
+    """
+
+    def __init__(
+        self,
+        factors: Callable[[], Factors],
+        row: Tensor,
+        shape: tuple[int, ...],
+        bits: Callable[[], Tensor],
+        requires_grad: bool,
+    ) -> None:
+        super().__init__(factors, row, shape)
+        self._bits, self._requires_grad = bits, requires_grad
+
+    def _packed(self, draw: Draw) -> PackedMask | None:
+        """The mask at one bit per weight; None where it has to be computed."""
+        if draw.is_noisy or (torch.is_grad_enabled() and self._requires_grad):
+            return None
+        # A graph, compiled or captured, cannot look whether the logits have changed.
+        is_graph = torch.compiler.is_compiling() or (self.row.is_cuda and torch.cuda.is_current_stream_capturing())
+        return None if is_graph or self.row.is_meta else PackedMask(self._bits())
+
+    def mask(self, layer: LayerSpec, draw: Draw, batch: int) -> Tensor:
+        """Return the mask; see `LayerMask.mask`."""
+        packed = self._packed(draw)
+        return super().mask(layer, draw, batch) if packed is None else packed.mask(layer, draw, batch)
+
+    def run(self, layer: LayerSpec, module: nn.Module, x: Tensor, draw: Draw, batch: int) -> Tensor:
+        """Compute the layer from the bits, or from the factors; see `LayerMask.run`."""
+        packed = self._packed(draw)
+        if packed is None:
+            return super().run(layer, module, x, draw, batch)
+        return packed.run(layer, module, x, draw, batch)
+
+
 class BinaryMask(LayerMask):
     """A mask of 0 and 1.
 

@@ -11,12 +11,16 @@ gives the logits of every target layer l: a product of rank r, with one term per
 belong to the layer. The condition changes the weight of each component and the terms, 3 (r - 1) numbers per layer. The
 paper's generator multiplies a (C_o / 4, C_i / 4) matrix into a factor for every sample; here r columns are scaled.
 
+Without a condition, S_l = U_l V_l^T + a_l 1^T + 1 b_l^T; the masks are then computed once and kept at one bit per weight.
+
 A convolution's weight is read as a matrix (O, I kh kw).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -24,10 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import BlockSpec, LayerSpec
+from ..operators import pack_bits
+from ..relaxation import threshold
 from .base import BlockInput, LayerMask
 from .conditional import ConditionalMasker, layer_key
 from .config import LowRankMaskerConfig
-from .forms import FactoredLogits
+from .forms import ConstantLogits, FactoredLogits
 
 
 class _LayerFactors(nn.Module):
@@ -43,6 +49,18 @@ class _LayerFactors(nn.Module):
         self.out_bias = nn.Parameter(torch.full((outputs,), initial_logit / 2))
         self.in_weight = nn.Parameter(torch.randn(inputs, rank - 1) / math.sqrt(rank))
         self.in_bias = nn.Parameter(torch.full((inputs,), initial_logit / 2))
+
+    def constant_logits(self) -> FactoredLogits:
+        return FactoredLogits(self.constant_factors, self.in_bias, self.shape)
+
+    def constant_mask(self, bits: Callable[[], Tensor]) -> ConstantLogits:
+        is_trained = any(parameter.requires_grad for parameter in self.parameters())
+        return ConstantLogits(self.constant_factors, self.in_bias, self.shape, bits, is_trained)
+
+    def constant_factors(self) -> tuple[Tensor, Tensor]:
+        ones = self.in_weight.new_ones(len(self.in_weight), 1)
+        left = torch.cat([self.out_weight, self.out_bias[:, None]], -1)
+        return left, torch.cat([self.in_weight, ones], -1)
 
     def forward(self, modulation: Tensor) -> FactoredLogits:
         scale, row, column = modulation.chunk(3, -1)  # c - 1, alpha, beta
@@ -83,6 +101,51 @@ class _BlockFactors(nn.Module):
         return {n: f(m) for n, f, m in zip(self.names, self.layers.values(), modulations, strict=True)}
 
 
+class _ConstantFactors(nn.Module):
+    """The logits of one block that depend on nothing."""
+
+    def __init__(self, block: BlockSpec, config: LowRankMaskerConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {layer_key(x.name, block.name): _LayerFactors(x, config.rank, config.initial_logit) for x in block.layers}
+        )
+        self.names = [layer.name for layer in block.layers]
+        self._latest: tuple[Tensor, dict[str, Tensor]] | None = None  # parameters, and the masks that they gave
+
+    def _by_name(self) -> Iterator[tuple[str, _LayerFactors]]:
+        for name, layer in zip(self.names, self.layers.values(), strict=True):
+            assert isinstance(layer, _LayerFactors)
+            yield name, layer
+
+    @torch.no_grad()
+    def _bits(self) -> dict[str, Tensor]:
+        """Packed masks by layer, of the parameters as they are now."""
+        # Values are compared and not versions, which writes through `.data`, such as EMA's, do not change.
+        values = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
+        latest = self._latest
+        if latest is not None and _equals(latest[0], values):
+            return latest[1]
+        bits = {}
+        for name, layer in self._by_name():
+            bits[name] = pack_bits(threshold(layer.constant_logits().logits()))
+        self._latest = (values, bits)
+        return bits
+
+    def forward(self, inputs: BlockInput) -> dict[str, LayerMask]:
+        latest: list[dict[str, Tensor]] = []
+
+        def bits(name: str) -> Tensor:
+            if not latest:  # one comparison per call
+                latest.append(self._bits())
+            return latest[0][name]
+
+        return {name: layer.constant_mask(functools.partial(bits, name)) for name, layer in self._by_name()}
+
+
+def _equals(a: Tensor, b: Tensor) -> bool:
+    return (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
+
+
 class LowRankMasker(ConditionalMasker):
     """A small mask generator: 1/25 of the paper's operations and 1/27 of its parameters at SD 1.5 size.
 
@@ -102,4 +165,5 @@ class LowRankMasker(ConditionalMasker):
 
     def build_block(self, block: BlockSpec) -> nn.Module:
         """Return the network of one block; see `ConditionalMasker.build_block`."""
-        return _BlockFactors(block, self.config)
+        is_conditional = self.config.use_timestep or self.config.use_sample
+        return _BlockFactors(block, self.config) if is_conditional else _ConstantFactors(block, self.config)

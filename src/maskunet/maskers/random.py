@@ -64,6 +64,11 @@ class RandomMasks(Masker):
         """
         return cls(describe(unet, targets), density, seed, every_step)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on; see `Masker.conditions`."""
+        return ("timestep",) if self.every_step else ()
+
     @torch.compiler.disable
     def _mask(self, layer: LayerSpec, timestep: Any, device: torch.device) -> Tensor:
         if isinstance(timestep, Tensor) and timestep.numel() > 1:  # one timestep per row

@@ -81,6 +81,12 @@ class MaskSchedule(Masker):
         """
         return unpack_bits(self._packed[name][index], (self.samples, *self._shapes[name]))
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on; see `Masker.conditions`."""
+        by_row = self.samples > 1 or self.guided_half is not None
+        return (("timestep",) if len(self.timesteps) > 1 else ()) + (("sample",) if by_row else ())
+
     def density(self) -> Tensor:
         """Return the kept fraction over all layers, (T, samples)."""
         kept = torch.zeros(len(self.timesteps), self.samples)

@@ -73,6 +73,11 @@ class MaskTable(Masker):
         """
         return cls(describe(unet, targets), initial_logit, samples, tau)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What masks depend on; see `Masker.conditions`."""
+        return ("sample",) if self.mask_counts - {1} else ()
+
     def reset(self) -> None:
         """Set every logit to `initial_logit`."""
         with torch.no_grad():

@@ -76,8 +76,13 @@ def _unload_weights(module: nn.Module, hook: Any) -> None:
         hook.post_forward(module, None)
 
 
-def _has_group_offload(module: nn.Module) -> bool:
-    """Whether diffusers offloads a module by groups of layers; diffusers itself looks for the hook's name."""
+def has_group_offload(module: nn.Module) -> bool:
+    """Return whether diffusers offloads a module by groups of layers.
+
+    Args:
+        module: the module.
+    """
+    # diffusers itself looks for the hook's name.
     registry = getattr(module, "_diffusers_hook", None)
     return registry is not None and registry.get_hook("group_offloading") is not None
 
@@ -96,7 +101,7 @@ def without_offload(*networks: Any) -> Iterator[None]:
     grouped = {
         type(network).__name__
         for network in networks
-        if isinstance(network, nn.Module) and any(map(_has_group_offload, network.modules()))
+        if isinstance(network, nn.Module) and any(map(has_group_offload, network.modules()))
     }
     if grouped:
         raise DataError(
