@@ -113,3 +113,23 @@ def test_random_masks_of_a_compiled_network_follow_the_timestep(unet: Unet, pred
     unet.compile(backend="eager")
     for timestep, plain in zip((900, 20), expected, strict=True):
         close(predict(unet, timestep=timestep), plain)
+
+
+def test_masks_without_a_condition_attached_and_merged(unet: Unet, predict: Callable[..., Tensor]) -> None:
+    config = mu.LowRankMaskerConfig(targets=SOME, rank=4, use_timestep=False, use_sample=False)
+    masker = mu.LowRankMasker.for_unet(unet, config, seed=0)
+    with torch.no_grad():
+        for parameter in masker.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    base = predict(unet)
+    mu.attach(unet, masker)
+    masked = predict(unet)
+    assert (masked - base).abs().max() > 1e-3
+    compiled = torch.compile(unet, backend="eager")
+    close(predict(compiled), masked)
+    mu.detach(compiled)
+    close(predict(compiled), base)
+    mu.merge(compiled, masker)
+    close(predict(compiled), masked)
+    mu.unmerge(compiled)
+    close(predict(compiled), base)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
 import maskunet as mu
@@ -116,3 +117,23 @@ def test_prompts_that_do_not_fit_the_masks_are_refused(pipe: Any) -> None:
     with pytest.raises(TargetError, match="expected a multiple of 2 prompts for 2 masks per layer, got 1"):
         mu.merge(pipe, schedule(pipe, 2, None), prompts=["ab"], num_inference_steps=2)
     assert not any("forward" in module.__dict__ for module in pipe.unet.modules())
+
+
+def test_a_pipeline_that_needs_an_image_is_refused(pipe: Any) -> None:
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    other = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    masker = MASKERS["low rank"](pipe)
+    with pytest.raises(
+        TargetError, match=r"got StableDiffusionImg2ImgPipeline; pass StableDiffusionPipeline\.from_pipe"
+    ):
+        mu.merge(other, masker, prompts=["ab"])
+    constant = mu.LowRankMasker.for_unet(pipe, mu.LowRankMaskerConfig(use_timestep=False, use_sample=False))
+    assert mu.merge(other, constant).density == 1
+
+
+def test_a_layer_that_a_run_does_not_reach(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    masker = schedule(pipe, 1, None)
+    attention = pipe.unet.get_submodule(NAME.rpartition(".")[0])
+    monkeypatch.setattr(attention, "processor", lambda attn, hidden_states, *args, **kwargs: hidden_states)
+    with pytest.raises(TargetError, match="was not called in it"):
+        mu.merge(pipe, masker, prompts=["ab"], num_inference_steps=2)

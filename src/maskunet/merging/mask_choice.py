@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attaching import Attachment, Trace, attach, detach
 from ..attaching.trace import CallRecord
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TargetError
 from ..maskers import BlockInput, Draw, Masker
 from ..sampling import generate
 
@@ -90,6 +90,9 @@ def majority_masks(
 
     Returns:
         The masks by layer, boolean, and the mean share of weights whose mask differs from the masker's.
+
+    Raises:
+        TargetError: the masker does not fit the pipeline or its prompts, or a masked layer was not called.
     """
     counts = _MaskCounts(attach(pipe, masker))
     counts.attachment.trace = counts
@@ -98,6 +101,9 @@ def majority_masks(
         generate(pipe, prompts, batch_size=batch_size, progress=False, **options)
     finally:
         detach(pipe)
+    missing = [layer.name for layer in masker.network.layers if layer.name not in counts.kept]
+    if missing:
+        raise TargetError(f"expected a run through every masked layer, {missing[0]} was not called in it")
     masks = {name: 2 * kept >= counts.masked[name] for name, kept in counts.kept.items()}
     return masks, _disagreement(counts, masks)
 

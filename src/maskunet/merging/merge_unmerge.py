@@ -8,6 +8,7 @@ that is 6 MB + 10 MB, on the CPU.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -163,6 +164,11 @@ def _check_run(model: Any, masker: Masker, prompts: Any) -> None:
             f"{' and the '.join(masker.conditions)}; pass prompts to merge their majority over a run, which loses that"
         )
     check_is_pipeline(model)
+    if "image" in inspect.signature(type(model).__call__).parameters:
+        raise TargetError(
+            f"expected a text-to-image pipeline to take the masks of a run from, got {type(model).__name__}; pass "
+            "StableDiffusionPipeline.from_pipe(pipe), which has the same U-Net"
+        )
 
 
 def _write(merged: MergedMasks, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

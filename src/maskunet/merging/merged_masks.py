@@ -18,7 +18,7 @@ _ATTRIBUTE = "_maskunet_merged"
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
+@dataclass(eq=False)
 class MergedLayer:
     """The merge of one layer.
 
@@ -33,7 +33,7 @@ class MergedLayer:
     bit_sum: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class MergedMasks:
     """Masks that are merged into a U-Net, with what `unmerge` needs: one bit per masked weight, and the removed values.
 
@@ -112,8 +112,7 @@ def mask_weight(weight: Tensor, mask: Tensor, strength: float) -> None:
     if strength == 1:
         weight.mul_(mask)  # the very product of the dense operator, signs of zeros included
     elif strength > 0:
-        weaker = weight[~mask].double().mul_(1 - strength)
-        weight[~mask] = weaker.to(weight.dtype)
+        weight[~mask] *= 1 - strength
 
 
 def bit_sum(weight: Tensor) -> int:
