@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from maskunet.maskers import (
     MaskTable,
     RandomMasks,
 )
+from maskunet.network import LayerSpec
 from maskunet.targets import describe
 from maskunet.training.mask_method import MaskMethod
 
@@ -78,35 +80,40 @@ BUILDS: dict[str, Callable[[Unet], Masker]] = {
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize("kind", list(BUILDS))
 def test_one_active_masker_is_that_masker_alone(sd1: Unet, predict: Predict, kind: str, seed: int | None) -> None:
-    masker = BUILDS[kind](sd1)
-    base = predict(sd1)
-    alone, recorded = {}, {}
-    attachment = mu.attach(sd1, masker, seed)
-    for strength in (1.0, 0.3):
-        attachment.strength = strength
-        alone[strength] = predict(sd1)
+    def outputs() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with mu.record(sd1) as trace:
-            assert torch.equal(predict(sd1), alone[strength])
-        recorded = trace.masks
-    others = {"other": FixedMasks(drawn(sd1, "all", seed=9)), "half": schedule(sd1, 1, "conditional", 7)}
-    attachment = mu.attach(sd1, {"other": others["other"], "it": masker, "half": others["half"]}, seed)
-    together = predict(sd1)
+            recorded = predict(sd1, batch=4)
+        return predict(sd1, batch=4), recorded, trace.masks
+
+    def same(ours: tuple[Tensor, Tensor, dict[str, Tensor]], alone: tuple[Tensor, Tensor, dict[str, Tensor]]) -> bool:
+        names = ours[2].keys() | alone[2].keys()
+        return (
+            torch.equal(ours[0], alone[0])
+            and torch.equal(ours[1], alone[1])
+            and all(torch.equal(ours[2][name], alone[2][name]) for name in names)
+        )
+
+    masker = BUILDS[kind](sd1)
+    base = predict(sd1, batch=4)
+    attachment = mu.attach(sd1, masker, seed)
+    full = outputs()
+    attachment.strength = 0.3
+    weak = outputs()
+    other, half = FixedMasks(drawn(sd1, "all", seed=9)), schedule(sd1, 1, "conditional", 7)
+    attachment = mu.attach(sd1, {"other": other, "it": masker, "half": half}, seed)
+    together = predict(sd1, batch=4)
     assert attachment.active_maskers == ("other", "it", "half")
-    for strength in (1.0, 0.3):
+    for strength, alone in ((1.0, full), (0.3, weak)):
         attachment.set_maskers("it", strength)
         assert attachment.active_maskers == ("it",)
-        assert torch.equal(predict(sd1), alone[strength])
-        with mu.record(sd1) as trace:
-            assert torch.equal(predict(sd1), alone[strength])
-        assert trace.masks.keys() == recorded.keys()
-        assert all(torch.equal(trace.masks[name], mask) for name, mask in recorded.items())
-        attachment.set_maskers(["other", "it", "half"], [0, strength, 0.0])
-        assert torch.equal(predict(sd1), alone[strength]), "a strength of 0 is as good as off"
+        assert same(outputs(), alone)
+        attachment.set_maskers(["other", "it"], [0, strength])
+        assert torch.equal(predict(sd1, batch=4), alone[0]), "a strength of 0 is as good as off"
     attachment.set_maskers(["other", "it", "half"], 1.0)
-    assert torch.equal(predict(sd1), together)
-    assert not torch.equal(together, alone[1.0])
+    assert torch.equal(predict(sd1, batch=4), together)
+    assert not torch.equal(together, full[0])
     mu.detach(sd1)
-    assert torch.equal(predict(sd1), base)
+    assert torch.equal(predict(sd1, batch=4), base)
     assert not any("forward" in vars(module) for module in sd1.modules())
 
 
@@ -148,8 +155,6 @@ class Watched:
             masks = block_masks(block, inputs)
             for layer, mask in masks.items():
                 shape = self.unet.get_submodule(layer).weight.shape
-                from maskunet.network import LayerSpec
-
                 values = mask.mask(LayerSpec(layer, tuple(shape)), Draw(), len(inputs.hidden_states)).detach().float()
                 values = values if values.ndim > len(shape) else values[None]
                 rows = len(inputs.hidden_states)
@@ -201,13 +206,7 @@ def test_every_row_has_the_masks_composed_by_hand(
         torch.testing.assert_close(predict(sd1, batch=4), plain, atol=1e-5, rtol=1e-5)
     for layer, mask in trace.masks.items():
         masks = {name: masks[layer] for name, masks in watched.masks.items() if layer in masks}
-        assert torch.equal(
-            mask.float().expand(4, *mask.shape[1:]) if len(mask) == 1 else mask[torch.arange(4) % len(mask)].float(),
-            rule(masks),
-        )
-    for layer in ("detail", "style"):
-        attachment.set_maskers(["third", layer])
-        predict(sd1, batch=4)
+        assert torch.equal(mask[torch.arange(4) % len(mask)].float(), rule(masks))
     attachment.set_maskers(["detail", "third"])
     for masks in watched.masks.values():
         masks.clear()
@@ -303,17 +302,18 @@ def test_threads_see_all_or_nothing_of_a_switch(sd1: Unet, inputs: Callable[...,
 
     @torch.no_grad()
     def serve() -> None:
-        results.extend(sd1(**request).sample for _ in range(30))
+        results.extend(sd1(**request).sample for _ in range(10))
 
-    threads = [threading.Thread(target=serve) for _ in range(3)]
+    threads = [threading.Thread(target=serve) for _ in range(2)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         for choice in choices:
             attachment.set_maskers(*choice)
+            time.sleep(0.001)
     for thread in threads:
         thread.join()
-    assert len(results) == 90
+    assert len(results) == 20
     assert all(any(torch.equal(result, e) for e in expected) for result in results)
 
 
@@ -401,7 +401,7 @@ def test_saved_and_loaded_together(sd1: Unet, predict: Predict, tmp_path: Path) 
     maskers = {name.split(",")[0].replace("'", ""): masker for name, masker in built.items()}
     composed = ComposedMasker(maskers, "majority")
     mu.attach(sd1, composed)
-    expected = predict(sd1)
+    expected = predict(sd1, batch=4)
     folder = composed.save_pretrained(tmp_path / "both")
     loaded = mu.load(folder, sd1)
     assert isinstance(loaded, ComposedMasker)
@@ -409,7 +409,7 @@ def test_saved_and_loaded_together(sd1: Unet, predict: Predict, tmp_path: Path) 
     assert [type(m) for m in loaded.maskers.values()] == [type(m) for m in maskers.values()]
     assert loaded.network == composed.network
     mu.attach(sd1, folder)
-    assert torch.equal(predict(sd1), expected)
+    assert torch.equal(predict(sd1, batch=4), expected)
     card = (folder / "README.md").read_text()
     assert "majority" in card
     assert len(card) < 20_000
@@ -436,8 +436,9 @@ def test_a_masker_for_another_network_is_named(sd1: Unet, make_unet: Any) -> Non
     other = LowRankMasker.for_unet(make_unet("sdxl"))
     with pytest.raises(TargetError, match=r"masker 'b': the masker was made for another network"):
         mu.attach(sd1, {"a": LowRankMasker.for_unet(sd1), "b": other})
-    with pytest.raises(TargetError, match=r"maskers for one U-Net, 'b' masks"):
-        ComposedMasker({"a": LowRankMasker.for_unet(sd1), "b": other})
+    layer = describe(sd1).layers[0].name
+    with pytest.raises(TargetError, match=r"maskers for one U-Net, 'b' masks up_blocks.1 of another one"):
+        ComposedMasker({"a": LowRankMasker.for_unet(sd1), "b": FixedMasks({layer: torch.ones(8, 8)})})
     assert not any("forward" in vars(module) for module in sd1.modules())
 
 
