@@ -416,7 +416,9 @@ def test_masks_follow_the_features_to_their_device(case: Case, sd1: Unet) -> Non
         pytest.skip("masks are drawn on the features' device, or set by the search")
     masker.to("meta")
     assert all(tensor.is_meta for tensor in (*masker.parameters(), *masker.buffers()))
-    if any(isinstance(part, ConditionalMasker) for part in parts_of(masker)):  # which run under autocast, unknown to the meta device
+    if any(
+        isinstance(part, ConditionalMasker) for part in parts_of(masker)
+    ):  # which run under autocast, unknown to the meta device
         return
     block = masker.network.blocks[0]
     skip = 16 if block.name.startswith("up_blocks") else 0
