@@ -83,6 +83,21 @@ def test_compiled_before_or_after(
     close(predict(compiled), base)
 
 
+def test_maskers_switched_on_a_compiled_network(
+    unet: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor]
+) -> None:
+    attachment = mu.attach(unet, {"a": masker, "b": RandomMasks.for_unet(unet, SOME, density=0.5, seed=1)})
+    choices = (["a", "b"], "a", "b", ["a", "b"])
+    expected = []
+    for names in choices:
+        attachment.set_maskers(names)
+        expected.append(predict(unet))
+    unet.compile(backend="eager")
+    for names, plain in zip(choices, expected, strict=True):
+        attachment.set_maskers(names)
+        close(predict(unet), plain)
+
+
 def test_compiled_with_gumbel_noise_is_as_without(
     unet: Unet, masker: mu.MaskGenerator, predict: Callable[..., Tensor]
 ) -> None:

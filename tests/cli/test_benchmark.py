@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import maskunet as mu
 from maskunet.evaluation import blip_vqa, t2i_compbench
 from maskunet.searching.config import PRESETS
 
@@ -35,6 +36,19 @@ def test_geneval_on_the_bundled_model(run: Run, tmp_path: Path) -> None:
     code, out, err = run("benchmark", "geneval", "--images", "out/masker", "--detector", "judge")
     assert code == 0, err
     assert "| images |" in out
+
+
+def test_several_maskers(run: Run, tmp_path: Path) -> None:
+    words = ["benchmark", "geneval", "--model", "shapes", "--limit", 2, "--steps", 1, "--output", "out"]
+    words += ["--images-per-prompt", 1, "--device", "cpu", "--masker", "shapes-masker"]
+    mu.maskers.RandomMasks.for_unet(mu.zoo.load("shapes").unet, density=0.8).save_pretrained(tmp_path / "random")
+    code, out, err = run(*words, "--masker", "random", "--sides", "masker")
+    assert code == 0, err
+    assert "2 images made, out/masker" in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["masker"]["masker"].startswith("ComposedMasker ")
+    code, _, err = run(*words, "--masker", "random", "--compose", "majority", "--sides", "masker")
+    assert (code, "masker differ" in err) == (2, True)
 
 
 def test_sides_by_search(run: Run, tmp_path: Path) -> None:

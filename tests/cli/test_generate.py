@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import maskunet as mu
+from maskunet.maskers import ComposedMasker
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -59,6 +61,39 @@ def test_the_same_command_makes_what_is_missing(run: Run, model: Path, masker: P
         assert (code, out) == (2, "")
         assert f"{name} differ" in err
     assert run(*words, "--prompt", "c")[1] == "1 images made, 3 in images\n"
+
+
+def test_several_maskers(run: Run, model: Path, masker: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    low_rank = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankMaskerConfig(initial_logit=-0.36), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in low_rank.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    second = low_rank.save_pretrained(tmp_path / "lr=0.1")
+    parts = {"masker-1": mu.load(masker), "detail": low_rank}
+    both = ComposedMasker(parts, "majority").save_pretrained(tmp_path / "both")
+    words = ["generate", "--model", model, "--prompt", "a b", "--steps", 2, "--device", "cpu"]
+
+    def image(output: str, *more: object) -> bytes:
+        code, _, err = run(*words, "--output", output, *more)
+        assert code == 0, err
+        return (tmp_path / output / "00000.png").read_bytes()
+
+    product = image("product", "--masker", masker, "--masker", f"detail={second}")
+    record = json.loads((tmp_path / "product" / "00000.json").read_text())
+    assert record["masker"] == {"compose": "product", "maskers": {"masker-1": str(masker), "detail": str(second)}}
+    majority = image("majority", "--masker", masker, "--masker", "lr=0.1", "--compose", "majority")
+    assert majority == image("both", "--masker", both)
+    alone = image("alone", "--masker", second)
+    assert alone == image("named", "--masker", f"a={second}")
+    assert json.loads((tmp_path / "named" / "00000.json").read_text())["masker"] == str(second)
+    assert len({product, majority, alone, image("base")}) == 4
+    code, _, err = run(*words, "--output", "product", "--masker", masker)
+    assert (code, "masker differ" in err) == (2, True)
+    mu.attach(pipe, {"a": str(masker), "b": second})
+    generated = mu.sampling.generate(pipe, ["a b"], num_inference_steps=2, progress=False)
+    with Image.open(tmp_path / "product" / "00000.png") as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(generated.images[0]))
 
 
 def test_defaults_of_the_bundled_model(run: Run, tmp_path: Path) -> None:

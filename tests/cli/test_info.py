@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import maskunet as mu
-from maskunet.maskers import FixedMasks, RandomMasks
+from maskunet.maskers import ComposedMasker, FixedMasks, RandomMasks
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -44,6 +44,20 @@ def test_info_of_fixed_and_random_masks(run: Run, pipe: StableDiffusionPipeline,
     assert "density        0.5000" in run("info", tmp_path / "fixed")[1]
     RandomMasks.for_unet(pipe.unet, density=0.9).save_pretrained(tmp_path / "random")
     assert "0.9 (drawn)" in run("info", tmp_path / "random")[1]
+
+
+def test_info_of_a_composition(run: Run, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    name = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    half = FixedMasks({name: torch.arange(32 * 32).reshape(32, 32) % 2})
+    parts = {"style": half, "detail": RandomMasks.for_unet(pipe.unet, density=0.9)}
+    ComposedMasker(parts, "majority").save_pretrained(tmp_path / "both")
+    code, out, err = run("info", tmp_path / "both")
+    assert code == 0, err
+    assert "masker         ComposedMasker\n" in out
+    assert "compose        majority\n" in out
+    assert "style:\n  masker         FixedMasks\n" in out
+    assert "  density        0.5000\n" in out
+    assert "detail:\n  masker         RandomMasks\n" in out
 
 
 def test_bundled_names(run: Run) -> None:

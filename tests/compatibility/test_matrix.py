@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 import maskunet as mu
-from maskunet.maskers import FixedMasks, LowRankMasker, Masker, MaskGenerator, MaskSchedule
+from maskunet.maskers import ComposedMasker, FixedMasks, LowRankMasker, Masker, MaskGenerator, MaskSchedule
 from maskunet.network import Network
 from maskunet.targets import describe
 from tiny_pipelines import PROMPTS, Builder, Case, Row, generate
@@ -27,7 +27,8 @@ PIPELINES = (
     "no guidance", "LCM", "SDXL", "SDXL refiner", "AnimateDiff", "Text2Video-Zero", "panorama",
 )  # fmt: skip
 CONDITIONAL = ("low-rank", "paper's")
-MASKERS = ("low-rank", "paper's", "schedule", "schedule, conditional half", "fixed")
+MASKERS = ("low-rank", "paper's", "schedule", "schedule, conditional half", "fixed", "composed")
+COMPOSED = {"all": "fixed", "half": "schedule, conditional half"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations of diffusers' own pipelines
 
@@ -61,6 +62,10 @@ def build_masker(kind: str, pipe: Any, prompts: int, *, keep_all: bool) -> Maske
     def drawn(shape: tuple[int, ...]) -> Tensor:
         return torch.ones(shape) if keep_all else (torch.rand(shape, generator=generator) < 0.7).float()
 
+    if kind == "composed":  # of two whose masks differ by prompt, and that mask different rows
+        return ComposedMasker(
+            {name: build_masker(k, pipe, prompts, keep_all=keep_all) for name, k in COMPOSED.items()}
+        )
     if kind == "fixed":
         return FixedMasks({layer.name: drawn((prompts, *layer.shape)) for layer in network.layers})
     half = "conditional" if kind.endswith("half") else None
@@ -118,6 +123,11 @@ def expected_mask(
 ) -> Tensor:
     """The mask of one row of a batch, from what the masker was built of and not from how it was attached."""
     part, prompt = row
+    if kind == "composed":
+        masks = [
+            expected_mask(k, masker.maskers[n], name, row, timestep, recorded, number) for n, k in COMPOSED.items()
+        ]
+        return masks[0] * masks[1]
     if kind == "fixed":
         return masker[name][prompt]
     if kind == "schedule":

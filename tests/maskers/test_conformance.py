@@ -19,6 +19,7 @@ from maskunet.checkpoint import masker_names
 from maskunet.errors import CheckpointError, TargetError
 from maskunet.maskers import (
     BlockInput,
+    ComposedMasker,
     ConditionalMasker,
     Draw,
     FixedMasks,
@@ -26,6 +27,7 @@ from maskunet.maskers import (
     MaskSchedule,
     MaskTable,
     RandomMasks,
+    parts_of,
 )
 from maskunet.searching.searched_masks import SearchedMasks
 
@@ -158,6 +160,27 @@ def searched_case(preset: str = "decoder-attention") -> Case:
     return Case(lambda unet: build(unet, 0.7), lambda unet: build(unet, 2.0), targets=preset, is_savable=False)
 
 
+def composed_case(compose: str) -> Case:
+    """Two trained maskers, or three of which two are fixed."""
+    low_rank, paper = conditional_case(mu.LowRankMasker, rank=4), conditional_case(mu.MaskGenerator)
+    parts = {"low-rank": low_rank, "paper": paper}
+    if compose == "majority":
+        parts = {"fixed": fixed_case(None), "fixed-per-sample": fixed_case(BATCH), "schedule": schedule_case(1)}
+
+    def build(unet: Unet, is_kept: bool) -> ComposedMasker:
+        return ComposedMasker(
+            {name: (part.keep_all if is_kept else part.build)(unet) for name, part in parts.items()}, compose
+        )
+
+    return Case(
+        lambda unet: build(unet, False),
+        lambda unet: build(unet, True),
+        masks=BATCH if compose == "majority" else 1,
+        recorded=BATCH,
+        is_trainable=compose == "product",
+    )
+
+
 CASES = {
     "generator": conditional_case(mu.MaskGenerator),
     "generator-without-timestep": conditional_case(mu.MaskGenerator, use_timestep=False),
@@ -184,6 +207,8 @@ CASES = {
     "schedule-conditional-half": schedule_case(1, "conditional"),
     "schedule-conditional-half-per-sample": schedule_case(BATCH, "conditional"),
     "schedule-conditional-half-conv": schedule_case(1, "conditional", "all"),
+    "composed": composed_case("product"),
+    "composed-by-majority": composed_case("majority"),
     "searched": searched_case(),
     "searched-conv": searched_case("decoder-attention-conv"),
 }
@@ -395,7 +420,9 @@ def test_masks_follow_the_features_to_their_device(case: Case, sd1: Unet) -> Non
         pytest.skip("masks are drawn on the features' device, or set by the search")
     masker.to("meta")
     assert all(tensor.is_meta for tensor in (*masker.parameters(), *masker.buffers()))
-    if isinstance(masker, ConditionalMasker):  # which runs under autocast, unknown to the meta device
+    if any(
+        isinstance(part, ConditionalMasker) for part in parts_of(masker)
+    ):  # which run under autocast, unknown to the meta device
         return
     block = masker.network.blocks[0]
     skip = 16 if block.name.startswith("up_blocks") else 0

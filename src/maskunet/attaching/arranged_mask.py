@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maskers import Draw, LayerMask
+from ..maskers import Draw, LayerMask, Masker
 from ..network import LayerSpec
+from .batch_layout import BatchLayout
 
 
 class ArrangedMask(LayerMask):
@@ -49,6 +50,26 @@ class ArrangedMask(LayerMask):
         result = outputs.new_empty((len(x), *outputs.shape[1:]))
         result[masked], result[plain] = outputs, compute_plainly(module, x[plain])
         return result
+
+
+def arrange(mask: LayerMask, layer: str, masker: Masker, layout: BatchLayout) -> LayerMask:
+    """Return the masks of a layer in the order of a batch's rows.
+
+    Args:
+        mask: the masks.
+        layer: name of the layer.
+        masker: the masker that they come from.
+        layout: layout of the batch.
+
+    Raises:
+        TargetError: neither the prompts nor the images are a multiple of the masks.
+    """
+    indices = layout.mask_indices(masker.count_masks(layer) or 1, masker)
+    if mask.offsets is None:
+        masked = [index for index in indices if index is not None]
+        return mask if len(masked) == len(indices) and _repeats(masked) else ArrangedMask(mask, indices)
+    offset = [i if i is None else i + start for i, start in zip(indices, mask.offsets, strict=True)]
+    return ArrangedMask(mask, offset)
 
 
 def _repeats(indices: Sequence[int | None]) -> bool:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError, TargetError
-from ..maskers import Masker, load
+from ..errors import CheckpointError, SettingError, TargetError
+from ..maskers import ComposedMasker, Masker, load
 from ..targets import check_fits, unet_of
 from .attachment import Attachment
 from .block_hook import refuse_fused
-from .strength import Strength, check_strength
+from .strength import Strengths, check_strength
 from .trace import Trace
 
 _ATTRIBUTE = "_maskunet_attachment"
+
+Source = Masker | str | os.PathLike[str]
 
 
 def _is_compiled(model: Any, unet: nn.Module) -> bool:
@@ -40,24 +42,31 @@ def attachment_of(model: Any) -> Attachment | None:
 
 def attach(
     model: Any,
-    masker: Masker | str | os.PathLike[str],
+    masker: Source | Mapping[str, Source],
     seed: int | None = None,
     noise: Mapping[str, Tensor] | None = None,
     *,
-    strength: Strength = 1.0,
+    strength: Strengths = 1.0,
+    compose: str | None = None,
 ) -> Attachment:
     """Attach a masker to a pipeline or a U-Net, in place; it replaces the attached one.
+
+    Several maskers are attached by name, `attach(pipe, {"style": a, "detail": b})`, and act together as one.
+    `attachment.set_maskers("style")` switches them on and off.
 
     Masks are deterministic by default. With a `seed` they are drawn with Gumbel noise: the same seed, prompt and
     scheduler give the same image. A masker in training mode always draws, with new noise at every call.
 
     Args:
         model: a Stable Diffusion pipeline (1.x, 2.x, XL) or its U-Net.
-        masker: a masker for this U-Net, or its folder, hub id, or bundled name.
+        masker: a masker for this U-Net, or its folder, hub id, or bundled name; or several of these by name.
         seed: seed of the Gumbel noise; None draws no noise at inference.
         noise: Gumbel noise by layer name, (B, *weight.shape), which replaces drawn noise.
         strength: how strongly masks act, W (1 - s (1 - m)): 0 is the base model bit for bit, 1 the masks. One number, one
-            per block by name, or a function of the timestep. `attachment.strength` changes it later.
+            per block by name, or a function of the timestep. `attachment.strength` changes it later. With several maskers
+            the keys of a mapping are their names, {"style": 0.7}, and each strength is one as for a single masker.
+        compose: for several maskers: "product" (the default) keeps a weight where all of them keep it, "majority" where at
+            least half of them do.
 
     Returns:
         The attachment; most callers ignore it.
@@ -68,19 +77,14 @@ def attach(
         SettingError: an argument has the wrong type.
     """
     unet = unet_of(model)
-    if isinstance(masker, str | os.PathLike):
-        masker = load(masker, model)
-    if not isinstance(masker, Masker):
-        raise SettingError(
-            f"expected a masker, its folder, a hub id or a bundled name to attach, got {type(masker).__name__}; build one "
-            "with maskunet.LowRankMasker.for_unet(pipe.unet)"
-        )
+    masker = (
+        _opened_by_name(masker, model, compose) if isinstance(masker, Mapping) else _opened(masker, model, compose)
+    )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
         raise SettingError(f"expected seed to be an integer or None, got {seed!r:.80}")
     if noise is not None and not isinstance(noise, Mapping):
         raise SettingError(f"expected noise to be a mapping from layer names to tensors, got {type(noise).__name__}")
-    check_strength(strength, [block.name for block in masker.network.blocks])
-    check_fits(unet, masker.network)
+    check_strength(strength, masker)
     for block in masker.network.blocks:
         refuse_fused(unet, block)
     detach(model)
@@ -90,6 +94,35 @@ def attach(
     if _is_compiled(model, unet):
         torch.compiler.reset()  # graphs compiled so far lack the hooks
     return attachment
+
+
+def _opened(masker: Any, model: Any, compose: str | None = None) -> Masker:
+    """The masker, read from its source if it is one."""
+    if compose is not None:
+        raise SettingError(
+            f"expected several maskers by name with compose={compose!r:.80}, got one; attach them as in "
+            "{'style': a, 'detail': b}"
+        )
+    if isinstance(masker, str | os.PathLike):
+        masker = load(masker, model)
+    if not isinstance(masker, Masker):
+        raise SettingError(
+            f"expected a masker, its folder, a hub id or a bundled name to attach, got {type(masker).__name__}; build one "
+            "with maskunet.LowRankMasker.for_unet(pipe.unet)"
+        )
+    check_fits(unet_of(model), masker.network)
+    return masker
+
+
+def _opened_by_name(sources: Mapping[str, Any], model: Any, compose: str | None) -> ComposedMasker:
+    """The composition of several maskers; errors name the masker."""
+    maskers = {}
+    for name, source in sources.items():
+        try:
+            maskers[name] = _opened(source, model)
+        except (CheckpointError, SettingError, TargetError) as error:
+            raise type(error)(f"masker {name!r:.80}: {error}") from error
+    return ComposedMasker(maskers, "product" if compose is None else compose)
 
 
 def detach(model: Any) -> None:

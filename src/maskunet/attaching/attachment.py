@@ -14,24 +14,25 @@ import contextlib
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import TargetError
-from ..maskers import BlockInput, Draw, LayerMask, Masker
+from ..maskers import BlockInput, ComposedMasker, Draw, Masker
 from ..network import LayerSpec
 from ..relaxation import derive_seed, keep_probability
 from ..targets import maskable_layers
-from .arranged_mask import ArrangedMask, compute_plainly
-from .batch_layout import BatchLayout, find_layout
+from .batch_layout import find_layout
 from .block_hook import BlockHook
 from .call import Call
+from .choice import choose_maskers
 from .masked_forward import MaskedLayerForward, MaskedUNetForward
+from .masked_layer import MaskedLayer, masked_layers
 from .replacement import Context, Replacement
-from .strength import Strength, check_strength, strength_at
+from .strength import Strength, Strengths, check_strength
 from .trace import Trace
 
 _REMEMBERED_CALLS = 256
@@ -45,7 +46,7 @@ class Attachment:
         masker: the masker.
         seed: seed of Gumbel noise, or None.
         noise: Gumbel noise by layer name, or None.
-        strength: how strongly the masks act; see `strength.Strength`.
+        strength: how strongly the masks act; see `strength.Strengths`.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Attachment:
         masker: Masker,
         seed: int | None,
         noise: Mapping[str, Tensor] | None,
-        strength: Strength = 1.0,
+        strength: Strengths = 1.0,
     ) -> None:
         self.unet = unet
-        self.masker = masker
-        self.strength = strength
+        #: The masker as attached, with all maskers of a composition.
+        self.attached = masker
+        # The masker that acts and its strength, replaced at once: a call of another thread sees both old or both new.
+        self._acting = (masker, check_strength(strength, masker))
         #: Whether masks are computed without a gradient.
         self.is_frozen = False
         self.trace: Trace | None = None
@@ -92,13 +95,36 @@ class Attachment:
         self._state.enabled = self._traced_enabled = value
 
     @property
-    def strength(self) -> Strength:
-        """How strongly masks act, from 0 (the base model) to 1; see `strength.Strength`."""
-        return self._strength
+    def masker(self) -> Masker:
+        """The masker that acts: of a composition, the maskers that are switched on."""
+        return self._acting[0]
+
+    @property
+    def strength(self) -> Strengths:
+        """How strongly masks act, from 0 (the base model) to 1; see `strength.Strengths`."""
+        return self._acting[1]
 
     @strength.setter
-    def strength(self, value: Strength) -> None:
-        self._strength = check_strength(value, [block.name for block in self.masker.network.blocks])
+    def strength(self, value: Strengths) -> None:
+        self._acting = (self.masker, check_strength(value, self.attached))
+
+    @property
+    def active_maskers(self) -> tuple[str, ...]:
+        """Names of the maskers of a composition that are switched on; none of a single masker."""
+        return self.masker.names if isinstance(self.masker, ComposedMasker) else ()
+
+    def set_maskers(self, names: str | Sequence[str], strengths: Strength | Sequence[Strength] | None = None) -> None:
+        """Switch maskers of a composition on, and all others off, from the next call of the U-Net on.
+
+        Args:
+            names: the name of one masker, or names of several.
+            strengths: their strengths in the same order, each as for a single masker; one alone applies to each. None
+                leaves all strengths as they are.
+
+        Raises:
+            SettingError: a single masker is attached, a name is unknown, or a strength cannot be used.
+        """
+        self._acting = choose_maskers(self.attached, self.strength, names, strengths)
 
     @property
     def call(self) -> Call | None:
@@ -149,7 +175,7 @@ class Attachment:
         """Register every hook."""
         layers = maskable_layers(self.unet)
         self._handles.append(Replacement(self.unet, lambda original: MaskedUNetForward(self, original)))
-        for block in self.masker.network.blocks:
+        for block in self.attached.network.blocks:
             hook = BlockHook(self.unet, block, self)
             self._handles.append(hook.module.register_forward_pre_hook(hook, with_kwargs=True))
             self._handles.append(hook)
@@ -175,10 +201,11 @@ class Attachment:
         Raises:
             TargetError: the batch does not fit masks that differ by prompt or half.
         """
-        call = Call(timestep)
-        if self.masker.mask_counts or self.masker.guided_half is not None:
-            call.layout = find_layout(self.unet, self.masker, sample)
-        if self.masker.training:  # not at inference, where a counter would make compiled graphs stale
+        masker, strength = self._acting
+        call = Call(masker, strength, timestep)
+        if masker.mask_counts or masker.guided_half is not None:
+            call.layout = find_layout(self.unet, masker, sample)
+        if masker.training:  # not at inference, where a counter would make compiled graphs stale
             call.number = self._number(sample)
         if self.trace is not None and not _in_backward():
             call.record = self.trace.begin(timestep)
@@ -202,27 +229,23 @@ class Attachment:
             block: name of the block.
             inputs: its inputs.
         """
-        call = self.call
-        assert call is not None
-        device = inputs.hidden_states.device
-        if _device_of(self.masker) not in (None, device):
-            self.masker.to(device)
-        batch = inputs.hidden_states.shape[0]
-        draw = self.draw(batch, call.timestep, call.number)
-        with torch.no_grad() if self.is_frozen else contextlib.nullcontext():
-            masks = self.masker.block_masks(block, inputs)
-        call.strength = strength_at(self._strength, block, call.timestep)
-        for name, mask in masks.items():
-            call.masks[name] = (mask if call.layout is None else self._arranged(mask, name, call.layout), draw, batch)
-            if self.keep_probabilities is not None and (logits := mask.logits()) is not None:
+        assert self.call is not None
+        for name, masked in self.layer_masks(block, inputs, self.call).items():
+            self.call.masks[name] = masked
+            if self.keep_probabilities is not None and (logits := masked.mask.logits()) is not None:
                 self.keep_probabilities[name] = keep_probability(logits).mean()
 
-    def _arranged(self, mask: LayerMask, layer: str, layout: BatchLayout) -> LayerMask:
-        """The masks of a layer in the order of the batch's rows."""
-        indices = layout.mask_indices(self.masker.count_masks(layer) or 1, self.masker)
-        if mask.offsets is not None:
-            indices = [i if i is None else i + offset for i, offset in zip(indices, mask.offsets, strict=True)]
-        return mask if _is_default(indices, mask) else ArrangedMask(mask, indices)
+    def layer_masks(self, block: str, inputs: BlockInput, call: Call) -> dict[str, MaskedLayer]:
+        """Return the masks of a block's layers in a call.
+
+        Args:
+            block: name of the block.
+            inputs: its inputs.
+            call: the call.
+        """
+        draw = self.draw(len(inputs.hidden_states), call.timestep, call.number)
+        with torch.no_grad() if self.is_frozen else contextlib.nullcontext():
+            return masked_layers(call.masker, call.strength, call.layout, draw, block, inputs)
 
     def run(self, layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
         """Compute a masked layer.
@@ -238,28 +261,12 @@ class Attachment:
         Raises:
             TargetError: the layer sees other rows than its block, whose masks are per row.
         """
-        call = self.call
+        call, trace = self.call, self.trace
         assert call is not None
-        if call.strength == 1:
-            return self._run_masked(call, layer, module, x)
-        plain = compute_plainly(module, x)
-        return (
-            plain if call.strength == 0 else torch.lerp(plain, self._run_masked(call, layer, module, x), call.strength)
-        )
-
-    def _run_masked(self, call: Call, layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
-        layer_mask, draw, batch = call.masks[layer.name]
-        if call.record is None and len(x) == batch:
-            return layer_mask.run(layer, module, x, draw, batch)
-        mask = layer_mask.mask(layer, draw, batch)
-        if len(x) != batch and mask.ndim > len(layer.shape) and len(mask) > 1:
-            raise TargetError(
-                f"expected {batch} rows in {layer.name}, as in its block, got {len(x)}: its attention splits the batch, as "
-                "PAG does. Leave it out of the masker's targets, or out of pag_applied_layers."
-            )
-        if call.record is not None and self.trace is not None:
-            self.trace.add(call.record, layer.name, layer_mask.logits(), mask, len(layer.shape))
-        return layer_mask.apply(layer, module, x, mask)
+        record = None
+        if call.record is not None and trace is not None:
+            record = partial(trace.add, call.record, layer.name, ndim=len(layer.shape))
+        return call.masks[layer.name].run(layer, module, x, record)
 
     def capture(self) -> Context:
         """Return a context that restores the state of the current call, without recording it again."""
@@ -281,17 +288,5 @@ class Attachment:
         return restored
 
 
-def _is_default(indices: list[int | None], mask: LayerMask) -> bool:
-    """Whether row r takes mask r mod M, as the forms themselves order them."""
-    if mask.offsets is not None or None in indices:
-        return False
-    count = max(index or 0 for index in indices) + 1
-    return indices == [row % count for row in range(len(indices))]
-
-
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
-
-
-def _device_of(masker: Masker) -> torch.device | None:
-    return next((t.device for t in (*masker.parameters(), *masker.buffers())), None)

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..maskers import BlockInput, Draw, LayerMask
+from ..maskers import BlockInput, ComposedMasker, Masker
 from ..network import LayerSpec
 from .batch_layout import BatchLayout
+from .masked_layer import MaskedLayer
 from .replacement import Context
+from .strength import Strengths
 from .trace import CallRecord
 
 
@@ -19,20 +21,30 @@ class Call:
     """One call of the U-Net.
 
     Args:
+        masker: its masker, which another thread may change for the next call.
+        strength: how strongly the masks act.
         timestep: its timestep, a number or a tensor.
         number: number of the call since the latest seed, for noise in training.
         layout: layout of its batch; None where every row has masks of its own, or all share them.
         record: where a trace records it; None without one.
-        strength: how strongly the masks of the current block act, in [0, 1].
-        masks: masks by layer, with how they are drawn and the rows of the batch.
+        masks: masks by layer.
     """
 
+    masker: Masker
+    strength: Strengths
     timestep: Any = None
     number: int = 0
     layout: BatchLayout | None = None
     record: CallRecord | None = None
-    strength: float = 1.0
-    masks: dict[str, tuple[LayerMask, Draw, int]] = field(default_factory=dict)
+    masks: dict[str, MaskedLayer] = field(default_factory=dict)
+
+    def masks_layer(self, layer: str) -> bool:
+        """Whether the layer has masks; one of a composition has none where its maskers are switched off.
+
+        Args:
+            layer: its name.
+        """
+        return not (isinstance(self.masker, ComposedMasker) and layer in self.masker.unmasked_layers)
 
 
 class Attached(Protocol):

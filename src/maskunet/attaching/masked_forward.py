@@ -77,6 +77,7 @@ class MaskedLayerForward(_Forward):
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer with masks, or plainly where they are disabled or no call of the U-Net is under way."""
         attachment = self.attachment
-        if attachment.enabled and attachment.call is not None:
+        call = attachment.call
+        if attachment.enabled and call is not None and call.masks_layer(self.layer.name):
             return attachment.run(self.layer, self.module, x)
         return self.original(x, *args, **kwargs)

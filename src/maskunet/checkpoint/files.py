@@ -60,6 +60,20 @@ def masker_names() -> list[str]:
     return sorted(name for name, masker_class in _REGISTRY.items() if not inspect.isabstract(masker_class))
 
 
+def masker_class(name: str) -> type[Any]:
+    """Return a class of maskers.
+
+    Args:
+        name: its name.
+
+    Raises:
+        CheckpointError: there is no such class.
+    """
+    if name not in masker_names():
+        raise CheckpointError(f"expected a masker ({', '.join(masker_names())}), got {name!r:.80}")
+    return _REGISTRY[name]
+
+
 def save(
     masker: Savable,
     folder: str | os.PathLike[str],

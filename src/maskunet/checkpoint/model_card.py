@@ -87,9 +87,17 @@ def write_card(
     if recipe:
         rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in recipe.items()]
         text += ["## Recipe", "", "| | |", "|---|---|", *rows, ""]
-    values = json.dumps(dict(settings), indent=2, default=str)
+    values = json.dumps(_without_networks(settings), indent=2, default=str)
     text += ["## Settings", "", "```json", values, "```", ""]
     return "\n".join([*header, *text])
+
+
+def _without_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the layers of each masker of a composition, which would fill pages."""
+    shown = dict(settings)
+    if isinstance(maskers := shown.get("maskers"), Mapping):
+        shown["maskers"] = {name: {k: v for k, v in part.items() if k != "network"} for name, part in maskers.items()}
+    return shown
 
 
 def _cell(text: str) -> str:

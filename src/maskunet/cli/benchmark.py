@@ -14,13 +14,14 @@ from .app import Command, new_app, without_options
 from .checks import check_output, finite
 from .defaults import guidance_scale as guidance_of
 from .defaults import is_bundled, num_inference_steps
-from .loading import local_device, masker_to_attach, open_pipeline
+from .loading import check_compose, local_device, masker_to_attach, open_pipeline
 from .options import (
     MAX_STEPS,
+    Compose,
     Device,
     Dtype,
     Limit,
-    MaskerSource,
+    MaskerSources,
     OptionalModel,
     Rewards,
     Scheduler,
@@ -49,7 +50,8 @@ def _published(name: str, with_shapes: float | None = None) -> str:
 def _benchmark(
     context: typer.Context,
     model: OptionalModel = None,
-    masker: MaskerSource = None,
+    masker: MaskerSources = None,
+    compose: Compose = None,
     images: Annotated[
         Path | None, option(text="Folder of images to score instead of generating with --model.", default="none")
     ] = None,
@@ -120,6 +122,7 @@ def _benchmark(
     name = str(context.info_name)
     if (model is None) == (images is None):
         raise SettingError("expected --model to generate with or --images to score, one of them")
+    check_compose(masker, compose)
     check_output(output)
     from ..distributed import process_rank
 
@@ -135,9 +138,9 @@ def _benchmark(
     from ..evaluation.checks import check_search
     from ..evaluation.loading import load_benchmark
 
-    check_search(read_sides(sides, masker is not None), reward or None, preset, bundled=is_bundled(model))
+    check_search(read_sides(sides, bool(masker)), reward or None, preset, bundled=is_bundled(model))
     load_benchmark(name, prompts_file, limit=limit, bundled=is_bundled(model), scores=False, **scorers)
-    loaded_masker = masker_to_attach(masker)
+    loaded_masker = masker_to_attach(masker, compose)
     pipe = open_pipeline(model, None, device, dtype, scheduler)
     published = BENCHMARKS[name]
     report = evaluate(

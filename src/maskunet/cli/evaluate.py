@@ -14,13 +14,14 @@ from ..zoo import defaults as bundled
 from .checks import check_exists, check_features, check_output, read_prompts
 from .defaults import MEASURED_STEPS, is_bundled, num_inference_steps
 from .defaults import guidance_scale as guidance_of
-from .loading import local_device, open_pipeline
+from .loading import check_compose, describe_maskers, local_device, open_pipeline
 from .options import (
+    Compose,
     Device,
     Dtype,
     Guidance,
     Limit,
-    MaskerSource,
+    MaskerSources,
     MeasuredSteps,
     OptionalModel,
     PromptsFile,
@@ -34,7 +35,8 @@ from .options import (
 
 def evaluate(
     model: OptionalModel = None,
-    masker: MaskerSource = None,
+    masker: MaskerSources = None,
+    compose: Compose = None,
     images: Annotated[
         Path | None,
         option(text="Folder of images: to measure, or to generate into with --model.", default="OUTPUT/images"),
@@ -95,6 +97,7 @@ def evaluate(
     check_exists(reference, "--reference", "a folder of images")
     if model is None:
         check_exists(images, "--images", "a folder of images")
+    check_compose(masker, compose)
     check_output(output)
     folder = images or output / "images"
     check_output(folder)
@@ -110,7 +113,7 @@ def evaluate(
     from ..evaluation import measure_images
 
     torch_device = local_device(device)
-    pipe = open_pipeline(model, masker, device, dtype, scheduler) if model else None
+    pipe = open_pipeline(model, masker, device, dtype, scheduler, compose=compose) if model else None
     report = measure_images(
         folder,
         features or None,
@@ -122,7 +125,7 @@ def evaluate(
         guidance_scale=guidance_of(model, guidance_scale),
         seed=seed,
         batch_size=batch_size,
-        settings={"model": model, "masker": masker} if model else None,
+        settings={"model": model, "masker": describe_maskers(masker, compose)} if model else None,
         output_dir=output,
         device=torch_device,
         on_generated=lambda path, count: typer.echo(f"{count} images made, {path}"),

@@ -11,12 +11,13 @@ from ..errors import DataError
 from .checks import check_output, finite, read_prompts
 from .defaults import guidance_scale as guidance_of
 from .defaults import is_bundled, num_inference_steps
-from .loading import open_pipeline
+from .loading import describe_maskers, open_pipeline
 from .options import (
+    Compose,
     Device,
     Dtype,
     Guidance,
-    MaskerSource,
+    MaskerSources,
     Model,
     NegativePrompt,
     Prompts,
@@ -34,7 +35,8 @@ def generate(
     prompt: Prompts = None,
     prompts_file: PromptsFile = None,
     model: Model = "shapes",
-    masker: MaskerSource = None,
+    masker: MaskerSources = None,
+    compose: Compose = None,
     strength: Annotated[
         float,
         option(
@@ -71,9 +73,9 @@ def generate(
 ) -> None:
     """Generate images from prompts, with or without masks. The same command again makes only what is missing."""
     prompts = read_prompts(prompt, prompts_file)
-    if compare_base and masker is None and not syngen:
+    if compare_base and not masker and not syngen:
         raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
-    if strength != 1 and masker is None:
+    if strength != 1 and not masker:
         raise DataError("expected --masker with --strength; without masks there is nothing to weaken")
     check_output(output)
     options: dict[str, Any] = {
@@ -81,7 +83,7 @@ def generate(
         "guidance_scale": guidance_of(model, guidance_scale),
         "negative_prompt": negative_prompt,
     }
-    pipe = open_pipeline(model, masker, device, dtype, scheduler, strength)
+    pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
 
     from ..evaluation.image_jobs import ImageJob, generate_missing
     from ..sampling import pipeline_side
@@ -89,7 +91,7 @@ def generate(
 
     settings = options | {
         "model": model,
-        "masker": masker,
+        "masker": describe_maskers(masker, compose),
         "scheduler": type(pipe.scheduler).__name__,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "compare_base": compare_base,

@@ -37,7 +37,14 @@ def _layer_lines(network: Any) -> list[str]:
 
 
 def _masker_lines(masker: Any) -> list[str]:
+    from ..maskers import ComposedMasker
+
     lines = [f"masker         {type(masker).__name__}", f"parameters     {_count(masker):,}"]
+    if isinstance(masker, ComposedMasker):
+        lines += [f"compose        {masker.compose}", *_layer_lines(masker.network)]
+        for name, part in masker.maskers.items():
+            lines += ["", f"{name}:", *(f"  {line}" for line in _masker_lines(part))]
+        return lines
     lines += [f"{name:<15}{value}" for name, value in masker.settings.items() if name != "samples"]
     lines.append(f"conditions     {', '.join(masker.conditions) or 'none; maskunet export merges its masks exactly'}")
     return [*lines, *_layer_lines(masker.network), f"density        {_density(masker)}"]

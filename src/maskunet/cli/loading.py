@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..errors import DataError
+from ..pretrained import local_path
 from ..zoo import defaults as bundled
 from .checks import check_operators
 from .defaults import is_bundled
@@ -37,21 +40,23 @@ def local_device(name: str | None) -> Any:
 
 def open_pipeline(
     model: str,
-    masker: str | None,
+    masker: str | Sequence[str] | None,
     device: str | None,
     dtype: str | None,
     scheduler: str | None,
     strength: float = 1.0,
+    compose: str | None = None,
 ) -> Any:
-    """Load a masker and a pipeline, and attach the masker to it.
+    """Load maskers and a pipeline, and attach the maskers to it.
 
     Args:
         model: value of `--model`.
-        masker: value of `--masker`; none if None.
+        masker: value or values of `--masker`; none if None.
         device: value of `--device`; the first accelerator if None.
         dtype: value of `--dtype`; the device's usual one if None.
         scheduler: value of `--scheduler`; the model's own if None.
         strength: value of `--strength`.
+        compose: value of `--compose`.
 
     Raises:
         CheckpointError: the model or the masker cannot be read.
@@ -63,7 +68,7 @@ def open_pipeline(
     torch_device = local_device(device)
     torch_dtype = pipelines.choose_dtype(dtype, torch_device)
     check_scheduler(scheduler)
-    loaded_masker = None if masker is None else open_masker(masker)
+    loaded_masker = open_maskers([masker] if isinstance(masker, str) else masker, compose)
     pipelines.silence_loading()
     pipe = pipelines.load_pipeline(model, dtype=torch_dtype, device=torch_device, scheduler=scheduler)
     if loaded_masker is not None:
@@ -108,19 +113,92 @@ def open_masker(source: str) -> Any:
     return MaskSchedule.merge(schedules)
 
 
-def masker_to_attach(source: str | None) -> Any:
-    """Return a masker's source, or the masker itself where it is a search's output, which `attach` does not read.
+def masker_sources(values: Sequence[str]) -> dict[str, str]:
+    """Return the sources of maskers by name; those without a name are numbered.
 
     Args:
-        source: value of `--masker`.
+        values: values of `--masker`, SOURCE or NAME=SOURCE.
+
+    Raises:
+        DataError: a name without a source, or one that stands there twice.
+    """
+    sources: dict[str, str] = {}
+    for number, value in enumerate(values, 1):
+        name, _, source = value.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*=.*", value, re.ASCII | re.DOTALL) or local_path(value).exists():
+            name, source = f"masker-{number}", value
+        if not source or name in sources:
+            raise DataError(f"expected --masker NAME=SOURCE with a source and with each name once, got {value!r:.80}")
+        sources[name] = source
+    return sources
+
+
+def check_compose(values: Sequence[str] | None, compose: str | None) -> None:
+    """Refuse a rule that no maskers can be composed by, before anything is loaded.
+
+    Args:
+        values: values of `--masker`.
+        compose: value of `--compose`.
+
+    Raises:
+        DataError: there are no maskers to compose, or no such rule.
+    """
+    if compose is None:
+        return
+    if compose not in ("product", "majority"):
+        raise DataError(f"expected --compose to be product or majority, got {compose!r:.80}")
+    if len(values or ()) < 2:
+        raise DataError(f"expected --masker at least twice with --compose {compose}, got it {len(values or ())} times")
+
+
+def open_maskers(values: Sequence[str] | None, compose: str | None = None) -> Any:
+    """Load a masker, or the composition of several; None without any.
+
+    Args:
+        values: values of `--masker`.
+        compose: value of `--compose`.
 
     Raises:
         CheckpointError: there is no masker, or it cannot be read.
+        DataError: names or the rule cannot be used.
     """
-    if source is None:
-        return None
-    masker = open_masker(source)
-    return masker if _searched_masks(source) else source
+    check_compose(values, compose)
+    sources = masker_sources(values or ())
+    maskers = {name: open_masker(source) for name, source in sources.items()}
+    if len(maskers) < 2:
+        return next(iter(maskers.values()), None)
+    from ..maskers import ComposedMasker
+
+    return ComposedMasker(maskers, compose or "product")
+
+
+def describe_maskers(values: Sequence[str] | None, compose: str | None = None) -> Any:
+    """Return what a record of images says about the maskers: the source of one, or rule and sources of several.
+
+    Args:
+        values: values of `--masker`.
+        compose: value of `--compose`.
+    """
+    sources = masker_sources(values or ())
+    if len(sources) < 2:
+        return next(iter(sources.values()), None)
+    return {"compose": compose or "product", "maskers": sources}
+
+
+def masker_to_attach(values: Sequence[str] | None, compose: str | None = None) -> Any:
+    """Return a masker's source, or the masker itself where `attach` does not read it: a search's output, or several.
+
+    Args:
+        values: values of `--masker`.
+        compose: value of `--compose`.
+
+    Raises:
+        CheckpointError: there is no masker, or it cannot be read.
+        DataError: names or the rule cannot be used.
+    """
+    masker = open_maskers(values, compose)
+    sources = list(masker_sources(values or ()).values())
+    return sources[0] if len(sources) == 1 and not _searched_masks(sources[0]) else masker
 
 
 def _searched_masks(source: str) -> list[Path]:

@@ -56,6 +56,22 @@ MaskerSource = Annotated[
         default="none, the base model",
     ),
 ]
+MaskerSources = Annotated[
+    list[str] | None,
+    option(
+        "--masker",
+        text="Masker: a folder, a hub id, 'shapes-masker', or a search's output folder. Several are composed: repeat it, as "
+        "SOURCE or NAME=SOURCE.",
+        default="none, the base model",
+    ),
+]
+Compose = Annotated[
+    str | None,
+    option(
+        text="How several maskers are composed: product keeps a weight where all keep it, majority where at least half do.",
+        default="product",
+    ),
+]
 Prompts = Annotated[list[str] | None, option("--prompt", text="Prompt; may be repeated.", default="none")]
 PromptsFile = Annotated[Path | None, option(text="Text file with one prompt per line.", default="none")]
 NegativePrompt = Annotated[str | None, option(text="Prompt to steer away from.", default="none")]

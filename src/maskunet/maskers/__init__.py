@@ -9,6 +9,8 @@ from ..exports import exports
 # Settings are read by the command line before torch is imported.
 _PUBLIC = {
     "BlockInput": "base",
+    "ComposedMask": "composed",
+    "ComposedMasker": "composed",
     "ConditionalMasker": "conditional",
     "Draw": "base",
     "FixedMasks": "fixed",
@@ -24,6 +26,7 @@ _PUBLIC = {
     "TrainableConfig": "config",
     "build_masker": "building",
     "load": "building",
+    "parts_of": "composed",
 }
 
 __all__ = [*_PUBLIC]
@@ -38,6 +41,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .base import BlockInput, Draw, LayerMask, Masker
     from .building import build_masker, load
+    from .composed import ComposedMask, ComposedMasker, parts_of
     from .conditional import ConditionalMasker
     from .config import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig
     from .fixed import FixedMasks

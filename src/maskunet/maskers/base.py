@@ -97,7 +97,19 @@ class LayerMask(ABC):
         Returns:
             Its outputs.
         """
-        return self.apply(layer, module, x, self.mask(layer, draw, batch))
+        factor = self.factor(layer, module, draw, batch)
+        return self.apply(layer, module, x, self.mask(layer, draw, batch) if factor is None else factor)
+
+    def factor(self, layer: LayerSpec, module: nn.Module, draw: Draw, batch: int) -> Tensor | None:
+        """Return what multiplies the weight, if it is not the mask: several masks, each at a strength of its own.
+
+        Args:
+            layer: the layer.
+            module: its module.
+            draw: how logits become masks.
+            batch: rows of the batch B.
+        """
+        return None
 
     def apply(self, layer: LayerSpec, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         """Compute the layer under a mask.
@@ -106,7 +118,7 @@ class LayerMask(ABC):
             layer: the layer.
             module: its module.
             x: its inputs (B, ...).
-            mask: what `mask` returned.
+            mask: what `mask` or `factor` returned.
 
         Returns:
             Its outputs.

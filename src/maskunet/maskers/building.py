@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import checkpoint
 from ..errors import SettingError
+from .composed import ComposedMasker
 from .conditional import ConditionalMasker
 from .config import TrainableConfig
 from .fixed import FixedMasks
@@ -16,7 +17,7 @@ from .schedule import MaskSchedule
 from .table import MaskTable
 
 #: The maskers of the library. Each registers itself for `load` when its module is imported, as one of a user's does.
-MASKERS = (LowRankMasker, MaskGenerator, MaskTable, FixedMasks, RandomMasks, MaskSchedule)
+MASKERS = (LowRankMasker, MaskGenerator, MaskTable, FixedMasks, RandomMasks, MaskSchedule, ComposedMasker)
 
 load = checkpoint.load
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attaching import Attachment
+from ..attaching.call import Call
+from ..attaching.masked_layer import MaskedLayer
 from ..maskers import BlockInput, Draw, LayerMask, Masker
 from ..network import LayerSpec, Network
 
@@ -36,20 +38,19 @@ class SearchedMasks(Masker, savable=False):
             inputs: inputs of the block.
         """
         (underlying,) = self._underlying
-        lower: Mapping[str, LayerMask] = {}
-        draw = None
+        lower: Mapping[str, MaskedLayer] = {}
         if underlying is not None and block in {b.name for b in underlying.masker.network.blocks}:
-            draw = underlying.draw(len(inputs.hidden_states), inputs.timestep)
+            call = Call(underlying.masker, underlying.strength, inputs.timestep)
             with torch.no_grad():
-                lower = underlying.masker.to(inputs.hidden_states.device).block_masks(block, inputs)
-        return {name: _SearchedMask(self.masks.get(name), lower.get(name), draw) for name in self._names[block]}
+                lower = underlying.layer_masks(block, inputs, call)
+        return {name: _SearchedMask(self.masks.get(name), lower.get(name)) for name in self._names[block]}
 
 
 class _SearchedMask(LayerMask):
     """The searched mask, the underlying one, their product, or none."""
 
-    def __init__(self, searched: Tensor | None, lower: LayerMask | None, draw: Draw | None) -> None:
-        self.searched, self.lower, self.draw = searched, lower, draw
+    def __init__(self, searched: Tensor | None, lower: MaskedLayer | None) -> None:
+        self.searched, self.lower = searched, lower
 
     def logits(self) -> None:
         """Return None, since a product has no logits."""
@@ -65,7 +66,23 @@ class _SearchedMask(LayerMask):
         if self.lower is None:
             return torch.ones(()).expand(layer.shape) if self.searched is None else self.searched
         with torch.no_grad():
-            lower = self.lower.mask(layer, self.draw or draw, batch)
+            lower = self.lower.mask.mask(layer, self.lower.draw, batch)
+        return self._product(lower, layer)
+
+    def factor(self, layer: LayerSpec, module: nn.Module, draw: Draw, batch: int) -> Tensor | None:
+        """Return the product of the searched mask and of the underlying one at its strength; None at full strength.
+
+        Args:
+            layer: the layer.
+            module: its module.
+            draw: how the searched masker draws.
+            batch: rows of the layer's input.
+        """
+        with torch.no_grad():
+            lower = None if self.lower is None else self.lower.factor(layer, module)
+        return None if lower is None else self._product(lower, layer)
+
+    def _product(self, lower: Tensor, layer: LayerSpec) -> Tensor:
         if self.searched is None:
             return lower
         pair = self.searched, lower if lower.ndim > len(layer.shape) else lower[None]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..attaching import attachment_of, disabled
 from ..errors import DataError
+from ..maskers import parts_of
 from ..sampling.freezing import frozen
 from ..sampling.generation import Side
 from ..sampling.inputs import SamplingOptions
@@ -242,7 +243,7 @@ def _unobserved(pipe: Any) -> Iterator[None]:
     # Counters of calls lie in attributes and in dicts of the attachment and of the masker.
     states = [
         (owner, {name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(owner).items()})
-        for owner in (attached, attached.masker)
+        for owner in (attached, *parts_of(attached.masker))
     ]
     attached.is_frozen, attached.trace, attached.keep_probabilities = True, None, None
     try:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attaching import Attachment, attach, detach
-from ..maskers import Masker
+from ..errors import SettingError
+from ..maskers import ComposedMasker, Masker
 from .base import Method
 
 
@@ -21,12 +22,19 @@ class MaskMethod(Method):
         masker: the masker, made for the pipeline's U-Net.
         gumbel: draw masks with Gumbel noise, as the paper does, or take them by the deterministic threshold.
         collect_density: collect the mean P(keep) of each batch, for a target density.
+
+    Raises:
+        SettingError: the masker is composed of several.
     """
 
     name: ClassVar[str] = "mask"
     learning_rate: ClassVar[float] = 1e-3
 
     def __init__(self, masker: Masker, *, gumbel: bool = True, collect_density: bool = False) -> None:
+        if isinstance(masker, ComposedMasker):
+            raise SettingError(
+                f"expected one masker to train, got a composition of {', '.join(masker.names)}; train them one by one"
+            )
         self.masker, self.gumbel, self.collect_density = masker, gumbel, collect_density
         self._attachment: Attachment | None = None
 
