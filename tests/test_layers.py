@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 # From the ground up; docs/architecture.md prints this list. Packages (or single modules) of one floor do not import each
 # other, nor anything above them.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "exports", "version", "allocator", "machine", "distributed"),
+    ("errors", "exports", "version", "allocator", "machine", "distributed", "generators", "moving"),
     ("relaxation", "settings", "files", "pretrained", "network"),
     ("operators", "targets", "diffusion", "metrics", "images", "plotting", "pipelines"),
     ("checkpoint", "rewards", "shapes", "charts"),

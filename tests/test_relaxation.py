@@ -120,6 +120,25 @@ def test_keep_probability_in_the_tails() -> None:
     assert probability.tolist() == pytest.approx([math.exp(-100), math.exp(-20), 1, 1], rel=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_keep_probability_has_its_gradient_at_every_logit(dtype: torch.dtype) -> None:
+    values = [-math.inf, -1e4, -200.0, -20.0, -3.0, THRESHOLD, 0.0, 1.0, 2.0, 5.0, 9.0, 11.5, 12.0, 88.8, 1e4, math.inf]
+    logits = torch.tensor(values, dtype=dtype, requires_grad=True)
+    probability = keep_probability(logits)
+    (gradient,) = torch.autograd.grad(probability.sum(), logits)
+    assert probability.dtype == gradient.dtype == dtype
+    rounded = logits.detach().double().tolist()
+    exact = [-math.expm1(-math.exp(min(x, 700))) for x in rounded]
+    slope = [math.exp(min(x, 700) - math.exp(min(x, 700))) for x in rounded]
+    precision = torch.finfo(dtype)
+    assert probability.double().tolist() == pytest.approx(exact, rel=4 * precision.eps, abs=precision.smallest_normal)
+    assert gradient.double().tolist() == pytest.approx(slope, rel=4 * precision.eps, abs=4 * precision.eps)
+
+
+def test_keep_probability_of_no_number_is_none() -> None:
+    assert keep_probability(torch.tensor([math.nan, 0.0])).isnan().tolist() == [True, False]
+
+
 def test_noise_has_the_moments_of_a_gumbel_variable() -> None:
     noise = gumbel_noise((200_000,), 7).double()
     deviation = math.pi / math.sqrt(6)
@@ -157,11 +176,11 @@ def test_derived_seeds_depend_on_every_part_and_its_place(parts: list[object]) -
     gumbel_noise((1,), seed)
 
 
-@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan, math.inf])
 def test_a_temperature_that_is_not_positive_is_refused(tau: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a temperature tau > 0, got (0\.0|-1\.0|nan)"):
+    with pytest.raises(ValueError, match=r"expected a finite temperature tau > 0, got (0\.0|-1\.0|nan|inf)"):
         threshold(torch.zeros(2), tau)
-    with pytest.raises(ValueError, match="expected a temperature tau > 0"):
+    with pytest.raises(ValueError, match="expected a finite temperature tau > 0"):
         gumbel_sigmoid(torch.zeros(2), torch.zeros(2), tau)
 
 

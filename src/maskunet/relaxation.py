@@ -24,6 +24,7 @@ from .errors import SettingError
 
 #: Least logit that keeps its weight without noise: P(m = 1) = 1/2.
 THRESHOLD = math.log(math.log(2.0))
+_SURE = 10.0
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -56,7 +57,7 @@ def gumbel_sigmoid(logits: Tensor, noise: Tensor, tau: float = 1.0) -> Tensor:
         Masks of 0 and 1 in the logits' dtype, with the straight-through gradient.
 
     Raises:
-        SettingError: `tau` is not positive.
+        SettingError: `tau` is not positive and finite.
 
     Reference: MaskUNet, section 3.2.
     """
@@ -78,7 +79,7 @@ def threshold(logits: Tensor, tau: float = 1.0) -> Tensor:
         Masks of 0 and 1 in the logits' dtype, with the gradient of sigmoid((S - log log 2) / tau).
 
     Raises:
-        SettingError: `tau` is not positive.
+        SettingError: `tau` is not positive and finite.
     """
     _check(tau)
     if _can_compare(logits):
@@ -106,8 +107,8 @@ def _can_compare(scores: Tensor) -> bool:
 
 
 def _check(tau: float) -> None:
-    if not tau > 0:
-        raise SettingError(f"expected a temperature tau > 0, got {tau}")
+    if not 0 < tau < math.inf:
+        raise SettingError(f"expected a finite temperature tau > 0, got {tau}")
 
 
 def _scaled(scores: Tensor, tau: float) -> Tensor:
@@ -149,12 +150,15 @@ def derive_seed(*parts: object) -> int:
 
 
 def keep_probability(logits: Tensor) -> Tensor:
-    """Return P(m = 1) = 1 - exp(-exp(S)).
+    """Return P(m = 1) = 1 - exp(-exp(S)), with a gradient at every logit.
 
     Args:
-        logits: S, any shape.
+        logits: S, any shape and floating dtype; half precision is computed in float32.
     """
-    return -torch.expm1(-torch.exp(logits))
+    # exp(S) overflows at S = 88.7 in float32, and infinity times the zero of exp(-exp(S)) has no gradient. From S = 10 on,
+    # P is 1 and its gradient 0 in every dtype.
+    scores = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return -torch.expm1(-torch.exp(scores.clamp(max=_SURE))).to(logits.dtype)
 
 
 def density(mask: Tensor, *, per_sample: bool = False) -> Tensor:

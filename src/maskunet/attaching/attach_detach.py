@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import first_not_finite, require_finite
 from ..errors import CheckpointError, SettingError, TargetError
 from ..maskers import ComposedMasker, Masker, load
 from ..targets import check_fits, unet_of
@@ -73,8 +74,8 @@ def attach(
 
     Raises:
         TargetError: there is no U-Net, the masker was made for another one, or its projections or a LoRA are fused.
-        CheckpointError: the masker's files are missing or unreadable.
-        SettingError: an argument has the wrong type.
+        CheckpointError: the masker's files are missing or unreadable, or one of its tensors holds NaN or Inf.
+        SettingError: an argument has the wrong type, or noise is not finite.
     """
     unet = unet_of(model)
     masker = (
@@ -84,6 +85,10 @@ def attach(
         raise SettingError(f"expected seed to be an integer or None, got {seed!r:.80}")
     if noise is not None and not isinstance(noise, Mapping):
         raise SettingError(f"expected noise to be a mapping from layer names to tensors, got {type(noise).__name__}")
+    if (layer := first_not_finite(noise or {})) is not None:
+        raise SettingError(f"expected finite Gumbel noise, that of {layer} holds NaN or Inf")
+    # Their masks would be off without a word, since NaN compares as less than any threshold.
+    require_finite(masker.tensors(), f"a {type(masker).__name__} to attach", "load or train it again")
     check_strength(strength, masker)
     for block in masker.network.blocks:
         refuse_fused(unet, block)

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, first_line
 from ..network import Network
 from ..pretrained import BUNDLED, bundled_path, is_hub_id, local_path
 from ..targets import check_fits, unet_of
+from .finite import require_finite
 from .model_card import write_card
 
 CONFIG, WEIGHTS, CARD = "config.json", "masker.safetensors", "README.md"
@@ -98,7 +99,7 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or a tensor holds NaN or Inf.
     """
     path = Path(folder)
     config = {
@@ -118,6 +119,7 @@ def save(
         conditions=masker.conditions,
     )
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
+    require_finite(tensors, f"a {type(masker).__name__} to save", "go back to a checkpoint from before")
     try:
         path.mkdir(parents=True, exist_ok=True)
         parts = {name: path / (name + ".part") for name in (WEIGHTS, CONFIG, CARD)}
@@ -251,7 +253,7 @@ def load(
         The masker, in evaluation mode.
 
     Raises:
-        CheckpointError: files are missing, unreadable, or not a masker's.
+        CheckpointError: files are missing, unreadable, not a masker's, or hold NaN or Inf.
         TargetError: it was made for another network; the differing layers are named.
     """
     folder = _folder(source, revision, token)
@@ -261,6 +263,7 @@ def load(
         check_fits(unet_of(model), network)
     try:
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        require_finite(tensors, str(folder / WEIGHTS), "save the masker again from a checkpoint before")
         masker = _REGISTRY[config["masker"]].from_settings(network, config["settings"])
         masker.load_tensors(tensors)
     except (OSError, SafetensorError) as error:

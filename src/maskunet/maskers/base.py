@@ -8,6 +8,7 @@ they attach.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,7 @@ class Masker(nn.Module, ABC):
         tau: temperature of the straight-through gradient, > 0.
 
     Raises:
-        SettingError: `tau` is not positive.
+        SettingError: `tau` is not positive and finite.
     """
 
     #: Constructor arguments after the network, which `save_pretrained` writes.
@@ -158,8 +159,8 @@ class Masker(nn.Module, ABC):
 
     def __init__(self, network: Network, tau: float = 1.0) -> None:
         super().__init__()
-        if not tau > 0:
-            raise SettingError(f"expected a temperature tau > 0, got {tau}")
+        if not 0 < tau < math.inf:
+            raise SettingError(f"expected a finite temperature tau > 0, got {tau}")
         self.network = network
         self.tau = tau
         self.training = False
@@ -251,7 +252,7 @@ class Masker(nn.Module, ABC):
             The folder.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or a tensor holds NaN or Inf.
         """
         return checkpoint.save(self, folder, **card)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, TargetError
 from ..network import BlockSpec, LayerSpec, Network
-from ..operators import pack_bits, unpack_bits
+from ..operators import is_binary, pack_bits, unpack_bits
 from ..targets import block_of
 from .base import BlockInput, LayerMask, Masker, module_key
 from .forms import PackedMask
@@ -42,7 +42,7 @@ class FixedMasks(Masker):
                     f"expected a mask (O, I), (M, O, I), (O, I, kh, kw) or (M, O, I, kh, kw) for {name}, "
                     f"got {tuple(mask.shape)}"
                 )
-            if not bool(((mask == 0) | (mask == 1)).all()):
+            if not is_binary(mask):
                 raise TargetError(f"expected a mask of 0 and 1 for {name}, got other values; threshold it first")
             samples[name] = mask.shape[0] if mask.ndim in (3, 5) else None
             shape = mask.shape[1:] if mask.ndim in (3, 5) else mask.shape

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, SettingError, TargetError
 from ..network import Network
-from ..operators import pack_bits, unpack_bits
+from ..operators import is_binary, pack_bits, unpack_bits
 from .base import BlockInput, LayerMask, Masker
 from .forms import BinaryMask, PackedMask
 
@@ -64,12 +64,14 @@ class MaskSchedule(Masker):
             masks: by layer name, (samples, *weight.shape) of 0 and 1.
 
         Raises:
-            TargetError: a mask has another shape.
+            TargetError: a mask has another shape, or is not binary.
         """
         for name, mask in masks.items():
             expected = (self.samples, *self._shapes[name])
             if tuple(mask.shape) != expected:
                 raise TargetError(f"expected a mask of shape {expected} for {name}, got {tuple(mask.shape)}")
+            if not is_binary(mask):
+                raise TargetError(f"expected a mask of 0 and 1 for {name}, got other values; threshold it first")
             self._packed[name][index] = pack_bits(mask).to(self._packed[name].device)
 
     def get(self, index: int, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -35,6 +36,8 @@ class MaskTable(Masker):
         self, network: Network, initial_logit: float = 1.0, samples: int | None = None, tau: float = 1.0
     ) -> None:
         super().__init__(network, tau)
+        if not math.isfinite(initial_logit):
+            raise SettingError(f"expected a finite initial_logit, got {initial_logit}")
         if samples is not None and samples < 1:
             raise SettingError(f"expected samples >= 1 or None, got {samples}")
         self.initial_logit, self.samples = initial_logit, samples

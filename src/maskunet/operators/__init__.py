@@ -2,13 +2,14 @@
 
 from .dispatch import factored_linear, factored_logits, layer_noise, packed_linear
 from .implementation import IMPLEMENTATIONS, using
-from .packing import pack_bits, unpack_bits
+from .packing import is_binary, pack_bits, unpack_bits
 from .reference import masked_conv2d, masked_linear
 
 __all__ = [
     "IMPLEMENTATIONS",
     "factored_linear",
     "factored_logits",
+    "is_binary",
     "layer_noise",
     "masked_conv2d",
     "masked_linear",

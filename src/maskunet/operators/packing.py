@@ -12,6 +12,15 @@ _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
 _GATHER = sum(1 << (63 - 9 * i) for i in range(8)) - (1 << 64)
 
 
+def is_binary(mask: Tensor) -> bool:
+    """Return whether a mask holds nothing but 0 and 1 (or booleans); NaN is neither.
+
+    Args:
+        mask: any shape.
+    """
+    return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())
+
+
 def pack_bits(mask: Tensor) -> Tensor:
     """Pack a mask into uint8, eight entries per byte, most significant bit first.
 

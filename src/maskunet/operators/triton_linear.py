@@ -77,8 +77,8 @@ def triton_factored_linear(
             f"expected factors left (M, {outputs}, r), right ({inputs}, r) and row ({inputs},), "
             f"got {tuple(left.shape)}, {tuple(right.shape)} and {tuple(row.shape)}"
         )
-    if not tau > 0:
-        raise SettingError(f"expected a temperature tau > 0, got {tau}")
+    if not 0 < tau < math.inf:
+        raise SettingError(f"expected a finite temperature tau > 0, got {tau}")
     if seed is not None and (seed.ndim != 1 or seed.is_floating_point() or not draws):
         raise ValueError(f"expected seeds as integers (D,), got {tuple(seed.shape)} of {seed.dtype}")
     groups = max(num_masks, draws)

@@ -69,6 +69,8 @@ def describe_run(
         recipe["LoRA"] = f"rank {lora['rank']}, trained with the masks; use both"
     if config.use_ema:
         recipe["Averaged weights"] = f"decay {config.ema_decay:g}"
+    if stats and (skipped := stats[-1].get("skipped_steps")):
+        recipe["Skipped steps"] = f"{skipped:,} of {config.max_train_steps:,}, without a finite loss or gradient"
     recipe |= _last_comparison(stats, config.validation_samples, held_out)
     versions = ("maskunet", __version__), ("torch", torch.__version__), ("diffusers", diffusers.__version__)
     recipe["Versions"] = ", ".join(f"{name} {version}" for name, version in versions)

@@ -12,7 +12,6 @@ take the same steps as one of batch 2 B.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from diffusers import DDPMScheduler
 from tqdm.auto import tqdm
 
 from ..attaching import attachment_of, disabled
+from ..checkpoint import require_finite
 from ..data import CachedLatents, PromptEmbeds
-from ..errors import DataError, SettingError
+from ..errors import SettingError
 from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards import Reward
@@ -41,6 +41,7 @@ from .optimizer import averaged_weights
 from .reward_objective import RewardObjective
 from .run_card import describe_run
 from .state import build_state
+from .step_guard import StepGuard, finite_figures
 from .validation import Validation
 
 
@@ -103,7 +104,8 @@ def train(
 
     Raises:
         SettingError: an argument of another type, or settings that do not fit each other, the device or the method.
-        DataError: a data set or precision that cannot be trained on, or a loss that is no longer finite.
+        DataError: a data set or precision that cannot be trained on, or the tenth step in a row without a finite loss and
+            finite gradients; such a step is skipped, and counted in the log as `skipped_steps`.
         CheckpointError: `output_dir` holds a run with other settings, or cannot be written; no masker at its source.
         TargetError: the masker was made for another U-Net.
         RewardError: an unknown reward, or one without a gradient.
@@ -155,8 +157,11 @@ def train(
         first_step = state.load(saved)
         if is_main:
             checkpoints.drop_stats_after(first_step)
+        require_finite(state.named, f"the checkpoint of step {first_step}", "delete it to resume from the one before")
         objective = accelerator.prepare_model(Objective(pipe.unet, trained, scheduler, method, rewards))
         optimizer = accelerator.prepare_optimizer(state.optimizer)
+        guard = StepGuard(accelerator, optimizer, state.named, checkpoints)
+        guard.load(saved)
         start_trackers(accelerator, config, first_step)
         attachment = attachment_of(pipe)
         start_tau = 1.0 if attachment is None else attachment.masker.tau
@@ -187,14 +192,15 @@ def train(
                     entry |= losses.figures
                     accelerator.backward(losses.total())
                     if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                        norm = accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
+                        entry["loss"] = float(accelerator.reduce(mean_loss, "mean"))
+                        guard.take_step(step + 1, entry["loss"], float(norm))
+                        optimizer.zero_grad(set_to_none=True)
             state.schedule.step()
             if state.ema is not None:
                 state.ema.step(state.parameters)
-            entry["loss"] = float(accelerator.reduce(mean_loss, "mean"))
-            _check_loss(entry["loss"], step + 1, checkpoints)
+            if guard.skipped:
+                entry["skipped_steps"] = guard.skipped
             entry["lr"] = state.schedule.get_last_lr()[0]
 
             is_last = step + 1 == config.max_train_steps
@@ -210,12 +216,14 @@ def train(
                     bar.write(" · ".join(f"{name} {value:.5g}" for name, value in entry.items()))
             bar.set_postfix(_bar_figures(entry))
             if is_main and ((step + 1) % config.logging_steps == 0 or "gain" in entry or is_last):
+                entry = finite_figures(entry)
                 checkpoints.append_stats(entry)
                 accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step + 1)
             if (step + 1) % config.checkpointing_steps == 0 or is_last:
+                guard.require_finite_parameters(step + 1)
                 accelerator.wait_for_everyone()
                 if is_main:
-                    checkpoints.save(state.to_save(step + 1), config.checkpoints_total_limit)
+                    checkpoints.save(state.to_save(step + 1) | guard.to_save(), config.checkpoints_total_limit)
 
         accelerator.wait_for_everyone()
         if state.ema is not None:
@@ -246,15 +254,6 @@ def _tau_at(step: int, start: float, config: TrainConfig) -> float:
     if config.tau_end is None:
         return start
     return start * (config.tau_end / start) ** (step / max(1, config.max_train_steps - 1))
-
-
-def _check_loss(loss: float, step: int, checkpoints: Checkpoints) -> None:
-    if not math.isfinite(loss):
-        saved = checkpoints.saved()
-        last = f"the last good checkpoint {saved[-1]} is intact" if saved else "no checkpoint was due yet"
-        raise DataError(
-            f"expected a finite loss, got {loss} at step {step}; {last}. Lower the learning rate or look at the data."
-        )
 
 
 def _bar_figures(entry: dict[str, Any]) -> dict[str, str]:
