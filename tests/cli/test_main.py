@@ -25,6 +25,7 @@ COMMANDS = {
     *(f"analyze {name}" for name in ("random", "density", "masks", "weights", "emergence", "samples", "all")),
     "info",
     "convert",
+    "export",
     "ui",
     "zoo train",
     "zoo sample",
