@@ -63,14 +63,16 @@ def test_the_same_command_makes_what_is_missing(run: Run, model: Path, masker: P
     assert run(*words, "--prompt", "c")[1] == "1 images made, 3 in images\n"
 
 
-def test_several_maskers(run: Run, model: Path, masker: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_several_maskers(run: Run, model: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    random = mu.maskers.RandomMasks.for_unet(pipe.unet, density=0.7)
+    masker = random.save_pretrained(tmp_path / "random")
     low_rank = mu.LowRankMasker.for_unet(pipe.unet, mu.LowRankMaskerConfig(initial_logit=-0.36), seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in low_rank.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
     second = low_rank.save_pretrained(tmp_path / "lr=0.1")
-    parts = {"masker-1": mu.load(masker), "detail": low_rank}
+    parts = {"masker-1": random, "detail": low_rank}
     both = ComposedMasker(parts, "majority").save_pretrained(tmp_path / "both")
     words = ["generate", "--model", model, "--prompt", "a b", "--steps", 2, "--device", "cpu"]
 

@@ -79,6 +79,9 @@ def test_an_attached_masker_is_a_side_and_is_told_apart(shapes: Any, tmp_path: P
                 with pytest.raises(MaskUNetError, match="masker differ"):
                     evaluate(shapes, output_dir=tmp_path, **QUICK)
             assert attachment_of(shapes) is attachment
+        mu.attach(shapes, RandomMasks.for_unet(shapes.unet, density=0.5, seed=0), strength=0.5)
+        with pytest.raises(MaskUNetError, match="masker differ"):
+            evaluate(shapes, output_dir=tmp_path, **QUICK)
         with mu.disabled(shapes), pytest.raises(MaskUNetError, match="disabled is active"):
             evaluate(shapes, output_dir=tmp_path, **QUICK)
     finally:

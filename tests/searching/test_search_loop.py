@@ -280,6 +280,24 @@ def test_without_iterations_the_attached_masker_acts_alone(pipe: Any) -> None:
         mu.detach(pipe)
 
 
+def test_attached_masks_keep_their_strength_under_a_search(pipe: Any) -> None:
+    first, second = (RandomMasks.for_unet(pipe.unet, density=0.7, seed=seed) for seed in (1, 2))
+    bases = []
+    for masker, strength in (
+        (first, 1.0),
+        (first, 0.4),
+        ({"a": first, "b": second}, {"a": 0.4, "b": 0.8}),
+        ({"a": first, "b": second}, 0.4),
+    ):
+        mu.attach(pipe, masker, strength=strength)
+        result = search(pipe, iterations=0)
+        assert result.base is not None
+        torch.testing.assert_close(result.tensor, result.base, atol=1e-5, rtol=1e-5)
+        assert not any(torch.allclose(result.base, other, atol=1e-4) for other in bases)
+        bases.append(result.base)
+        mu.detach(pipe)
+
+
 def test_with_a_lora(pipe: Any) -> None:
     from peft import LoraConfig
 

@@ -162,8 +162,12 @@ def test_masks_of_a_search(pipe: Any, scheduler: str) -> None:
         expected = unguided(pipe)
         assert are_close(generate(pipe, scale=0.0), expected)
         assert not are_close(generate(pipe)[0], expected[0])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+        mu.attach(pipe, {"masks": schedule})
+        gradients.append(guide.gradient())
+        assert are_close(generate(pipe, scale=0.0), expected)
+    for one, *others in zip(*gradients, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(

@@ -257,10 +257,11 @@ def _attached(pipe: Any, masker: Masker | Source | None) -> Iterator[str]:
 
 
 def _masker_name(attachment: Attachment) -> str:
-    """Return class and digest of a masker, so that a resumed run cannot mix the images of two maskers."""
+    """Return class and digest of a masker at its strength, so that a resumed run cannot mix the images of two maskers."""
     masker = attachment.masker
     layers = [layer.name for layer in masker.network.layers]
-    digest = hashlib.sha256(repr((masker.settings, layers, attachment.seed)).encode())
+    strength = () if attachment.strength == 1 else (attachment.strength,)
+    digest = hashlib.sha256(repr((masker.settings, layers, attachment.seed, *strength)).encode())
     for name, tensor in sorted(masker.tensors().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

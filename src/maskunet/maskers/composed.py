@@ -130,6 +130,8 @@ class ComposedMasker(Masker):
         self.compose, self.names = compose, tuple(maskers)
         #: Layers of the composition that this selection of it leaves alone; see `select`.
         self.unmasked_layers: frozenset[str] = frozenset()
+        # Kept, since graphs of torch.compile hold for one object each.
+        self._selections: dict[frozenset[str], ComposedMasker] = {}
         self._maskers = nn.ModuleList(maskers.values())
         self.mask_counts = frozenset().union(*(masker.mask_counts for masker in maskers.values()))
         self.guided_half = next((m.guided_half for m in maskers.values() if m.guided_half is not None), None)
@@ -143,6 +145,12 @@ class ComposedMasker(Masker):
         """The maskers by name."""
         return dict(zip(self.names, self._maskers, strict=True))  # type: ignore[arg-type]
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What any of the maskers depends on; see `Masker.conditions`."""
+        every = {condition for masker in self.maskers.values() for condition in masker.conditions}
+        return tuple(name for name in ("timestep", "sample") if name in every)
+
     def select(self, names: Sequence[str]) -> ComposedMasker:
         """Return the composition of some of the maskers, which stay shared.
 
@@ -151,12 +159,14 @@ class ComposedMasker(Masker):
         """
         if set(names) == set(self.names):
             return self
-        maskers = self.maskers
-        selected = ComposedMasker({name: maskers[name] for name in self.names if name in names}, self.compose)
-        selected.training = self.training
-        masked = {layer.name for layer in selected.network.layers}
-        selected.unmasked_layers = frozenset(layer.name for layer in self.network.layers) - masked
-        return selected
+        key = frozenset(names)
+        if key not in self._selections:
+            maskers = {name: masker for name, masker in self.maskers.items() if name in key}
+            selected = self._selections[key] = ComposedMasker(maskers, self.compose)
+            masked = {layer.name for layer in selected.network.layers}
+            selected.unmasked_layers = frozenset(layer.name for layer in self.network.layers) - masked
+        self._selections[key].training = self.training
+        return self._selections[key]
 
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:
         """Return the masks of a block's layers; see `Masker.block_masks`."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..attaching import attachment_of
 from ..attaching.strength import check_strength
 from ..errors import SettingError, TargetError
-from ..maskers import Masker, load
+from ..maskers import ComposedMasker, Masker, load
 from ..sampling.supported_pipelines import check_is_pipeline
 from ..targets import unet_of
 from .mask_choice import constant_masks, majority_masks
@@ -70,7 +70,9 @@ def merge(
             "expected strength to be one number, or one per block, got a function of the timestep, which weights cannot "
             "follow"
         )
-    check_strength(strength, [block.name for block in masker.network.blocks])
+    if isinstance(masker, ComposedMasker) and isinstance(strength, Mapping):
+        raise SettingError(f"expected one strength for a composition of maskers to merge, got {dict(strength)!r:.80}")
+    check_strength(strength, masker)
     _check_unmasked(model, unet)
     weights = writable_weights(unet, masker.network)
     disagreement = 0.0
