@@ -380,16 +380,16 @@ def test_a_folder_is_a_source_too(masker: Masker, sd1: Unet, predict: Predict, t
 
 def test_a_composition_of_constant_maskers_is_merged(sd1: Any) -> None:
     """Its masks are the product; it depends on what any of its maskers depends on."""
-    layers = mu.LowRankMasker.for_unet(sd1.unet).network.layers
+    layers = mu.LowRankMasker.for_unet(sd1).network.layers
     first, second = (FixedMasks({x.name: torch.rand(x.shape) < 0.8 for x in layers}) for _ in range(2))
     composed = mu.maskers.ComposedMasker({"first": first, "second": second})
     assert composed.conditions == ()
-    weights = {layer.name: sd1.unet.get_submodule(layer.name).weight.clone() for layer in composed.network.layers}
+    weights = {layer.name: sd1.get_submodule(layer.name).weight.clone() for layer in composed.network.layers}
     mu.merge(sd1, composed)
     for name, weight in weights.items():
-        assert torch.equal(sd1.unet.get_submodule(name).weight, weight * first[name] * second[name])
+        assert torch.equal(sd1.get_submodule(name).weight, weight * first[name] * second[name])
     mu.unmerge(sd1)
     with pytest.raises(SettingError, match="expected one strength for a composition"):
         mu.merge(sd1, composed, strength={"first": 0.5})
-    conditional = mu.LowRankMasker.for_unet(sd1.unet)
+    conditional = mu.LowRankMasker.for_unet(sd1)
     assert mu.maskers.ComposedMasker({"a": first, "b": conditional}).conditions == ("timestep", "sample")
