@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError, SettingError, first_line
+from .moving import outside_inference_mode
 from .pretrained import bundled_path, local_path
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+@outside_inference_mode()
 def load_pipeline(
     source: str | os.PathLike[str],
     *,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, first_line
+from ..moving import outside_inference_mode
 from ..network import Network
 from ..pretrained import BUNDLED, bundled_path, is_hub_id, local_path
 from ..targets import check_fits, unet_of
@@ -232,6 +233,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+@outside_inference_mode()
 def load(
     source: str | os.PathLike[str],
     model: Any = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..moving import cast, outside_inference_mode
 from ..relaxation import derive_seed
 
 
@@ -104,7 +105,8 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
     return _orders[key]
 
 
-@torch.inference_mode()
+@outside_inference_mode()
+@torch.no_grad()
 def encode_posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Encode images to posterior means and standard deviations, scaled for the U-Net.
 
@@ -117,13 +119,9 @@ def encode_posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Means and standard deviations (B, C, H/8, W/8), float16, on the CPU.
     """
-    dtype = vae.dtype
-    is_upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if is_upcast:
-        vae.to(torch.float32)
-    posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist
-    if is_upcast:
-        vae.to(dtype)
+    is_upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    with cast(vae, torch.float32 if is_upcast else None):
+        posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist
     shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
     mean, std = ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
     return mean.half().cpu(), std.half().cpu()

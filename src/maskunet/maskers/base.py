@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..errors import CheckpointError, SettingError, TargetError
+from ..moving import outside_inference_mode
 from ..network import LayerSpec, Network
 from ..operators import masked_conv2d, masked_linear
 
@@ -136,7 +137,15 @@ class LayerMask(ABC):
         return masked_conv2d(x, module.weight, module.bias, mask, *options)  # type: ignore[arg-type]
 
 
-class Masker(nn.Module, ABC):
+class _MaskerMeta(ABCMeta):
+    """Builds every masker, also a user's, outside of inference mode, so that it can be trained."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with outside_inference_mode():
+            return super().__call__(*args, **kwargs)
+
+
+class Masker(nn.Module, metaclass=_MaskerMeta):
     """Base of all maskers.
 
     A masker starts in evaluation mode, where masks are deterministic unless `attach` has a seed. In training mode
@@ -169,6 +178,11 @@ class Masker(nn.Module, ABC):
         super().__init_subclass__(**options)
         if savable:
             checkpoint.register(cls)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the masker, as `to`, `cuda` and `half` do, outside of inference mode."""
+        with outside_inference_mode():
+            return super()._apply(fn, recurse)
 
     @abstractmethod
     def block_masks(self, block: str, inputs: BlockInput) -> Mapping[str, LayerMask]:

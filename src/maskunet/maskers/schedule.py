@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, SettingError, TargetError
+from ..moving import outside_inference_mode
 from ..network import Network
 from ..operators import is_binary, pack_bits, unpack_bits
 from .base import BlockInput, LayerMask, Masker
@@ -122,7 +123,9 @@ class MaskSchedule(Masker):
         """Return the masks of a block's layers at the call's timestep, or at each row's; see `Masker.block_masks`."""
         timestep, device = inputs.timestep, inputs.hidden_states.device
         for name in self._names[block]:
-            self._packed[name] = self._packed[name].to(device)
+            if self._packed[name].device != device:
+                with outside_inference_mode():
+                    self._packed[name] = self._packed[name].to(device)
         if isinstance(timestep, Tensor) and timestep.numel() > 1:
             rows = [self.nearest(t) for t in timestep.reshape(-1)]
             if len(set(rows)) > 1:

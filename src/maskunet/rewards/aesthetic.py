@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..moving import outside_inference_mode
 from ..pretrained import Source, locate, read_state_dict, unwrap_state_dict
 from .base import Reward
 from .clip import build_clip, load_clip
@@ -68,6 +69,7 @@ class AestheticScore(Reward):
         )
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source = "trl-lib/ddpo-aesthetic-predictor",

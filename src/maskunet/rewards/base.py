@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RewardError
+from ..moving import outside_inference_mode
 
 # Decoded images overshoot [0, 1] a little before they are clamped; [-1, 1] and [0, 255] are another scale.
 _LOWEST, _HIGHEST = -0.5, 1.5
@@ -97,10 +98,11 @@ class Reward(ABC):
         """
         if dtype is not None and not dtype.is_floating_point:
             raise RewardError(f"expected a floating dtype for reward {self.name!r}, got {dtype}")
-        for model in self.models:
-            model.to(device=device, dtype=dtype)
-        for head in self.heads:
-            head.to(device=device)
+        with outside_inference_mode():
+            for model in self.models:
+                model.to(device=device, dtype=dtype)
+            for head in self.heads:
+                head.to(device=device)
         return self
 
     def enable_gradient_checkpointing(self) -> Self:

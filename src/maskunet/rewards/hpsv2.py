@@ -9,6 +9,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from ..errors import CheckpointError
+from ..moving import outside_inference_mode
 from ..pretrained import Source, load_tokenizer, locate, read_state_dict, tokenizer_source, unwrap_state_dict
 from .clip import LAION_H14, ClipReward, build_clip
 from .open_clip import is_open_clip
@@ -60,6 +61,7 @@ class HPSv2(ClipReward):
         return cls(name, model, tokenizer, resolve_preprocess(preprocess, original), ends_at_largest_id=True)
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source = "xswu/HPSv2",

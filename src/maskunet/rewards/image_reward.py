@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
 from ..errors import CheckpointError
+from ..moving import outside_inference_mode
 from ..pretrained import (
     Source,
     build_frozen,
@@ -146,6 +147,7 @@ class ImageReward(Reward):
         return cls(model, head, tokenizer, resolve_preprocess(preprocess, original))
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source = "THUDM/ImageReward",

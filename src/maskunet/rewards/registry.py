@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import MaskUNetError, RewardError, first_line
+from ..moving import outside_inference_mode
 from .base import FunctionReward, Reward, WeightedSum
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def names() -> list[str]:
     return [*BUILT_IN, *sorted(_declared())]
 
 
+@outside_inference_mode()
 def load(name: str, source: Any = None, **options: Any) -> Reward:
     """Load a reward by name.
 

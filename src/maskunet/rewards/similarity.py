@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from transformers import CLIPTokenizer
 
+from ..moving import outside_inference_mode
 from ..pretrained import Source, load_tokenizer, tokenizer_source, unwrap_state_dict
 from .clip import LAION_H14, ClipReward, build_clip, load_clip, read_preprocess
 from .open_clip import is_open_clip
@@ -47,6 +48,7 @@ class PickScore(ClipReward):
         return cls._from_model(model, tokenizer, resolve_preprocess(preprocess, original), dtype)
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source = "yuvalkirstain/PickScore_v1",
@@ -120,6 +122,7 @@ class ClipScore(ClipReward):
         return cls("clip-score", model, tokenizer, preprocess, ends_at_largest_id=is_open_clip(tensors))
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source = "openai/clip-vit-large-patch14",

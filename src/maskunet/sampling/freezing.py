@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from ..errors import DataError
 
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -16,8 +18,12 @@ def frozen(pipe: Any, *others: Any) -> Iterator[None]:
     Args:
         pipe: a Stable Diffusion pipeline; networks that it lacks are skipped.
         others: further modules to freeze.
+
+    Raises:
+        DataError: a parameter was created in `torch.inference_mode`, so that no gradient can pass it.
     """
     networks = [n for name in _NETWORKS if (n := getattr(pipe, name, None)) is not None] + list(others)
+    _refuse_inference_tensors(networks)
     modules = [module for network in networks for module in network.modules()]
     # By name, since offload replaces a layer's parameters.
     parameters = [(m, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
@@ -34,3 +40,13 @@ def frozen(pipe: Any, *others: Any) -> Iterator[None]:
                 p.grad = grad
         for module, mode in modes:
             module.training = mode
+
+
+def _refuse_inference_tensors(networks: Sequence[Any]) -> None:
+    for network in networks:
+        for name, parameter in network.named_parameters():
+            if parameter.is_inference():
+                raise DataError(
+                    f"expected networks that gradients can pass, {name} of {type(network).__name__} was created in "
+                    "torch.inference_mode; load it, or move it to its device, outside of that mode"
+                )

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attaching import disabled
+from ..moving import outside_inference_mode
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
 from .supported_pipelines import check_is_pipeline
@@ -20,6 +21,7 @@ from .supported_pipelines import check_is_pipeline
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
 
 
+@outside_inference_mode()
 def generate(
     pipe: Any,
     prompts: Sequence[str],

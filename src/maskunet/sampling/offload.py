@@ -19,6 +19,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..errors import DataError
+from ..moving import cast, outside_inference_mode
 
 
 class _SuspendedHook(ModelHook):  # type: ignore[misc]
@@ -56,6 +57,7 @@ def _is_offloading(hook: Any) -> bool:
     return isinstance(hook, CpuOffload) or (isinstance(hook, AlignDevicesHook) and hook.offload)
 
 
+@outside_inference_mode()
 def _load_weights(module: nn.Module, hook: Any) -> None:
     """Load the weights onto the device, as the hook does before a call."""
     if not isinstance(hook, CpuOffload):
@@ -68,6 +70,7 @@ def _load_weights(module: nn.Module, hook: Any) -> None:
         hook.prev_module_hook = previous
 
 
+@outside_inference_mode()
 def _unload_weights(module: nn.Module, hook: Any) -> None:
     """Unload the weights, as they are between calls."""
     if isinstance(hook, CpuOffload):
@@ -132,10 +135,5 @@ def upcast_decoder(pipe: Any) -> Iterator[None]:
         pipe: a Stable Diffusion pipeline.
     """
     overflows = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
-    try:
-        if overflows:
-            pipe.vae.to(torch.float32)
+    with cast(pipe.vae, torch.float32 if overflows else None):
         yield
-    finally:
-        if overflows:
-            pipe.vae.to(torch.float16)

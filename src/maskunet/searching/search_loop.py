@@ -48,6 +48,7 @@ from .searched_masks import SearchedMasks
 _SAMPLING_OPTIONS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
 
 
+@torch.inference_mode(False)
 def search(
     pipe: Any,
     prompts: Sequence[str],

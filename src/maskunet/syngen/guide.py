@@ -70,6 +70,7 @@ class SynGenOptions(SamplingOptions):
     resolution: int | None = integer(None, at_least=1, optional=True)
 
 
+@torch.inference_mode(False)
 def syngen(
     pipe: Any,
     prompts: Sequence[str],

@@ -73,6 +73,7 @@ class Run:
         return self.method.masker
 
 
+@torch.inference_mode(False)
 def train(
     pipe: Any,
     method: Method | Masker | Source,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import CheckpointError
+from ..moving import outside_inference_mode
 from ..pipelines import load_pipeline
 from ..pretrained import bundled_path
 
@@ -39,6 +40,7 @@ def load(
     return pipe  # type: ignore[no-any-return]
 
 
+@outside_inference_mode()
 def load_clip(*, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CLIPModel:
     """Load the small CLIP of the shapes world, whose image features measure distances between sets of images.
 

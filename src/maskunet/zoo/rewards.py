@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ..errors import RewardError
+from ..moving import outside_inference_mode
 from ..pretrained import Source, bundled_path, load_tokenizer
 from ..rewards.base import Reward
 from ..rewards.clip import ClipReward, load_clip, read_preprocess
@@ -49,6 +50,7 @@ class BundledReward(Reward):
         """Return the frozen network of a folder, and the side of its input in pixels."""
 
     @classmethod
+    @outside_inference_mode()
     def from_pretrained(
         cls,
         source: Source | None = None,
