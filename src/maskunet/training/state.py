@@ -58,6 +58,9 @@ class TrainingState:
         self.schedule.load_state_dict(saved["schedule"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
+            # It keeps the tensors that it is given, and those of a checkpoint are on the CPU.
+            pairs = zip(self.ema.shadow_params, self.parameters, strict=True)
+            self.ema.shadow_params = [average.to(parameter.device) for average, parameter in pairs]
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
         return int(saved["step"])
