@@ -29,7 +29,7 @@ from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards import Reward
 from ..sampling.freezing import frozen
-from .accelerator import build_accelerator, resolve_precision, start_trackers, tf32_products
+from .accelerator import build_accelerator, end_run, resolve_precision, start_trackers, tf32_products
 from .arguments import RewardLike, Source, as_datasets, as_method, as_training_reward, check_arguments
 from .base import Method
 from .batches import BatchSampler
@@ -227,7 +227,7 @@ def train(
             card = describe_run(pipe, method, dataset, config, stats, **options)
         if is_main:
             method.save(pipe, folder, card)
-        accelerator.end_training()
+        end_run(accelerator)
     return Run(method, folder, stats, card)
 
 
