@@ -62,7 +62,8 @@ def main() -> None:
         gradient_accumulation_steps=1,
         learning_rate=1e-3,
         use_ema=True,
-        validation_samples=0,
+        validation_samples=5,
+        validation_batch_size=2,
         checkpointing_steps=2,
         logging_steps=1,
     )
@@ -71,6 +72,8 @@ def main() -> None:
 
     def seen(self, positions, **options):  # type: ignore[no-untyped-def]
         nonlocal step
+        if not options["dropout"]:  # a batch of the validation
+            return real(self, positions, **options)
         indices = [sample_index(p, len(data), options["seed"]) for p in positions]
         args.folder.mkdir(parents=True, exist_ok=True)
         with (args.folder / f"seen-{rank}.jsonl").open("a") as file:

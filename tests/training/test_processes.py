@@ -42,6 +42,9 @@ def test_two_processes_equal_one_of_the_same_global_batch(tmp_path: Path) -> Non
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     for key, value in one["trained"].items():
         torch.testing.assert_close(value, two["trained"][key], atol=2e-4, rtol=1e-3)
+    figures = [json.loads((tmp_path / name / "stats.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
+    for name in ("gain", "gain_ci95", "density"):
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-2, abs=1e-6)
     # 12 samples, 3 steps of 4 per epoch: both runs see every sample once in each of the two epochs.
     for name in ("one", "two"):
         files = (tmp_path / name).glob("seen-*")

@@ -127,9 +127,11 @@ def train(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     num_timesteps = scheduler.config.num_train_timesteps
     rng_state = torch.get_rng_state()
+    # A method that trains a masker replaces the attached one; other methods train beside it, so their base has it too.
+    kept = None if isinstance(method, MaskMethod) else attachment_of(pipe)
     with (
         tf32_products(accelerator.device, config.allow_tf32),
-        frozen(pipe, *(loaded_reward.models if loaded_reward else ())),
+        frozen(pipe, *(loaded_reward.models if loaded_reward else ()), *([kept.masker] if kept else ())),
         contextlib.ExitStack() as cleanup,
     ):
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
@@ -138,11 +140,12 @@ def train(
         held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
-        comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
+        with disabled(pipe) if kept is None else contextlib.nullcontext():
+            comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
         rewards = None if loaded_reward is None else RewardObjective(pipe, loaded_reward, config, method)
         reward_captions = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
         if rewards and reward_captions:
-            with disabled(pipe):
+            with disabled(pipe) if kept is None else contextlib.nullcontext():
                 rewards.compare(reward_captions)
 
         if config.gradient_checkpointing:
