@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--runs", type=int, default=1, help="Runs one after the other, in folders of their own.")
-    parser.add_argument("--group", choices=["none", "open", "closed"], default="none", help="What the caller did before.")
+    parser.add_argument(
+        "--group", choices=["none", "open", "closed"], default="none", help="What the caller did before."
+    )
     args = parser.parse_args()
     if args.group == "open":
         dist.init_process_group("gloo")

@@ -126,12 +126,13 @@ def test_only_the_new_lora_is_trained_and_saved(
     assert all(torch.equal(v, after[k]) for k, v in state.items())
 
 
-def test_an_attached_masker_is_in_both_sides_of_a_lora(
-    pipe: StableDiffusionPipeline, data: CachedLatents, tmp_path: Path
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_an_attached_masker_is_in_both_sides_of_other_methods(
+    pipe: StableDiffusionPipeline, data: CachedLatents, tmp_path: Path, name: str
 ) -> None:
-    _, plain_loss = gain(pipe, "lora", data, tmp_path / "plain")
+    _, plain_loss = gain(pipe, name, data, tmp_path / "plain")
     masker = add_masker(pipe).train()
-    difference, loss = gain(pipe, "lora", data, tmp_path / "masked")
+    difference, loss = gain(pipe, name, data, tmp_path / "masked")
     assert difference == pytest.approx(0, abs=1e-6)
     assert abs(loss - plain_loss) > 1e-3
     assert masker.training
@@ -151,6 +152,8 @@ def test_full_fine_tuning_refuses_a_lora_in_one_line(
     pipe: StableDiffusionPipeline, data: CachedLatents, tmp_path: Path
 ) -> None:
     add_lora(pipe, "user", 1)
-    with pytest.raises(DataError, match=r"expected a U-Net without LoRA for full fine-tuning, got user; call .*unload"):
+    with pytest.raises(
+        DataError, match=r"expected a U-Net without LoRA for full fine-tuning, got user; call .*unload"
+    ):
         mu.train(pipe, build_method("full", pipe), data, CONFIG, tmp_path / "run", progress=False)
     assert not Checkpoints(tmp_path / "run", {}).saved()

@@ -75,8 +75,13 @@ def test_a_process_group_that_was_closed_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_of_two_processes_prints_one_line(tmp_path: Path) -> None:
-    sizes = "--max-train-samples 4 --train-batch-size 1 --gradient-accumulation-steps 1 --validation-samples 1".split()
-    words = ["train", "--model", "shapes", "--dataset", "shapes", *sizes, "--dry-run", "--output", str(tmp_path / "run")]
+    sizes = (
+        "--max-train-samples=4",
+        "--train-batch-size=1",
+        "--gradient-accumulation-steps=1",
+        "--validation-samples=1",
+    )
+    words = ["train", "--model=shapes", "--dataset=shapes", *sizes, "--dry-run", f"--output={tmp_path / 'run'}"]
     dry_run = subprocess.run(
         [*TORCHRUN, "2", "-m", "maskunet", *words], env=ENVIRONMENT, capture_output=True, timeout=240, text=True
     )

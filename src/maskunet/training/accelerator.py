@@ -108,8 +108,8 @@ def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerat
 def end_run(accelerator: Accelerator) -> None:
     """Finish the trackers of a run that succeeded.
 
-    Its process group stays open until this process ends, for further runs and for the caller, who may have opened it. After a
-    failure nothing closes it, since closing may wait for other processes.
+    Its process group stays open until this process ends, for further runs and for a caller who opened it. After a failure
+    nothing closes it, since closing may wait for other processes.
 
     Args:
         accelerator: the run's accelerator.

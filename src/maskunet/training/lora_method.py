@@ -38,7 +38,8 @@ class LoraMethod(Method):
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise SettingError(f"expected rank to be an integer >= 1, got {rank!r}")
         self.targets, self.rank = targets, rank
-        self._former: dict[Any, tuple[list[str], bool]] = {}  # adapter layers: active adapters, and whether they are off
+        # By adapter layer: the active adapters, and whether they are off.
+        self._former: dict[Any, tuple[list[str], bool]] = {}
 
     def install(self, pipe: Any, seed: int) -> nn.Module:
         """Add the adapter to the U-Net; its weights are in float32, whatever the U-Net's dtype.

@@ -56,6 +56,10 @@ class TrainingState:
                 parameter.copy_(saved["trained"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
+        # A schedule depends on the number of steps, which may have changed.
+        rates = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, peak, factor in rates:
+            group["lr"] = peak * factor(self.schedule.last_epoch)
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
             # It keeps the tensors that it is given, and those of a checkpoint are on the CPU.

@@ -33,8 +33,9 @@ from .accelerator import build_accelerator, end_run, resolve_precision, start_tr
 from .arguments import RewardLike, Source, as_datasets, as_method, as_training_reward, check_arguments
 from .base import Method
 from .batches import BatchSampler
-from .checkpoints import Checkpoints
+from .checkpoints import FINGERPRINTS, Checkpoints
 from .config import TrainConfig
+from .fingerprints import run_fingerprints
 from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
@@ -118,7 +119,11 @@ def train(
     loaded_reward = as_training_reward(reward, pipe)
     dataset, validation = as_datasets(dataset, validation, pipe, config, progress and is_main)
 
-    checkpoints = Checkpoints(folder, _run_settings(pipe, method, dataset, config, loaded_reward, world_size))
+    # A method that trains a masker replaces the attached one; other methods train beside it, so their base has it too.
+    kept = None if isinstance(method, MaskMethod) else attachment_of(pipe)
+    settings = _run_settings(pipe, method, dataset, config, loaded_reward, world_size)
+    settings[FINGERPRINTS] = run_fingerprints(pipe, dataset, loaded_reward, kept)
+    checkpoints = Checkpoints(folder, settings)
     saved = checkpoints.load(config.resume_from_checkpoint)
     if is_main:
         checkpoints.create_folder()
@@ -127,8 +132,6 @@ def train(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     num_timesteps = scheduler.config.num_train_timesteps
     rng_state = torch.get_rng_state()
-    # A method that trains a masker replaces the attached one; other methods train beside it, so their base has it too.
-    kept = None if isinstance(method, MaskMethod) else attachment_of(pipe)
     with (
         tf32_products(accelerator.device, config.allow_tf32),
         frozen(pipe, *(loaded_reward.models if loaded_reward else ()), *([kept.masker] if kept else ())),
