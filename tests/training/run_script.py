@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import maskunet as mu
@@ -43,7 +45,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=1, help="Runs one after the other, in folders of their own.")
+    parser.add_argument(
+        "--group", choices=["none", "open", "closed"], default="none", help="What the caller did before."
+    )
     args = parser.parse_args()
+    if args.group == "open":
+        dist.init_process_group("gloo")
+    elif args.group == "closed":
+        Accelerator(cpu=True).end_training()
     pipe = pipeline()
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(12, 4, 8, 8, generator=generator)
@@ -54,7 +64,8 @@ def main() -> None:
         gradient_accumulation_steps=1,
         learning_rate=1e-3,
         use_ema=True,
-        validation_samples=0,
+        validation_samples=5,
+        validation_batch_size=2,
         checkpointing_steps=2,
         logging_steps=1,
     )
@@ -63,6 +74,8 @@ def main() -> None:
 
     def seen(self, positions, **options):  # type: ignore[no-untyped-def]
         nonlocal step
+        if not options["dropout"]:  # a batch of the validation
+            return real(self, positions, **options)
         indices = [sample_index(p, len(data), options["seed"]) for p in positions]
         args.folder.mkdir(parents=True, exist_ok=True)
         with (args.folder / f"seen-{rank}.jsonl").open("a") as file:
@@ -71,8 +84,15 @@ def main() -> None:
         return real(self, positions, **options)
 
     batches_module.BatchSampler.__call__ = seen  # type: ignore[method-assign]
-    masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
-    mu.train(pipe, masker, data, config, args.folder, progress=False)
+    for run in range(args.runs):
+        masker = mu.MaskGenerator.for_unet(pipe.unet, mu.MaskGeneratorConfig(initial_logit=0.5), seed=0)
+        folder = args.folder / str(run) if args.runs > 1 else args.folder
+        mu.train(pipe, masker, data, config, folder, progress=False)
+    if args.group == "open":  # it is the caller's, and still works
+        count = torch.ones(())
+        dist.all_reduce(count)
+        assert int(count) == dist.get_world_size()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def test_the_reward_of_held_out_captions_rises(
     assert {"reward", "reward_gain_ci95", "loss"} <= set(last)
 
 
+def test_a_single_caption_has_no_interval(pipe: Any) -> None:
+    rewards = RewardObjective(pipe, REWARD, TrainConfig(**SHARED), build_method("lora", pipe, MASK, rank=2))
+    assert rewards.compare(["a b"]).keys() == {"reward", "reward_gain"}
+    assert RewardObjective(pipe, REWARD, rewards.config, rewards.method).compare(["a b", "c b"]).keys() == {
+        "reward",
+        "reward_gain",
+        "reward_gain_ci95",
+    }
+
+
 def test_draft_has_the_gradient_of_the_whole_loop(pipe: Any) -> None:
     """With K all steps, the gradient to the masker is that of plain sampling, by finite differences."""
     pipe.unet.requires_grad_(False)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import maskunet as mu
-from maskunet.data import CachedLatents
+from maskunet.data import CachedLatents, PromptEmbeds, sample_index
+from maskunet.maskers import MaskTable
+from maskunet.relaxation import derive_seed
 from maskunet.sampling import generate
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
+from maskunet.training.batches import BatchSampler
+from maskunet.training.validation import Validation
 from maskunet.zoo.dataset import encode_scenes
 
 PROMPTS = ("ab", "a red circle", "ab")
@@ -88,6 +95,39 @@ def test_images_show_the_masks_of_inference(
     assert all(np.array_equal(x, y) for x, y in zip(expected(pipe), base, strict=True))
     mu.attach(pipe, run.masker)
     assert all(np.array_equal(masked[f"step-000005/{i:05d}.png"], x) for i, x in enumerate(expected(pipe)))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_gain_has_students_interval_over_images(
+    pipe: StableDiffusionPipeline, dataset: CachedLatents, tmp_path: Path, count: int
+) -> None:
+    """Eight pairs of three images are three differences, and those of one image have no interval."""
+    data, _ = dataset.split(count)
+    config = mu.TrainConfig(validation_samples=8, validation_batch_size=4, caption_dropout=0.5, seed=3)
+    sampler = BatchSampler(pipe, data, PromptEmbeds(pipe), config, 1000)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    validation = Validation(pipe, sampler, scheduler, config, tmp_path, Accelerator(cpu=True))
+    mu.attach(pipe, MaskTable.for_unet(pipe.unet, initial_logit=-5.0))
+    seed = derive_seed(3, "validation")
+    gains: dict[int, list[float]] = {}
+    for p in range(8):
+        batch, losses = sampler(range(p, p + 1), seed=seed, dropout=0.0), []
+        with torch.no_grad():
+            for context in (mu.disabled(pipe), contextlib.nullcontext()):
+                with context:
+                    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+                    prediction = pipe.unet(noisy, batch.timesteps, batch.prompt_embeds).sample
+                    losses.append(float((prediction - batch.noise).square().mean()))
+        gains.setdefault(sample_index(p, count, seed), []).append(losses[0] - losses[1])
+    means = [sum(values) / len(values) for values in gains.values()]
+    figures = validation.compare()
+    assert len(means) == count
+    assert figures["gain"] == pytest.approx(sum(means) / count, rel=1e-4)
+    if count == 1:
+        assert figures.keys() == {"gain", "density"}
+    else:
+        t = 4.302653  # the 97.5 % point for 2 degrees of freedom
+        assert figures["gain_ci95"] == pytest.approx(t * statistics.stdev(means) / 3**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("use_ema", [True, False])

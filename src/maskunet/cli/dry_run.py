@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import typer
 
+from ..distributed import process_rank
 from ..training import TrainConfig, train
 
 
@@ -37,6 +38,8 @@ def dry_run_training(pipe: Any, method: Any, data: Any, config: TrainConfig, rew
         start = time.monotonic()
         train(pipe, method, data, trial, Path(folder) / "run", reward=reward, progress=False)
         step_s = (time.monotonic() - start) / 3
+    if process_rank()[0] != 0:
+        return
     if is_cuda:
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
     else:

@@ -216,9 +216,11 @@ def train(
         return
     last: dict[str, Any] = next((entry for entry in reversed(run.stats) if "gain" in entry), {})
     if last:
-        typer.echo(f"validation gain over the base {last['gain']:.2e} +- {last['gain_ci95']:.2e}")
+        interval = f" +- {last['gain_ci95']:.2e}" if "gain_ci95" in last else ""
+        typer.echo(f"validation gain over the base {last['gain']:.2e}{interval}")
     if "reward_gain" in last:
-        typer.echo(f"reward gain on held-out captions {last['reward_gain']:.4f} +- {last['reward_gain_ci95']:.4f}")
+        interval = f" +- {last['reward_gain_ci95']:.4f}" if "reward_gain_ci95" in last else ""
+        typer.echo(f"reward gain on held-out captions {last['reward_gain']:.4f}{interval}")
     typer.echo(f"{_FOLDERS[method]} in {output}")
     if hub_model_id:
         run.masker.push_to_hub(hub_model_id, **run.card)

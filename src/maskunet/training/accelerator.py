@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
@@ -80,9 +82,16 @@ def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerat
         folder: the run's folder; trackers write to `logs/` in it.
 
     Raises:
-        SettingError: a tracker that is unknown or not installed.
+        SettingError: a tracker that is unknown or not installed, or a process group that was closed.
     """
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    if PartialState._shared_state.get("backend") and not dist.is_initialized():
+        # A second one would find the addresses of the first in the launcher's store.
+        raise SettingError(
+            "expected an open process group, the launcher's was closed; train before you call Accelerator.end_training or "
+            "torch.distributed.destroy_process_group"
+        )
+    atexit.unregister(_close_group)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -94,6 +103,26 @@ def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerat
     if accelerator.num_processes > 1:
         pipe.to(accelerator.device)
     return accelerator
+
+
+def end_run(accelerator: Accelerator) -> None:
+    """Finish the trackers of a run that succeeded.
+
+    Its process group stays open until this process ends, for further runs and for a caller who opened it. After a failure
+    nothing closes it, since closing may wait for other processes.
+
+    Args:
+        accelerator: the run's accelerator.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if accelerator.num_processes > 1:
+        atexit.register(_close_group)
+
+
+def _close_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _tracker_name(config: TrainConfig) -> str | None:

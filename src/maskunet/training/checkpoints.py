@@ -1,6 +1,6 @@
 """The run's folder: its settings, its log, and checkpoints that are complete or absent.
 
-    config.json                 settings of the run
+    config.json                 settings of the run, and fingerprints of its model and data
     stats.jsonl                 one line of figures every few steps
     checkpoint-000500/state.pt  trained parameters, their average, optimiser and schedule after 500 steps
     masker/ lora/ unet/         the trained parameters, at the end
@@ -25,14 +25,21 @@ from ..files import make_folder, save_folder, save_text
 logger = logging.getLogger(__name__)
 
 STATS, CONFIG, STATE = "stats.jsonl", "config.json", "state.pt"
+#: The group of settings that identify model and data; see `fingerprints`.
+FINGERPRINTS = "fingerprints"
 _NAME = re.compile(r"checkpoint-(\d+)")
-#: Settings that may change when a run is resumed, because the trained parameters do not depend on them.
+#: Settings that may change when a run is resumed: the steps that are done do not depend on them.
 FREE = {
+    "max_train_steps",
+    "gradient_checkpointing",
     "checkpoints_total_limit",
     "resume_from_checkpoint",
     "report_to",
     "logging_steps",
     "checkpointing_steps",
+    "validation_samples",
+    "validation_steps",
+    "validation_rewards",
     "validation_batch_size",
     "validation_prompts",
     "validation_num_inference_steps",
@@ -60,7 +67,7 @@ class Checkpoints:
         return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
     def create_folder(self) -> None:
-        """Make the folder, delete what an interrupted write left, and write `config.json` for a fresh run.
+        """Make the folder, delete what an interrupted write left, and write `config.json`.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -69,8 +76,7 @@ class Checkpoints:
             make_folder(self.folder)
             for part in self.folder.glob("checkpoint-*.part"):
                 shutil.rmtree(part, ignore_errors=True)
-            if not self.saved():
-                save_text(json.dumps(self.settings, indent=1) + "\n", self.folder / CONFIG)
+            save_text(json.dumps(self.settings, indent=1) + "\n", self.folder / CONFIG)
         except DataError as error:
             raise CheckpointError(str(error)) from error
 
@@ -81,7 +87,8 @@ class Checkpoints:
             name: "latest", the name or path of a checkpoint, or None for a fresh run.
 
         Raises:
-            CheckpointError: no such checkpoint, one that cannot be read, or one of a run with other settings.
+            CheckpointError: no such checkpoint, one that cannot be read, one of a run with other settings, another model or
+                other data, or one of more steps than the run shall have.
         """
         paths = self.saved()
         if name is None:
@@ -109,16 +116,30 @@ class Checkpoints:
                 "folder to resume from the checkpoint before it"
             ) from error
         self._check_settings(saved_settings)
+        if state["step"] > (steps := self.settings["config"]["max_train_steps"]):
+            raise CheckpointError(
+                f"expected max_train_steps >= {state['step']}, the steps that {path} has done, got {steps}; raise it or use "
+                "another output_dir"
+            )
         logger.info("resumed %s at step %d", path, state["step"])
         return state
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         differences = []
         for group, current in self.settings.items():
+            if group == FINGERPRINTS and group not in saved:
+                logger.warning(
+                    "%s holds no fingerprints, because an earlier version wrote it; make sure that model and data are those "
+                    "of the run",
+                    self.folder,
+                )
+                continue
             former = IMPLIED | saved.get(group, {}) if group == "config" else saved.get(group, {})
             for key in sorted((current.keys() | former.keys()) - FREE):
                 values = current.get(key), former.get(key)
-                if values[0] != values[1]:
+                if values[0] != values[1] and group == FINGERPRINTS:
+                    differences.append(f"another {key} (fingerprint {values[0]} instead of {values[1]})")
+                elif values[0] != values[1]:
                     is_short = max(len(str(value)) for value in values) <= _SHORT
                     differences.append(f"{key} {values[0]} instead of {values[1]}" if is_short else f"another {key}")
         if differences:

@@ -42,9 +42,14 @@ class FullMethod(Method):
             seed: not used.
 
         Raises:
-            DataError: the U-Net is not in float32.
+            DataError: the U-Net is not in float32, or has adapters.
         """
         self._unet = pipe.unet
+        if adapters := list(getattr(self._unet, "peft_config", None) or ()):
+            raise DataError(
+                f"expected a U-Net without LoRA for full fine-tuning, got {', '.join(adapters)}; call "
+                "pipe.unload_lora_weights(), after pipe.fuse_lora() to keep it in the weights"
+            )
         if self._unet.dtype != torch.float32:
             raise DataError(
                 f"expected a U-Net in float32 for full fine-tuning, got {self._unet.dtype}; load the pipeline with "

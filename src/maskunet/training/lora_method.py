@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ _ADAPTER = "maskunet_training"
 
 
 class LoraMethod(Method):
-    """Train a LoRA beside the target layers.
+    """Train a LoRA beside the target layers. Adapters that are active stay active and are not trained.
 
     Args:
         targets: which layers, as for masks.
@@ -37,6 +38,8 @@ class LoraMethod(Method):
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise SettingError(f"expected rank to be an integer >= 1, got {rank!r}")
         self.targets, self.rank = targets, rank
+        # By adapter layer: the active adapters, and whether they are off.
+        self._former: dict[Any, tuple[list[str], bool]] = {}
 
     def install(self, pipe: Any, seed: int) -> nn.Module:
         """Add the adapter to the U-Net; its weights are in float32, whatever the U-Net's dtype.
@@ -46,34 +49,54 @@ class LoraMethod(Method):
             seed: seed of the adapter's start.
 
         Raises:
-            DataError: PEFT is not installed.
+            DataError: PEFT is not installed, or adapters are fused.
             TargetError: the targets match nothing.
         """
         try:
             from peft import LoraConfig
+            from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError as error:
             raise DataError("expected peft for LoRA, it is not installed; pip install 'maskunet[train]'") from error
         from diffusers.training_utils import cast_training_params
 
         layers = [layer.name for layer in describe(pipe.unet, self.targets).layers]
-        with torch.random.fork_rng(devices=[]):
+        adapted = [module for module in pipe.unet.modules() if isinstance(module, BaseTunerLayer)]
+        if any(getattr(module, "merged", False) for module in adapted):
+            raise DataError(
+                "expected adapters beside the weights for LoRA, got fused ones; call pipe.unfuse_lora(), or "
+                "pipe.unload_lora_weights() to keep them in the weights"
+            )
+        self._former = {module: (list(module.active_adapters), module.disable_adapters) for module in adapted}
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
             torch.manual_seed(seed)
             config = LoraConfig(r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=layers)
             pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
+        for module, (active, is_off) in self._former.items():
+            module.enable_adapters(True)
+            module.set_adapter([*([] if is_off else active), _ADAPTER])
+        for name, parameter in pipe.unet.named_parameters():
+            parameter.requires_grad_(_ADAPTER in name.split("."))
         cast_training_params(pipe.unet, dtype=torch.float32)
         return pipe.unet  # type: ignore[no-any-return]
 
     def remove(self, pipe: Any) -> None:
-        """Remove the adapter.
+        """Remove the adapter; other adapters are as they were.
 
         Args:
             pipe: the pipeline.
         """
         if _ADAPTER not in getattr(pipe.unet, "peft_config", {}):
             return
+        for module, (active, is_off) in self._former.items():
+            module.set_adapter(active)
+            module.enable_adapters(not is_off)
         pipe.unet.delete_adapters(_ADAPTER)
         if not getattr(pipe.unet, "peft_config", None):
             pipe.unet.unload_lora()  # no other adapter is left, so the layers lose PEFT's wrappers
+        else:
+            _unwrap(pipe.unet, set(self._former))
+        self._former = {}
 
     def start_batch(self, seeds: Sequence[int]) -> None:
         """Do nothing.
@@ -108,3 +131,13 @@ class LoraMethod(Method):
     def settings(self) -> dict[str, Any]:
         """Targets and rank."""
         return {"targets": self.targets, "rank": self.rank}
+
+
+def _unwrap(unet: nn.Module, kept: set[Any]) -> None:
+    """Replace the adapter layers by their layers, except for some."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, BaseTunerLayer) and module not in kept:
+            parent, _, attribute = name.rpartition(".")
+            setattr(unet.get_submodule(parent), attribute, module.get_base_layer())

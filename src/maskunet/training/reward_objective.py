@@ -103,7 +103,7 @@ class RewardObjective:
     def compare(self, captions: Sequence[str]) -> dict[str, float]:
         """Return the mean reward and its paired gain over the first call, with Student's 95 % interval.
 
-        The first call is made on the base model, before the method is installed.
+        The first call is made on the base model, before the method is installed. A single caption has no interval.
 
         Args:
             captions: B captions, the same in every call.
@@ -112,5 +112,5 @@ class RewardObjective:
         if self.base is None:
             self.base = rewards
         gain = student(rewards - self.base)
-        half_width = gain.high - gain.value if len(rewards) > 1 else 0.0
-        return {"reward": float(rewards.mean()), "reward_gain": gain.value, "reward_gain_ci95": half_width}
+        figures = {"reward": float(rewards.mean()), "reward_gain": gain.value}
+        return figures | ({"reward_gain_ci95": gain.high - gain.value} if len(rewards) > 1 else {})

@@ -91,9 +91,10 @@ def _last_comparison(stats: Sequence[dict[str, Any]], count: int, held_out: bool
     if last is None:
         return {}
     samples = "held-out" if held_out else "training"
+    interval = f" ± {last['gain_ci95']:.1e} (95 % interval)" if "gain_ci95" in last else ""
     return {
         "Gain in loss over the base model": (
-            f"{last['gain']:.3e} ± {last['gain_ci95']:.1e} (95 % interval) on {count:,} fixed pairs of {samples} samples "
+            f"{last['gain']:.3e}{interval} on {count:,} fixed pairs of {samples} samples "
             f"and noise, after {last['step']:,} steps"
         ),
         "Density": f"{last['density']:.4f} of the masked weights kept, by threshold",

@@ -56,8 +56,15 @@ class TrainingState:
                 parameter.copy_(saved["trained"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
+        # A schedule depends on the number of steps, which may have changed.
+        rates = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, peak, factor in rates:
+            group["lr"] = peak * factor(self.schedule.last_epoch)
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
+            # It keeps the tensors that it is given, and those of a checkpoint are on the CPU.
+            pairs = zip(self.ema.shadow_params, self.parameters, strict=True)
+            self.ema.shadow_params = [average.to(parameter.device) for average, parameter in pairs]
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
         return int(saved["step"])

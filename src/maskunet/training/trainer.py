@@ -29,12 +29,13 @@ from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards import Reward
 from ..sampling.freezing import frozen
-from .accelerator import build_accelerator, resolve_precision, start_trackers, tf32_products
+from .accelerator import build_accelerator, end_run, resolve_precision, start_trackers, tf32_products
 from .arguments import RewardLike, Source, as_datasets, as_method, as_training_reward, check_arguments
 from .base import Method
 from .batches import BatchSampler
-from .checkpoints import Checkpoints
+from .checkpoints import FINGERPRINTS, Checkpoints
 from .config import TrainConfig
+from .fingerprints import run_fingerprints
 from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
@@ -121,7 +122,11 @@ def train(
     loaded_reward = as_training_reward(reward, pipe)
     dataset, validation = as_datasets(dataset, validation, pipe, config, progress and is_main)
 
-    checkpoints = Checkpoints(folder, _run_settings(pipe, method, dataset, config, loaded_reward, world_size))
+    # A method that trains a masker replaces the attached one; other methods train beside it, so their base has it too.
+    kept = None if isinstance(method, MaskMethod) else attachment_of(pipe)
+    settings = _run_settings(pipe, method, dataset, config, loaded_reward, world_size)
+    settings[FINGERPRINTS] = run_fingerprints(pipe, dataset, loaded_reward, kept)
+    checkpoints = Checkpoints(folder, settings)
     saved = checkpoints.load(config.resume_from_checkpoint)
     if is_main:
         checkpoints.create_folder()
@@ -132,7 +137,7 @@ def train(
     rng_state = torch.get_rng_state()
     with (
         tf32_products(accelerator.device, config.allow_tf32),
-        frozen(pipe, *(loaded_reward.models if loaded_reward else ())),
+        frozen(pipe, *(loaded_reward.models if loaded_reward else ()), *([kept.masker] if kept else ())),
         contextlib.ExitStack() as cleanup,
     ):
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
@@ -141,11 +146,12 @@ def train(
         held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
-        comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
+        with disabled(pipe) if kept is None else contextlib.nullcontext():
+            comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
         rewards = None if loaded_reward is None else RewardObjective(pipe, loaded_reward, config, method)
         reward_captions = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
         if rewards and reward_captions:
-            with disabled(pipe):
+            with disabled(pipe) if kept is None else contextlib.nullcontext():
                 rewards.compare(reward_captions)
 
         if config.gradient_checkpointing:
@@ -236,7 +242,7 @@ def train(
             card = describe_run(pipe, method, dataset, config, stats, **options)
         if is_main:
             method.save(pipe, folder, card)
-        accelerator.end_training()
+        end_run(accelerator)
     return Run(method, folder, stats, card)
 
 

@@ -5,6 +5,7 @@ On fixed noise, a paired difference shows an effect long before images do.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..attaching import attachment_of, disabled, record
+from ..attaching import attachment_of, record
+from ..data import sample_index
 from ..diffusion import diffusion_errors
+from ..metrics.intervals import student
 from ..relaxation import derive_seed
 from ..sampling.generation import generate
 from .batches import Batch, BatchSampler
@@ -23,8 +26,11 @@ from .config import TrainConfig
 class Validation:
     """Fixed samples, with the base model's losses on them.
 
+    Base and trained losses are those of one network, except for what is trained: adapters and masks that stay in effect
+    while the method trains are in both.
+
     Args:
-        pipe: the pipeline, before the method is installed on it.
+        pipe: the pipeline, before the method is installed on it, computing as the base of the comparison.
         sampler: makes batches of the held-out set.
         scheduler: the noise schedule of training.
         config: settings of the run.
@@ -45,12 +51,13 @@ class Validation:
         self.accelerator = accelerator
         self.batch_size = config.validation_batch_size or config.train_batch_size
         self.batches = []
-        seed = derive_seed(config.seed, "validation")
-        for start in range(0, config.validation_samples, self.batch_size):
-            positions = range(start, min(start + self.batch_size, config.validation_samples))
+        seed, count = derive_seed(config.seed, "validation"), config.validation_samples
+        for start in range(0, count, self.batch_size):
+            positions = range(start, min(start + self.batch_size, count))
             self.batches.append(sampler(positions, seed=seed, dropout=0.0))
-        with disabled(pipe):
-            self.base_errors = [self._errors(batch) for batch in self.batches]
+        self.base_errors = [self._errors(batch) for batch in self.batches]
+        #: The image of each pair; a set smaller than `validation_samples` has several pairs per image.
+        self.images = torch.tensor([sample_index(p, len(sampler.data), seed) for p in range(count)])
 
     @torch.no_grad()
     def _errors(self, batch: Batch) -> Tensor:
@@ -59,23 +66,23 @@ class Validation:
             return diffusion_errors(self.pipe.unet, self.scheduler, *inputs, **batch.conditions)
 
     def compare(self) -> dict[str, float]:
-        """Return the mean gain over the base loss with its 95 % interval, and the density of the masks.
+        """Return the mean gain over the base loss with Student's 95 % interval, and the density of the masks.
 
-        The batches are shared among the processes.
+        A gain is that of an image, the mean over its pairs. A single image has no interval. The batches are shared among the
+        processes.
         """
         if not self.batches:
             return {}
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = list(zip(self.base_errors, self.batches, strict=True))[rank::world_size]
-        gains = [base - self._errors(batch) for base, batch in share]
-        device = self.base_errors[0].device
-        # Sums are exchanged, because processes may hold different numbers of samples.
-        gain = torch.cat(gains).double() if gains else torch.zeros(0, dtype=torch.double, device=device)
-        sums = torch.stack([torch.tensor(float(len(gain)), device=device).double(), gain.sum(), gain.square().sum()])
-        count, total, squares = (float(x) for x in self.accelerator.reduce(sums, "sum"))
-        mean = total / count
-        deviation = max(0.0, squares / count - mean**2) ** 0.5
-        figures = {"gain": mean, "gain_ci95": 1.96 * deviation / count**0.5}
+        gains = [torch.zeros_like(base) for base in self.base_errors]
+        for i in range(rank, len(gains), world_size):
+            gains[i] = self.base_errors[i] - self._errors(self.batches[i])
+        # The other processes hold zeros where this one holds values.
+        pairs = self.accelerator.reduce(torch.cat(gains), "sum").cpu().double()
+        estimate = student(_means_by_image(pairs, self.images))
+        figures = {"gain": estimate.value}
+        if math.isfinite(estimate.high):
+            figures["gain_ci95"] = estimate.high - estimate.value
         if attachment_of(self.pipe) is not None:
             figures["density"] = self.density()
         return figures
@@ -108,3 +115,14 @@ class Validation:
             batch_size=min(len(prompts), self.batch_size),
             progress=False,
         ).save(self.folder / "validation" / f"step-{step:06d}")
+
+
+def _means_by_image(values: Tensor, images: Tensor) -> Tensor:
+    """Return the mean of the values of each image.
+
+    Args:
+        values: (N,).
+        images: the image of each value, (N,).
+    """
+    _, index, counts = images.unique(return_inverse=True, return_counts=True)
+    return torch.zeros(len(counts), dtype=values.dtype).index_add_(0, index, values) / counts
