@@ -68,17 +68,23 @@ class ImageCaptions:
     def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
         return ((image, caption) for _, image, caption in self.numbered())
 
-    def numbered(self) -> Iterator[tuple[int, Image.Image, str]]:
+    def numbered(
+        self, start: int = 0, skipped: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[int, Image.Image, str]]:
         """Iterate over row numbers, images and captions.
+
+        Args:
+            start: number of the first row.
+            skipped: number of unusable rows before it, by reason.
 
         Raises:
             DataError: the source itself, not a row of it, cannot be read any further.
         """
-        self.skipped = Counter()
+        self.skipped = Counter(skipped)
         rows: Iterator[Mapping[str, Any]] | None = None
-        for index in itertools.count():
+        for index in itertools.count(start):
             try:
-                rows = iter(self.rows) if rows is None else rows
+                rows = self._rows_from(start) if rows is None else rows
                 row = next(rows)
             except StopIteration:
                 return
@@ -96,6 +102,13 @@ class ImageCaptions:
                 yield index, image, caption
             else:
                 self.skipped["unreadable image" if image is None else "image too small"] += 1
+
+    def _rows_from(self, start: int) -> Iterator[Mapping[str, Any]]:
+        if start and hasattr(
+            self.rows, "skip"
+        ):  # a data set of the `datasets` library, which need not read what it skips
+            return iter(self.rows.skip(start))
+        return itertools.islice(self.rows, start, None)
 
     @property
     def fingerprint(self) -> str:
