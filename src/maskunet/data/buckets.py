@@ -6,6 +6,7 @@ square, and a step costs the same in every bucket.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -106,11 +107,11 @@ class BucketOrder:
     def _epoch_plan(self, epoch: int) -> list[tuple[int, int]]:
         """Return the groups of an epoch in their order: a bucket, and the number of the group among the bucket's own."""
         if self._plan is None or self._plan[0] != epoch:
-            groups = [
-                (b, number)
-                for b in range(len(self.buckets))
-                for number in range(self._bucket_groups(b, epoch), self._bucket_groups(b, epoch + 1))
-            ]
+            first = [self._bucket_groups(b, epoch) for b in range(len(self.buckets))]
+            counts = [self._bucket_groups(b, epoch + 1) - first[b] for b in range(len(self.buckets))]
+            buckets = [b for b, count in enumerate(counts) for _ in range(count)]
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "groups", epoch))
-            self._plan = epoch, [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+            next_numbers = [itertools.count(number) for number in first]
+            shuffled = [buckets[i] for i in torch.randperm(len(buckets), generator=generator)]
+            self._plan = epoch, [(b, next(next_numbers[b])) for b in shuffled]
         return self._plan[1]
