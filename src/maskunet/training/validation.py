@@ -46,8 +46,7 @@ class Validation:
         self.batch_size = config.validation_batch_size or config.train_batch_size
         self.batches = []
         seed = derive_seed(config.seed, "validation")
-        for start in range(0, config.validation_samples, self.batch_size):
-            positions = range(start, min(start + self.batch_size, config.validation_samples))
+        for positions in sampler.split_positions(range(config.validation_samples), self.batch_size, seed):
             self.batches.append(sampler(positions, seed=seed, dropout=0.0))
         with disabled(pipe):
             self.base_errors = [self._errors(batch) for batch in self.batches]
