@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,81 @@ def test_deep_grey_keeps_its_shades(tmp_path: Path) -> None:
     assert [image.getpixel(at)[0] for at in ((0, 0), (5, 5), (9, 9))] == [0, 128, 255]
     floats = Image.fromarray(np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10))
     assert open_one(tmp_path / "float", encoded(floats, "TIFF"), "a.tiff").getpixel((9, 9)) == (255, 255, 255)
+
+
+def tiff(values: np.ndarray, *, big_endian: bool = False, white_is_zero: bool = False) -> bytes:
+    """A grey TIFF of one strip, written byte by byte: Pillow writes few of these kinds."""
+    order, mark = (">", b"MM\x00\x2a") if big_endian else ("<", b"II\x2a\x00")
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    height, width = values.shape
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    entries = [
+        (256, width), (257, height), (258, values.dtype.itemsize * 8), (259, 1), (262, 0 if white_is_zero else 1),
+        (273, 8), (277, 1), (278, height), (279, len(data)), (339, kind),
+    ]  # fmt: skip
+    table = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in entries)
+    return (
+        mark
+        + struct.pack(order + "I", 8 + len(data))
+        + data
+        + struct.pack(order + "H", len(entries))
+        + table
+        + bytes(4)
+    )
+
+
+def ramp(dtype: str, top: float) -> np.ndarray:
+    """Rows from 0 to the top in 16 equal steps."""
+    return (np.arange(256).reshape(16, 16) // 16 * (top / 15)).astype(dtype)
+
+
+STEPS = [17 * i for i in range(16)]
+
+
+DEEP = [
+    ("uint16", 65535, STEPS),
+    ("uint16", 255, [0] * 8 + [1] * 8),  # dark: sixteen bits are what they are
+    ("int16", 32767, STEPS),
+    ("uint32", 255, STEPS),
+    ("uint32", 65535, STEPS),
+    ("uint32", 2**32 - 1, STEPS),
+    ("int32", 65535, STEPS),
+    ("int32", 2**31 - 1, STEPS),
+    ("float32", 1, STEPS),
+    ("float32", 1.25, [min(255, round(i / 15 * 1.25 * 255)) for i in range(16)]),  # above white
+    ("float32", 255, STEPS),
+    ("float32", 65535, STEPS),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "grey", "big_endian"),
+    # Pillow reads no big-endian uint32.
+    [(*kind, big) for kind in DEEP for big in (False, True) if not (big and kind[0] == "uint32")],
+)
+def test_deep_tiffs_keep_their_shades(
+    tmp_path: Path, dtype: str, top: float, grey: list[int], big_endian: bool
+) -> None:
+    image = open_one(tmp_path / "set", tiff(ramp(dtype, top), big_endian=big_endian), "a.tif")
+    values = np.asarray(image)
+    assert (values == values[:, :1, :1]).all()
+    np.testing.assert_allclose(values[:, 0, 0], grey, atol=1)
+
+
+def test_deep_tiffs_whose_white_is_zero(tmp_path: Path) -> None:
+    for number, (dtype, top) in enumerate((("uint16", 65535), ("float32", 1), ("uint8", 255))):
+        image = open_one(tmp_path / str(number), tiff(ramp(dtype, top), white_is_zero=True), "a.tif")
+        np.testing.assert_allclose(np.asarray(image)[:, 0, 0], STEPS[::-1], atol=1)
+
+
+def test_values_that_are_no_numbers_or_negative(tmp_path: Path) -> None:
+    values = ramp("float32", 1)
+    values[0, 0], values[0, 1], values[0, 2], values[0, 3] = np.nan, np.inf, -np.inf, -5
+    shown = np.asarray(open_one(tmp_path / "float", tiff(values), "a.tif"))[..., 0]
+    assert shown[0, :4].tolist() == [0, 255, 0, 0]
+    np.testing.assert_allclose(shown[1:, 0], STEPS[1:], atol=1)
+    below = np.full((16, 16), -7, np.int32)
+    assert not np.asarray(open_one(tmp_path / "int", tiff(below), "a.tif")).any()
 
 
 def test_remote_images_are_fetched_from_the_hub_alone(monkeypatch: pytest.MonkeyPatch) -> None:

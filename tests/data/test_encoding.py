@@ -15,7 +15,8 @@ from diffusers import StableDiffusionPipeline
 from image_folders import encoded, image_folder, noise_image, readable
 from PIL import Image
 
-from maskunet.data import CachedLatents, encode_images, encode_posterior, encoding, images, open_images
+from maskunet.data import CachedLatents, encode_images, encode_posterior, images, open_images
+from maskunet.data.cropping import crop_image
 from maskunet.errors import DataError
 
 
@@ -92,8 +93,8 @@ def test_random_crops_and_flips_follow_the_seed(tmp_path: Path, pipe: StableDiff
 def test_mirrored_crops_are_mirrored_images(tmp_path: Path) -> None:
     wide = noise_image(0, (40, 16))
     for seed in range(20):
-        crop, (top, left) = encoding._crop(wide, 16, False, True, seed)
-        plain, place = encoding._crop(wide, 16, False, False, seed)
+        crop, (top, left) = crop_image(wide, (16, 16), False, True, seed)
+        plain, place = crop_image(wide, (16, 16), False, False, seed)
         assert (top, left) == place
         crop_as_is = wide.crop((left, 0, left + 16, 16))
         mirrored = wide.transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((left, 0, left + 16, 16))

@@ -119,10 +119,21 @@ def train(
     random_flip: Annotated[
         bool, option("--random-flip", text="Flip images at random.", default="off", **_DATA)
     ] = False,
+    aspect_ratio_buckets: Annotated[
+        bool,
+        option(
+            "--aspect-ratio-buckets",
+            text="Crop images to sizes of nearly one area, by their aspect ratio.",
+            default="off, a square",
+            **_DATA,
+        ),
+    ] = False,
     max_train_samples: Annotated[
         int | None, option(text="Use at most N samples.", default="all", min=1, **_DATA)
     ] = None,
-    cache_dir: Annotated[Path | None, option(text="Folder for encoded images.", default="none", **_DATA)] = None,
+    cache_dir: Annotated[
+        Path | None, option(text="Folder for encoded images; a stopped encoding goes on.", default="none", **_DATA)
+    ] = None,
     num_train_epochs: Annotated[
         int | None, option(text="Passes over the data, instead of --max-train-steps.", default="none", min=1)
     ] = None,
@@ -199,6 +210,7 @@ def train(
         "resolution": resolution,
         "center_crop": center_crop,
         "random_flip": random_flip,
+        "aspect_ratio_buckets": aspect_ratio_buckets,
         "max_samples": max_train_samples,
         "cache_dir": cache_dir,
     }

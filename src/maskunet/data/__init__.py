@@ -1,11 +1,13 @@
 """Images with captions, as the latents and prompt embeddings that training uses."""
 
+from .buckets import BucketOrder
 from .encoding import encode_images
 from .images import ImageCaptions, open_images
 from .latents import CachedLatents, encode_posterior, sample_index
 from .prompt_embeds import PromptEmbeds
 
 __all__ = [
+    "BucketOrder",
     "CachedLatents",
     "ImageCaptions",
     "PromptEmbeds",

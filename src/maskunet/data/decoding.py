@@ -15,6 +15,9 @@ from PIL import Image, ImageOps
 
 # Some of Pillow's readers are left out: the one of EPS starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+#: Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_OVERSHOOT = 1.5
 
 
 def read_caption(value: Any) -> str | None:
@@ -52,13 +55,46 @@ def decode_image(value: Any, folder: Path) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image: Image.Image = Image.open(io.BytesIO(value), formats=[f for f in _FORMATS if f in Image.OPEN])
         image.load()
+        tags = {tag: _tag_value(image, tag) for tag in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}
         with contextlib.suppress(Exception):  # an unreadable orientation is no reason to lose an image
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these at 255
-            values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-            maximum = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
-            image = Image.fromarray((values / maximum * 255).round().clip(0, 255).astype(np.uint8))
+            image = _to_grey(np.asarray(image), tags)
         if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def _tag_value(image: Image.Image, tag: int) -> int | None:
+    """Return the first value of a TIFF tag, or None if the image has none."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
+
+
+def _to_grey(values: np.ndarray[Any, Any], tags: Mapping[int, int | None]) -> Image.Image:
+    """Return grey values of more than eight bits as an image of eight.
+
+    Up to 16 bits, white is the highest value of the format. Values of 32 bits rarely fill theirs: white is the highest value
+    of the smallest usual range that holds the image, 1 (floats only), 255, 65535, or all of it.
+    """
+    bits, is_unsigned = tags[_BITS], tags[_SAMPLE_FORMAT] in (None, 1)
+    if values.dtype == np.int32 and bits == 32 and is_unsigned:
+        values = values.view(np.uint32)  # Pillow's mode "I" is signed
+    is_float = np.issubdtype(values.dtype, np.floating)
+    values = np.nan_to_num(values.astype(np.float64), posinf=np.inf, neginf=0.0)
+    if bits is not None and bits < 32:
+        white = 2.0 ** (bits if is_unsigned else bits - 1) - 1
+    elif bits is None and not is_float:  # a PNG, PGM or JPEG 2000, which Pillow scales to 16 bits
+        white = 65535.0
+    else:
+        top = values[np.isfinite(values)].max(initial=0.0)
+        # Resampled floats overshoot white a little.
+        limits = (1.0, 255.0, 65535.0) if is_float else (255.0, 65535.0)
+        full = 2.0**32 - 1 if is_unsigned or is_float else 2.0**31 - 1
+        white = next((limit for limit in limits if top <= limit * (_OVERSHOOT if is_float else 1)), full)
+    shares = (values / white).clip(0, 1)
+    if tags[_PHOTOMETRIC] == 0:  # white is zero; Pillow inverts only 8 bits
+        shares = 1 - shares
+    return Image.fromarray((shares * 255).round().astype(np.uint8))

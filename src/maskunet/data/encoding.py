@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
-import random
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import DataError, SettingError, first_line
-from ..files import make_folder, save_whole
-from ..relaxation import derive_seed
+from ..errors import DataError, SettingError
+from ..files import make_folder
+from .buckets import STEP_LATENTS, bucket_sizes
+from .cache import EncodedParts, PartStore, read_cache, write_cache
+from .cropping import Cropper, Size
 from .images import ImageCaptions
 from .latents import CachedLatents, encode_posterior
 
 logger = logging.getLogger(__name__)
+
+#: Batches in one part of an encoding, the most that is lost when it is stopped.
+_PART_BATCHES = 32
 
 
 def encode_images(
@@ -35,6 +37,7 @@ def encode_images(
     resolution: int = 512,
     center_crop: bool = True,
     random_flip: bool = False,
+    aspect_ratio_buckets: bool = False,
     batch_size: int = 8,
     max_samples: int | None = None,
     cache_dir: str | Path | None = None,
@@ -43,12 +46,16 @@ def encode_images(
 ) -> CachedLatents:
     """Resize, crop and encode images with a pipeline's autoencoder; skipped rows are logged by reason.
 
+    With a `cache_dir`, an encoding that was stopped goes on where it was.
+
     Args:
         pipe: a pipeline with a `vae`.
         images: images with captions.
         resolution: height and width of the crops, in pixels; the shorter side of an image is resized to it.
         center_crop: crop the centre; else a random part, by the seed and the row's number.
         random_flip: mirror half of the images, by the seed and the row's number.
+        aspect_ratio_buckets: crop each image to the bucket with the nearest aspect ratio, not to the square. Buckets have
+            nearly the square's area, and sides that are multiples of 8 latents (64 pixels in Stable Diffusion).
         batch_size: images per call of the autoencoder.
         max_samples: use the first N readable images; None for all.
         cache_dir: folder that keeps the result; it is read from there when data, settings and autoencoder are the same.
@@ -65,61 +72,151 @@ def encode_images(
     for name, value in (("batch_size", batch_size), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise SettingError(f"expected {name} to be an integer >= 1, got {value}")
-    path = None
-    if cache_dir is not None:
-        settings = (images.fingerprint, resolution, center_crop, random_flip, max_samples, seed, _hash_vae(pipe.vae))
-        path = Path(cache_dir).expanduser() / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:32]}.safetensors"
-        make_folder(path.parent)  # an error now is better than one after hours of encoding
-        if (cached := _read_cache(path)) is not None:
-            data, images.skipped = cached
-            _log_skipped(images, len(data))
-            return replace(data, source=images.source)
-    means, stds, captions, time_ids = [], [], [], []
-    total = min((n for n in (images.count, max_samples) if n is not None), default=None)
-    rows = itertools.islice(images.numbered(), max_samples)
-    with tqdm(total=total, desc="encode images", disable=not progress) as bar:
-        while chunk := list(itertools.islice(rows, batch_size)):
-            crops = []
-            for row, image, caption in chunk:
-                crop, top_left = _crop(image, resolution, center_crop, random_flip, derive_seed(seed, row))
-                crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous())
-                captions.append(caption)
-                time_ids.append((image.height, image.width, *top_left, resolution, resolution))
-            mean, std = encode_posterior(pipe.vae, torch.stack(crops).float() / 255)
-            means.append(mean)
-            stds.append(std)
-            bar.update(len(chunk))
-    if not captions:
-        raise DataError(
-            f"expected images with captions in {images.source}, all {images.skipped.total()} rows were skipped: "
-            f"{_skip_reasons(images)}; check the files and the columns"
-        )
-    _log_skipped(images, len(captions))
-    ids = torch.tensor(time_ids, dtype=torch.float32)
-    data = CachedLatents(torch.cat(means), torch.cat(stds), tuple(captions), ids, images.source)
-    if path is not None:
-        _write_cache(path, data, images.skipped)
-    return data
+    sizes = bucket_sizes(resolution, STEP_LATENTS * factor) if aspect_ratio_buckets else ((resolution, resolution),)
+    encoder = _Encoder(pipe, Cropper(sizes, center_crop, random_flip, seed), aspect_ratio_buckets, batch_size)
+    if cache_dir is None:
+        data = encoder.encode(images, max_samples, progress)
+    else:
+        settings: dict[str, Any] = {
+            "data set": images.fingerprint,
+            "resolution": resolution,
+            "center_crop": center_crop,
+            "random_flip": random_flip,
+            "max_samples": max_samples,
+            "seed": seed,
+            "autoencoder": _hash_vae(pipe.vae),
+        }
+        if aspect_ratio_buckets:  # without them, a file has the name that earlier versions gave it
+            settings["aspect_ratio_buckets"] = sizes
+        data = encoder.encode_once(images, max_samples, progress, Path(cache_dir).expanduser(), settings)
+    _log_skipped(images, len(data))
+    return replace(data, source=images.source)
 
 
-def _crop(
-    image: Image.Image, resolution: int, center: bool, flip: bool, seed: int
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Resize and crop an image; return it with the top and left of the crop in the resized and mirrored image."""
-    generator = random.Random(seed)
-    shares, is_mirrored = (generator.random(), generator.random()), generator.random() < 0.5 and flip
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    top, left = (
-        round(margin / 2) if center else int(share * (margin + 1))
-        for margin, share in zip((height - resolution, width - resolution), shares, strict=True)
-    )
-    # Only the cropped part is resized, so that an image of extreme shape does not fill the memory.
-    start = width - resolution - left if is_mirrored else left
-    x, y = image.width / width, image.height / height
-    right, bottom = min((start + resolution) * x, image.width), min((top + resolution) * y, image.height)
-    crop = image.resize((resolution, resolution), Image.Resampling.LANCZOS, (start * x, top * y, right, bottom))
-    return (ImageOps.mirror(crop) if is_mirrored else crop), (top, left)
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes images part by part; an image is in the same batch whether the encoding was stopped or not.
+
+    Args:
+        pipe: a pipeline with a `vae`.
+        cropper: crops the images.
+        is_sized: keep each image's size, also if all have the same.
+        batch_size: images per call of the autoencoder.
+    """
+
+    pipe: Any
+    cropper: Cropper
+    is_sized: bool
+    batch_size: int
+
+    def encode_once(
+        self,
+        images: ImageCaptions,
+        max_samples: int | None,
+        progress: bool,
+        folder: Path,
+        settings: dict[str, Any],
+    ) -> CachedLatents:
+        """Encode images, or read what an earlier call or another process has encoded.
+
+        Args:
+            images: images with captions.
+            max_samples: use the first N readable images; None for all.
+            progress: show a progress bar.
+            folder: folder of the cache.
+            settings: everything that the result depends on.
+
+        Raises:
+            DataError: no image can be used, or the cache cannot be written.
+        """
+        name = hashlib.sha256(repr(tuple(settings.values())).encode()).hexdigest()[:32]
+        path = folder / f"{name}.safetensors"
+        make_folder(folder)  # an error now is better than one after hours of encoding
+        store = PartStore(path, {"source": images.source, "aspect_ratio_buckets": False} | settings)
+        cached = read_cache(path)
+        if cached is None:
+            with store.locked() as has_waited:
+                cached = read_cache(path) if has_waited else None
+                if cached is None:
+                    data = self.encode(images, max_samples, progress, store)
+                    cached = data, images.skipped
+                    write_cache(path, *cached)
+                store.delete()
+        data, images.skipped = cached
+        return data
+
+    def encode(
+        self, images: ImageCaptions, max_samples: int | None, progress: bool, store: PartStore | None = None
+    ) -> CachedLatents:
+        """Encode images from where a store of parts ends, and store the parts that are complete.
+
+        Args:
+            images: images with captions.
+            max_samples: use the first N readable images; None for all.
+            progress: show a progress bar.
+            store: the store; None to keep no parts.
+
+        Raises:
+            DataError: no image can be used, or a part cannot be written.
+        """
+        done = EncodedParts() if store is None else store.read()
+        images.skipped = Counter(done.skipped)
+        parts, first_row = list(done.parts), done.next_row
+        count = sum(map(len, parts))
+        part_size = _PART_BATCHES * self.batch_size
+        limit = None if max_samples is None else max(0, max_samples - count)
+        rows = itertools.islice(images.numbered(first_row, done.skipped), limit)
+        total = min((n for n in (images.count, max_samples) if n is not None), default=None)
+        with tqdm(total=total, initial=count, desc="encode images", disable=not progress) as bar:
+            while (part := self._encode_part(itertools.islice(rows, part_size), bar)) is not None:
+                data, last_row = part
+                # The last part, if it is not full, goes straight to the result.
+                if store is not None and len(data) == part_size:
+                    store.append(len(parts), data, range(first_row, last_row + 1), images.skipped)
+                parts.append(data)
+                first_row = last_row + 1
+        if not parts:
+            raise DataError(
+                f"expected images with captions in {images.source}, all {images.skipped.total()} rows were skipped: "
+                f"{_skip_reasons(images)}; check the files and the columns"
+            )
+        return CachedLatents.join(parts)
+
+    def _encode_part(self, rows: Iterator[tuple[int, Image.Image, str]], bar: Any) -> tuple[CachedLatents, int] | None:
+        """Encode rows in batches of one size each; return them and the last row's number, or None without rows."""
+        captions: list[str] = []
+        time_ids: list[tuple[int, ...]] = []
+        posteriors: dict[int, tuple[Tensor, Tensor]] = {}
+        batches: dict[Size, list[tuple[int, Tensor]]] = {}
+
+        def finish_batch(size: Size) -> None:
+            indices, crops = zip(*batches.pop(size), strict=True)
+            means, stds = encode_posterior(self.pipe.vae, torch.stack(crops).float() / 255)
+            posteriors.update(zip(indices, zip(means, stds, strict=True), strict=True))
+            bar.update(len(crops))
+
+        last_row = 0
+        for last_row, image, caption in rows:
+            crop, ids = self.cropper(image, last_row)
+            size = (crop.shape[1], crop.shape[2])
+            batches.setdefault(size, []).append((len(captions), crop))
+            captions.append(caption)
+            time_ids.append(ids)
+            if len(batches[size]) == self.batch_size:
+                finish_batch(size)
+        for size in list(batches):
+            finish_batch(size)
+        if not captions:
+            return None
+        means, stds = zip(*(posteriors[i] for i in range(len(captions))), strict=True)
+        sizes = None
+        if self.is_sized:
+            sizes = torch.tensor([mean.shape[-2:] for mean in means])
+            mean, std = (torch.cat([value.flatten() for value in values]) for values in (means, stds))
+        else:
+            mean, std = torch.stack(means), torch.stack(stds)
+        ids_tensor = torch.tensor(time_ids, dtype=torch.float32)
+        return CachedLatents(mean, std, tuple(captions), ids_tensor, sizes=sizes), last_row
 
 
 def _skip_reasons(images: ImageCaptions) -> str:
@@ -141,27 +238,3 @@ def _hash_vae(vae: Any) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read_cache(path: Path) -> tuple[CachedLatents, Counter[str]] | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        captions, skipped = json.loads(metadata["captions"]), json.loads(metadata["skipped"])
-        return CachedLatents(captions=tuple(captions), **tensors), Counter(skipped)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        logger.warning("cannot read the cache %s (%s), encoding again", path, first_line(error))
-        return None
-
-
-def _write_cache(path: Path, data: CachedLatents, skipped: Counter[str]) -> None:
-    tensors = {
-        key: value.contiguous() for key in ("mean", "std", "time_ids") if (value := getattr(data, key)) is not None
-    }
-    metadata = {"captions": json.dumps(data.captions), "skipped": json.dumps(skipped)}
-    try:
-        save_whole(path, lambda part: save_file(tensors, part, metadata))
-    except SafetensorError as error:
-        raise DataError(f"expected a cache that can be written, got {path}: {first_line(error)}") from error

@@ -9,7 +9,6 @@ import contextlib
 import glob
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,7 @@ from PIL import Image
 
 from ..errors import DataError, first_line
 from .decoding import decode_image, read_caption
-
-_METADATA = "metadata.jsonl"
-_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+from .folders import METADATA, SPLITS, TABLES, FolderRows, check_columns, read_folder
 
 
 @dataclass(eq=False)
@@ -68,17 +64,23 @@ class ImageCaptions:
     def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
         return ((image, caption) for _, image, caption in self.numbered())
 
-    def numbered(self) -> Iterator[tuple[int, Image.Image, str]]:
+    def numbered(
+        self, start: int = 0, skipped: Mapping[str, int] | None = None
+    ) -> Iterator[tuple[int, Image.Image, str]]:
         """Iterate over row numbers, images and captions.
+
+        Args:
+            start: number of the first row.
+            skipped: number of unusable rows before it, by reason.
 
         Raises:
             DataError: the source itself, not a row of it, cannot be read any further.
         """
-        self.skipped = Counter()
+        self.skipped = Counter(skipped)
         rows: Iterator[Mapping[str, Any]] | None = None
-        for index in itertools.count():
+        for index in itertools.count(start):
             try:
-                rows = iter(self.rows) if rows is None else rows
+                rows = self._rows_from(start) if rows is None else rows
                 row = next(rows)
             except StopIteration:
                 return
@@ -97,6 +99,11 @@ class ImageCaptions:
             else:
                 self.skipped["unreadable image" if image is None else "image too small"] += 1
 
+    def _rows_from(self, start: int) -> Iterator[Mapping[str, Any]]:
+        if start and hasattr(self.rows, "skip"):  # of the `datasets` library, which need not read what it skips
+            return iter(self.rows.skip(start))
+        return itertools.islice(self.rows, start, None)
+
     @property
     def fingerprint(self) -> str:
         """Hash of the source and of its files' present sizes and times.
@@ -104,6 +111,8 @@ class ImageCaptions:
         It covers neither images that a table names by path, nor changes on the hub while streaming without a `revision`.
         """
         parts = [*self.identity, self.image_column, self.caption_column, self.min_side]
+        if any(file.suffix.lower() in (".tif", ".tiff") for file in self.files):
+            parts.append("TIFF, scaled by its bits")  # earlier versions cached other shades
         for file in self.files:
             status = None
             with contextlib.suppress(OSError, ValueError):  # an image that is listed and missing
@@ -124,9 +133,10 @@ def open_images(
     """Open a data set of images with captions.
 
     Args:
-        source: a folder of images with a `metadata.jsonl` (one object per line, with `file_name` and the caption), a folder
-            of .parquet or .arrow files, one such file, or the name of a data set on the hub.
-        image_column: column of the images; in a `metadata.jsonl`, "image" means `file_name`.
+        source: a folder of images, a folder of .parquet or .arrow files, one such file, or the name of a data set on the
+            hub. Captions of a folder of images are in `metadata.jsonl` (one object per line, with `file_name` and the
+            caption) or `metadata.csv`, also in sub-folders; or in a text file beside each image (`a.png`, `a.txt`).
+        image_column: column of the images; in a metadata file, "image" means `file_name`.
         caption_column: column of the captions.
         split: which split; in a folder, the subfolder or the files of that name.
         streaming: read tables and hub data sets row by row, without a copy in the cache.
@@ -139,65 +149,51 @@ def open_images(
     path, options = Path(source).expanduser(), {"split": split, "streaming": streaming}
     try:
         if not name.strip() or not path.exists():
-            if isinstance(source, Path) or not name.strip() or name[0] in "/.~" or path.suffix in _TABLES:
+            if isinstance(source, Path) or not name.strip() or name[0] in "/.~" or path.suffix in TABLES:
                 raise DataError(f"expected an existing folder or file, or a hub name, got {name!r}; check the path")
             rows, version = _load_table(name, columns, name, options | {"revision": revision})
             identity: tuple[object, ...] = ("hub", name, revision, split, version)
             return ImageCaptions(rows, name, *columns, None if streaming else len(rows), identity=identity)
         if path.is_dir():
-            folders = [path / split, *([path] if split == "train" else [])]
-            metadata = next((folder / _METADATA for folder in folders if (folder / _METADATA).is_file()), None)
-            if metadata is not None:
-                return _open_metadata(metadata, columns)
+            if (folder_rows := read_folder(path, split, columns)) is not None:
+                return _from_folder(folder_rows)
             files = _table_files(path, split)
-        elif path.suffix in _TABLES:
+        elif path.suffix in TABLES:
             files = [path]
         else:
             raise DataError(f"expected a folder, a .parquet or an .arrow file, or a hub name, got the file {path}")
     except OSError as error:
         raise DataError(f"expected a data set that can be read, got {path}: {_reason(error)}") from error
     options["data_files"] = {split.split("[")[0]: [glob.escape(str(file.resolve())) for file in files]}
-    rows, _ = _load_table(name, columns, _TABLES[files[0].suffix], options)
+    rows, _ = _load_table(name, columns, TABLES[files[0].suffix], options)
     count, folder = None if streaming else len(rows), path if path.is_dir() else path.parent
     return ImageCaptions(rows, name, *columns, count, folder, files, ("tables", path.resolve(), split))
 
 
-def _open_metadata(file: Path, columns: tuple[str, str]) -> ImageCaptions:
-    """Open a folder of images by its `metadata.jsonl`."""
-    image_column, caption_column = ("file_name" if columns[0] == "image" else columns[0]), columns[1]
-    rows: list[dict[str, Any]] = []
-    for line in filter(str.strip, file.read_text(encoding="utf-8-sig", errors="replace").split("\n")):
-        row = None
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-        # A caption without an image, so that the row counts as an unreadable image.
-        rows.append(row if isinstance(row, dict) else {caption_column: "not an object"})
-    if not rows:
-        raise DataError(f"expected images in {file}, it is empty")
-    _check_columns(str(file), {key for row in rows for key in row}, (image_column, caption_column))
-    images = [file.parent / row[image_column] for row in rows if isinstance(row.get(image_column), str)]
+def _from_folder(source: FolderRows) -> ImageCaptions:
     return ImageCaptions(
-        rows,
-        str(file.parent),
-        image_column,
-        caption_column,
-        len(rows),
-        file.parent,
-        [file, *images],
-        ("folder", file.resolve()),
+        source.rows,
+        str(source.root),
+        source.image_column,
+        source.caption_column,
+        len(source.rows),
+        source.root,
+        source.files,
+        source.identity,
     )
 
 
 def _table_files(folder: Path, split: str) -> list[Path]:
     """Return a folder's tables of a split; those whose path names no split belong to "train"."""
-    tables = sorted(f for f in folder.rglob("*") if f.suffix in _TABLES and not f.name.startswith((".", "cache-")))
+    tables = sorted(f for f in folder.rglob("*") if f.suffix in TABLES and not f.name.startswith((".", "cache-")))
     by_split: dict[str, list[Path]] = {}
     for file in [f for f in tables if f.suffix == ".parquet"] or tables:
         words = set(re.split(r"[\W\d_]+", str(file.relative_to(folder)).lower()))
-        by_split.setdefault(min({split.split("[")[0]} & words or _SPLITS & words, default="train"), []).append(file)
+        by_split.setdefault(min({split.split("[")[0]} & words or SPLITS & words, default="train"), []).append(file)
     if not by_split:
         raise DataError(
-            f"expected a {_METADATA}, or .parquet or .arrow files, for split {split!r} in {folder}, it has none"
+            f"expected images with captions ({', '.join(METADATA)}, .txt files), or .parquet or .arrow files, for split "
+            f"{split!r} in {folder}, it has none"
         )
     if split.split("[")[0] not in by_split:
         raise DataError(f"expected split {split!r} in {folder}, got {', '.join(sorted(by_split))}; choose a split")
@@ -215,7 +211,7 @@ def _load_table(
     try:
         data = datasets.load_dataset(name, **options)
         version = getattr(data, "_fingerprint", None)
-        _check_columns(source, list(data.column_names or next(iter(data), {})), columns)
+        check_columns(source, list(data.column_names or next(iter(data), {})), columns)
         data = data.select_columns([*dict.fromkeys(columns)])  # the library would decode images in the others
         if isinstance((data.features or {}).get(columns[0]), datasets.Image):
             data = data.cast_column(columns[0], datasets.Image(decode=False))
@@ -234,10 +230,3 @@ def _load_table(
 def _reason(error: BaseException) -> str:
     # `datasets` reports that reading failed; the reason is in the error's cause.
     return first_line(error.__cause__ or error)
-
-
-def _check_columns(source: str, names: Iterable[str], columns: tuple[str, str]) -> None:
-    for column, option in zip(columns, ("image_column", "caption_column"), strict=True):
-        if column not in names:
-            existing = ", ".join(sorted(names)) or "none"
-            raise DataError(f"expected a column {column!r} in {source}, got {existing}; choose {option}")

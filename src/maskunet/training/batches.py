@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import CachedLatents, PromptEmbeds, sample_index
+from ..data import BucketOrder, CachedLatents, PromptEmbeds, sample_index
 from ..relaxation import derive_seed
 from .config import TrainConfig
 
@@ -46,23 +46,62 @@ class BatchSampler:
         embeds: prompt embeddings of the captions.
         config: settings of the run.
         num_timesteps: timesteps of the noise schedule.
+        group_size: with latents of several sizes, positions `[k * group_size, (k + 1) * group_size)` have one size.
     """
 
     def __init__(
-        self, pipe: Any, data: CachedLatents, embeds: PromptEmbeds, config: TrainConfig, num_timesteps: int
+        self,
+        pipe: Any,
+        data: CachedLatents,
+        embeds: PromptEmbeds,
+        config: TrainConfig,
+        num_timesteps: int,
+        group_size: int = 1,
     ) -> None:
         self.pipe, self.data, self.embeds, self.config, self.num_timesteps = pipe, data, embeds, config, num_timesteps
+        self.group_size = group_size
+        self._orders: dict[int, BucketOrder] = {}
 
-    def __call__(self, positions: range, *, seed: int, dropout: float) -> Batch:
+    def index(self, position: int, seed: int) -> int:
+        """Return the number of the sample at a position.
+
+        Args:
+            position: the position, >= 0.
+            seed: seed of the stream.
+        """
+        if self.data.sizes is None:
+            return sample_index(position, len(self.data), seed)
+        if seed not in self._orders:
+            self._orders[seed] = BucketOrder(self.data.buckets, self.group_size, seed)
+        return self._orders[seed](position)
+
+    def split_positions(self, positions: range, batch_size: int, seed: int) -> list[list[int]]:
+        """Split positions into batches whose latents have one size each.
+
+        Args:
+            positions: positions, >= 0.
+            batch_size: most positions per batch.
+            seed: seed of the stream.
+        """
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for position in positions:
+            by_size.setdefault(self.data.size(self.index(position, seed)), []).append(position)
+        return [
+            group[start : start + batch_size]
+            for group in by_size.values()
+            for start in range(0, len(group), batch_size)
+        ]
+
+    def __call__(self, positions: Sequence[int], *, seed: int, dropout: float) -> Batch:
         """Return the samples at some positions.
 
         Args:
-            positions: B positions, >= 0.
+            positions: B positions, >= 0, of latents of one size.
             seed: seed of the stream: the order of its samples, and their noise.
             dropout: probability that a caption is replaced by the empty one, in [0, 1].
         """
         unet = self.pipe.unet
-        indices = [sample_index(p, len(self.data), seed) for p in positions]
+        indices = [self.index(p, seed) for p in positions]
         seeds = tuple(derive_seed(seed, "sample", p) for p in positions)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         latents = self.data.latents(indices, generators)

@@ -24,6 +24,7 @@ def open_dataset(
     streaming: bool = False,
     center_crop: bool = True,
     random_flip: bool = False,
+    aspect_ratio_buckets: bool = False,
     max_samples: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -45,8 +46,9 @@ def open_dataset(
         streaming: read rows as they are needed, without a copy in the cache.
         center_crop: crop the centre; else a random part.
         random_flip: mirror half of the images.
+        aspect_ratio_buckets: crop a user's images to buckets of nearly the resolution's area, by their aspect ratio.
         max_samples: use the first N readable images; all if None, and 6000 of a bundled data set.
-        cache_dir: folder that keeps the encoded images.
+        cache_dir: folder that keeps the encoded images, also the part that a stopped call has encoded.
         progress: show a progress bar.
 
     Returns:
@@ -83,6 +85,7 @@ def open_dataset(
         resolution=resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor,
         center_crop=center_crop,
         random_flip=random_flip,
+        aspect_ratio_buckets=aspect_ratio_buckets,
         max_samples=max_samples,
         cache_dir=cache_dir,
         seed=config.seed,

@@ -142,7 +142,9 @@ def train(
     ):
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
-        sampler = BatchSampler(pipe, dataset, embeds, config, num_timesteps)
+        # The processes' batches have one size, so that two processes equal one with a batch twice as large.
+        group_size = config.train_batch_size * world_size
+        sampler = BatchSampler(pipe, dataset, embeds, config, num_timesteps, group_size)
         held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
@@ -251,6 +253,8 @@ def _run_settings(
 ) -> dict[str, Any]:
     """Return the settings that a run must share with the one that it resumes, by group."""
     data_settings: dict[str, Any] = {"num_samples": len(data), "num_processes": world_size}
+    if data.sizes is not None:
+        data_settings["num_buckets"] = len(data.buckets)
     if reward is not None:
         data_settings |= {"reward": reward.name, "sampler": type(pipe.scheduler).__name__}
     return {"config": asdict(config), "method": {"name": method.name} | method.settings, "data": data_settings}

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..attaching import attachment_of, record
-from ..data import sample_index
 from ..diffusion import diffusion_errors
 from ..metrics.intervals import student
 from ..relaxation import derive_seed
@@ -51,13 +50,13 @@ class Validation:
         self.accelerator = accelerator
         self.batch_size = config.validation_batch_size or config.train_batch_size
         self.batches = []
-        seed, count = derive_seed(config.seed, "validation"), config.validation_samples
-        for start in range(0, count, self.batch_size):
-            positions = range(start, min(start + self.batch_size, count))
+        seed, images = derive_seed(config.seed, "validation"), list[int]()
+        for positions in sampler.split_positions(range(config.validation_samples), self.batch_size, seed):
+            images += [sampler.index(position, seed) for position in positions]
             self.batches.append(sampler(positions, seed=seed, dropout=0.0))
         self.base_errors = [self._errors(batch) for batch in self.batches]
         #: The image of each pair; a set smaller than `validation_samples` has several pairs per image.
-        self.images = torch.tensor([sample_index(p, len(sampler.data), seed) for p in range(count)])
+        self.images = torch.tensor(images)
 
     @torch.no_grad()
     def _errors(self, batch: Batch) -> Tensor:
