@@ -24,6 +24,7 @@ from ..files import make_folder, save_whole
 from ..relaxation import derive_seed
 from .images import ImageCaptions
 from .latents import CachedLatents, encode_posterior
+from .scaling import has_statistics, uses_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def encode_images(
             raise SettingError(f"expected {name} to be an integer >= 1, got {value}")
     path = None
     if cache_dir is not None:
-        settings = (images.fingerprint, resolution, center_crop, random_flip, max_samples, seed, _hash_vae(pipe.vae))
+        settings = (images.fingerprint, resolution, center_crop, random_flip, max_samples, seed, _hash_vae(pipe))
         path = Path(cache_dir).expanduser() / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:32]}.safetensors"
         make_folder(path.parent)  # an error now is better than one after hours of encoding
         if (cached := _read_cache(path)) is not None:
@@ -85,7 +86,8 @@ def encode_images(
                 crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous())
                 captions.append(caption)
                 time_ids.append((image.height, image.width, *top_left, resolution, resolution))
-            mean, std = encode_posterior(pipe.vae, torch.stack(crops).float() / 255)
+            crops_in_unit_range = torch.stack(crops).float() / 255
+            mean, std = encode_posterior(pipe.vae, crops_in_unit_range, statistics=uses_statistics(pipe))
             means.append(mean)
             stds.append(std)
             bar.update(len(chunk))
@@ -133,9 +135,12 @@ def _log_skipped(images: ImageCaptions, used: int) -> None:
         )
 
 
-def _hash_vae(vae: Any) -> str:
+def _hash_vae(pipe: Any) -> str:
     """Return a SHA-256 of an autoencoder's parameters and of how its latents are scaled."""
+    vae = pipe.vae
     config = [getattr(vae.config, key, None) for key in ("shift_factor", "scaling_factor", "force_upcast")]
+    if uses_statistics(pipe) and has_statistics(vae):
+        config += [list(vae.config.latents_mean), list(vae.config.latents_std)]
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(vae.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
