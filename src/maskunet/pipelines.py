@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from .errors import CheckpointError, SettingError, first_line
 from .moving import outside_inference_mode
 from .pretrained import bundled_path, local_path
+from .settings import BUNDLED_GUIDANCE_SCALE, GUIDANCE_SCALE
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,25 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
 }
+
+
+def is_bundled(pipe: Any) -> bool:
+    """Return whether a pipeline was loaded from the bundled model's folder.
+
+    Args:
+        pipe: a pipeline.
+    """
+    name = getattr(pipe, "name_or_path", None)
+    return bool(name) and Path(str(name)).resolve() == bundled_path("shapes").resolve()
+
+
+def default_guidance_scale(pipe: Any) -> float:
+    """Return the strength of classifier-free guidance that every command and function uses for a model by default.
+
+    Args:
+        pipe: a pipeline.
+    """
+    return BUNDLED_GUIDANCE_SCALE if is_bundled(pipe) else GUIDANCE_SCALE
 
 
 def silence_loading() -> None:

@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..files import make_folder, save_json, save_text
 from ..plotting import save_figure
 from ..settings import MAX_GUIDANCE_SCALE, Settings, integer, number, text
-from ..zoo.defaults import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from ..zoo.defaults import NUM_INFERENCE_STEPS
 
 if TYPE_CHECKING:
     from ..metrics.intervals import Estimate
@@ -34,7 +34,7 @@ class AnalysisSettings(Settings):
     Args:
         prompts: prompts of the images; None for held-out prompts of the shapes world, with the bundled model.
         num_inference_steps: denoising steps, >= 1.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. The model's default if None.
         seed: image i starts from the noise of `seed + i`; random masks are drawn from it too.
         batch_size: prompts per call, >= 1; rounded up to a multiple of the sets of masks if their number is fixed.
         count: images per side. If None, the analysis' own number, or one image per prompt if there are prompts. Prompts
@@ -46,6 +46,7 @@ class AnalysisSettings(Settings):
         reference: folder of real images for `samples`; the bundled model has its own.
         features: feature space of `samples` (clip:SOURCE, dinov2:SOURCE, inception); the bundled CLIP if None.
         resolution: pixels per side of both sets of `samples`; 256, or 64 with the bundled model, if None.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
 
     Raises:
         SettingError: a setting is out of range.
@@ -53,7 +54,7 @@ class AnalysisSettings(Settings):
 
     prompts: tuple[str, ...] | None = None
     num_inference_steps: int = integer(NUM_INFERENCE_STEPS, at_least=1, at_most=1000)
-    guidance_scale: float = number(GUIDANCE_SCALE, at_least=0, at_most=MAX_GUIDANCE_SCALE)
+    guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     seed: int = integer(0, at_least=0)
     batch_size: int = integer(24, at_least=1)
     count: int | None = integer(None, at_least=1, optional=True)
@@ -64,6 +65,7 @@ class AnalysisSettings(Settings):
     reference: Path | None = None
     features: str | None = text(None, optional=True)
     resolution: int | None = integer(None, at_least=8, optional=True)
+    guidance_rescale: float = number(0.0, at_least=0, at_most=1)
 
     def check(self) -> None:
         """Check prompts and drop ratios.

@@ -19,6 +19,7 @@ from ..evaluation.bundled import is_bundled, model_name
 from ..machine import machine
 from ..maskers import Masker
 from ..metrics.geneval_rules import check
+from ..pipelines import default_guidance_scale
 from ..sampling import pipeline_side
 from ..sampling.stepwise import StepwiseSampler
 from ..shapes.judge import judge
@@ -97,6 +98,7 @@ class AnalysisContext:
                     seeds=[self.seeds[i] for i in numbers],
                     num_inference_steps=s.num_inference_steps,
                     guidance_scale=s.guidance_scale,
+                    guidance_rescale=s.guidance_rescale,
                 ),
             )
 
@@ -108,7 +110,8 @@ class AnalysisContext:
             span: progress at the start and at the end of the task, in [0, 1].
         """
         s, images = self.settings, []
-        side = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, guidance_scale=s.guidance_scale)
+        guidance = {"guidance_scale": s.guidance_scale, "guidance_rescale": s.guidance_rescale}
+        side = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, **guidance)
         for numbers in self._reported_batches(task, span):
             images.append(side([self.prompts[i] for i in numbers], [self.seeds[i] for i in numbers]))
         return torch.cat(images)
@@ -145,6 +148,7 @@ class AnalysisContext:
             "seed": s.seed,
             "steps": s.num_inference_steps,
             "guidance_scale": s.guidance_scale,
+            **({"guidance_rescale": s.guidance_rescale} if s.guidance_rescale else {}),
             "batch_size": s.batch_size,
             "scheduler": type(self.pipe.scheduler).__name__,
             "model": "bundled model" if is_bundled(self.pipe) else model_name(self.pipe),
@@ -184,6 +188,8 @@ def build_context(pipe: Any, settings: AnalysisSettings, count: int, progress: P
         SettingError: there are no prompts, and the model is not the bundled one.
     """
     sets = _mask_sets(pipe)
+    if settings.guidance_scale is None:
+        settings = dataclasses.replace(settings, guidance_scale=default_guidance_scale(pipe))
     if settings.prompts is None:
         if not is_bundled(pipe):
             raise SettingError(

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SettingError
 from ..evaluation.published import BENCHMARKS, read_sides
+from ..settings import MAX_GUIDANCE_SCALE
 from ..zoo import defaults as bundled
 from .app import Command, new_app, without_options
 from .checks import check_output, finite
@@ -20,6 +21,7 @@ from .options import (
     Compose,
     Device,
     Dtype,
+    GuidanceRescale,
     Limit,
     MaskerSources,
     OptionalModel,
@@ -109,9 +111,11 @@ def _benchmark(
             text="Strength of classifier-free guidance.",
             default=_published("guidance_scale", bundled.GUIDANCE_SCALE),
             min=0,
+            max=MAX_GUIDANCE_SCALE,
             callback=finite,
         ),
     ] = None,
+    guidance_rescale: GuidanceRescale = 0.0,
     scheduler: Scheduler = None,
     seed: Seed = 0,
     batch_size: Annotated[int, batch_size(8)] = 8,
@@ -155,6 +159,7 @@ def _benchmark(
         output_dir=output,
         num_inference_steps=num_inference_steps(model, steps, published.num_inference_steps),
         guidance_scale=guidance_of(model, guidance_scale, published.guidance_scale),
+        guidance_rescale=guidance_rescale,
         seed=seed,
         batch_size=batch_size,
         search_batch_size=search_batch_size,

@@ -45,6 +45,20 @@ def valid_seed(value: int) -> int:
     return value
 
 
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse a first seed whose last follower a `torch.Generator` does not take.
+
+    Args:
+        seed: seed of the first image.
+        count: images, of consecutive seeds.
+
+    Raises:
+        SettingError: the last seed is 2^63 or more.
+    """
+    if seed + count > 2**63:
+        raise SettingError(f"expected --seed such that {count} consecutive seeds are below 2**63, got {seed}")
+
+
 def check_output(folder: Path) -> None:
     """Refuse an output folder that cannot be written, without making it.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..maskers.config import LowRankMaskerConfig, MaskGeneratorConfig
-from ..searching.config import SearchConfig
+from ..settings import GUIDANCE_SCALE
 from ..zoo import defaults as bundled
 
-#: Guidance of any other model, in every command.
-GUIDANCE_SCALE: float = SearchConfig().guidance_scale
+_BUNDLED_FOLDER = Path(bundled.__file__).parent / "weights" / "shapes"
 #: Denoising steps of any other model.
 NUM_INFERENCE_STEPS = 25
 #: Steps of images that are measured; papers report FID at 50.
@@ -21,9 +21,11 @@ def is_bundled(model: str | None) -> bool:
     """Return whether a model is the bundled one.
 
     Args:
-        model: value of `--model`.
+        model: value of `--model`: its name, or the path of its folder.
     """
-    return model == "shapes"
+    if model is None or "\0" in model:
+        return False
+    return model == "shapes" or (Path(model).name == "shapes" and Path(model).resolve() == _BUNDLED_FOLDER.resolve())
 
 
 def guidance_scale(model: str | None, value: float | None, other: float = GUIDANCE_SCALE) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .checks import check_output
+from .checks import check_output, check_seeds
 from .defaults import guidance_scale as guidance_of
 from .defaults import num_inference_steps
 from .options import MAX_IMAGES, BundledGuidance, Seed, Steps, option, output
@@ -33,6 +33,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Compare the bundled model with and without masks, from the same noise: a judged table and a page."""
+    check_seeds(seed, count)
     check_output(output)
     run_demo(
         output,
@@ -66,14 +67,16 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
     from ..maskers import load
     from ..pipelines import silence_loading
     from ..sampling import generate
+    from ..sampling.supported_pipelines import check_steps
     from ..shapes.scenes import held_out_prompts
     from .demo_page import demo_page
     from .image_files import write_comparison
 
     start = time.monotonic()
-    make_folder(output)
     silence_loading()
     pipe = zoo.load("shapes")
+    check_steps(pipe.scheduler, steps)
+    make_folder(output)
     masker = load("shapes-masker", pipe)
     attach(pipe, masker)
     prompts = held_out_prompts(count)

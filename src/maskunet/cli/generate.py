@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DataError
-from .checks import check_output, finite, read_prompts
+from ..settings import MAX_PIXELS
+from .checks import check_output, check_seeds, finite, read_prompts
 from .defaults import guidance_scale as guidance_of
 from .defaults import is_bundled, num_inference_steps
 from .loading import describe_maskers, open_pipeline
@@ -17,6 +18,7 @@ from .options import (
     Device,
     Dtype,
     Guidance,
+    GuidanceRescale,
     MaskerSources,
     Model,
     NegativePrompt,
@@ -29,6 +31,10 @@ from .options import (
     option,
     output,
 )
+
+
+def _pixels(side: str) -> Any:
+    return option(text=f"{side} of the images in pixels.", default="the model's own", min=8, max=MAX_PIXELS)
 
 
 def generate(
@@ -65,6 +71,9 @@ def generate(
     negative_prompt: NegativePrompt = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    guidance_rescale: GuidanceRescale = 0.0,
+    height: Annotated[int | None, _pixels("Height")] = None,
+    width: Annotated[int | None, _pixels("Width")] = None,
     scheduler: Scheduler = None,
     seed: Seed = 0,
     batch_size: Annotated[int, batch_size(4)] = 4,
@@ -77,18 +86,23 @@ def generate(
         raise DataError("expected --masker or --syngen with --compare-base; without one there is nothing to compare")
     if strength != 1 and not masker:
         raise DataError("expected --masker with --strength; without masks there is nothing to weaken")
+    check_seeds(seed, len(prompts))
     check_output(output)
     options: dict[str, Any] = {
         "num_inference_steps": num_inference_steps(model, steps),
         "guidance_scale": guidance_of(model, guidance_scale),
         "negative_prompt": negative_prompt,
     }
+    further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
+    options |= {name: value for name, value in further.items() if value is not None}
     pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
 
     from ..evaluation.image_jobs import ImageJob, generate_missing
     from ..sampling import pipeline_side
+    from ..sampling.supported_pipelines import check_steps
     from .image_files import beside
 
+    check_steps(pipe.scheduler, options["num_inference_steps"])
     settings = options | {
         "model": model,
         "masker": describe_maskers(masker, compose),

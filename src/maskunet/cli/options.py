@@ -90,6 +90,16 @@ Steps = Annotated[
 MeasuredSteps = Annotated[int | None, option(text="Denoising steps.", default=_MEASURED, min=1, max=MAX_STEPS)]
 Guidance = Annotated[float | None, _guidance(_GUIDANCE)]
 BundledGuidance = Annotated[float | None, _guidance(f"{bundled.GUIDANCE_SCALE:g}, of the bundled model")]
+GuidanceRescale = Annotated[
+    float,
+    option(
+        text="Share of the guided output that is rescaled to the conditional one's deviation, from 0 to 1.",
+        default="0",
+        min=0,
+        max=1,
+        callback=finite,
+    ),
+]
 Seed = Annotated[int, option(text="Seed; image i starts from the noise of seed + i.", default=0, callback=valid_seed)]
 Limit = Annotated[int | None, option(text="Use the first N prompts.", default="all", min=1)]
 Rewards = Annotated[

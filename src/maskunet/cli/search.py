@@ -12,9 +12,10 @@ import typer
 from ..errors import CheckpointError, UnscoredError, first_line
 from ..searching.config import PRESETS, SearchConfig
 from ..zoo import defaults as bundled
-from .checks import check_output, read_prompts
+from .checks import check_output, check_seeds, read_prompts
 from .config_flags import ConfigFlags, shown, with_flags
-from .defaults import is_bundled
+from .defaults import GUIDANCE_SCALE
+from .defaults import guidance_scale as guidance_of
 from .loading import open_pipeline, open_reward, reward_sources
 from .options import (
     Device,
@@ -34,14 +35,14 @@ from .options import (
 
 def _default(name: str) -> str:
     """Return the default of a setting: that of the preset "default", and other presets' where they differ."""
+    if name == "guidance_scale":
+        return f"{GUIDANCE_SCALE:g}; {bundled.GUIDANCE_SCALE:g} with shapes"
     base = shown(getattr(SearchConfig(), name))
     others: dict[str, list[str]] = {}
     for preset in PRESETS:
         value = shown(getattr(SearchConfig.preset(preset), name))
         if value != base:
             others.setdefault(value, []).append(preset)
-    if name == "guidance_scale":
-        return f"{base}; {bundled.GUIDANCE_SCALE:g} with shapes"
     return "; ".join([base, *(f"{value} with preset {' or '.join(names)}" for value, names in others.items())])
 
 
@@ -78,8 +79,9 @@ def search(
     """
     prompts = read_prompts(prompt, prompts_file)
     sources = reward_sources(reward, model)
-    model_settings = {"guidance_scale": bundled.GUIDANCE_SCALE} if is_bundled(model) else {}
-    config = SearchConfig.preset(preset, **model_settings | settings)
+    guidance = guidance_of(model, settings.get("guidance_scale"))
+    config = SearchConfig.preset(preset, **settings | {"guidance_scale": guidance})
+    check_seeds(config.seed, len(prompts))
     check_output(output)
 
     from ..searching import search as run_search
@@ -136,8 +138,11 @@ def _is_finished(path: Path, prompt: str, seed: int, config: SearchConfig, setti
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    expected = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
-    return record.get("reward") is not None and all(record.get(key) == value for key, value in expected.items())
+    # A record of an earlier version lacks settings that came later; it was made with their defaults.
+    saved = json.loads(json.dumps(asdict(SearchConfig()))) | (record.get("config") or {})
+    expected = settings | {"prompt": prompt, "seed": seed}
+    is_same = saved == json.loads(json.dumps(asdict(config)))
+    return record.get("reward") is not None and is_same and all(record.get(k) == v for k, v in expected.items())
 
 
 def _open_decoder(source: str, pipe: Any) -> Any:

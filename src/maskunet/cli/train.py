@@ -14,7 +14,7 @@ from ..training.config import TrainConfig
 from ..zoo import defaults as bundled
 from .checks import check_output, finite
 from .config_flags import ConfigFlags, checked, shown, with_flags
-from .defaults import is_bundled, masker_defaults
+from .defaults import GUIDANCE_SCALE, is_bundled, masker_defaults
 from .loading import local_device, open_reward, reward_sources
 from .options import Device, option
 
@@ -23,8 +23,8 @@ _MASKER = masker_defaults()
 
 
 def _default(name: str) -> str:
-    base = shown(getattr(TrainConfig(), name))
-    with_shapes = shown(bundled.TRAIN.get(name, getattr(TrainConfig(), name)))
+    default = GUIDANCE_SCALE if name.endswith("guidance_scale") else getattr(TrainConfig(), name)
+    base, with_shapes = shown(default), shown(bundled.TRAIN.get(name, default))
     return base if with_shapes == base else f"{base}; {with_shapes} with shapes"
 
 
@@ -181,6 +181,7 @@ def train(
     from ..training import build_method, open_dataset
     from ..training import train as run_training
     from ..training.accelerator import resolve_precision
+    from ..training.arguments import check_scheduler
     from .dry_run import dry_run_training
 
     _check_run(config, output)
@@ -215,6 +216,7 @@ def train(
         "cache_dir": cache_dir,
     }
     resolve_precision(pipe, config)  # refused before images are encoded
+    check_scheduler(pipe, config)
     data, held_out = open_dataset(pipe, dataset, config, **options)
     process, processes = process_rank()
     if num_train_epochs is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import Command, new_app
-from .checks import check_output, finite
+from .checks import check_output, check_seeds, finite
 from .defaults import guidance_scale as guidance_of
 from .defaults import num_inference_steps
 from .loading import open_pipeline
@@ -56,15 +56,19 @@ def zoo_sample(
     device: Device = "cpu",
 ) -> None:
     """Generate a sheet of images from held-out prompts, and count how many match their prompt."""
+    check_seeds(seed, count)
     check_output(output.parent)
     pipe = open_pipeline(model, masker, device, None, None)
+    from ..sampling.supported_pipelines import check_steps
     from .image_files import write_sheet
 
+    steps = num_inference_steps(model, steps)
+    check_steps(pipe.scheduler, steps)
     correct = write_sheet(
         pipe,
         output,
         count=count,
-        steps=num_inference_steps(model, steps),
+        steps=steps,
         guidance_scale=guidance_of(model, guidance_scale),
         seed=seed,
     )

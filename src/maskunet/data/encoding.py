@@ -23,6 +23,7 @@ from .cache import EncodedParts, PartStore, read_cache, write_cache
 from .cropping import Cropper, Size
 from .images import ImageCaptions
 from .latents import CachedLatents, encode_posterior
+from .scaling import has_statistics, uses_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def encode_images(
             "random_flip": random_flip,
             "max_samples": max_samples,
             "seed": seed,
-            "autoencoder": _hash_vae(pipe.vae),
+            "autoencoder": _hash_vae(pipe),
         }
         if aspect_ratio_buckets:  # without them, a file has the name that earlier versions gave it
             settings["aspect_ratio_buckets"] = sizes
@@ -191,7 +192,8 @@ class _Encoder:
 
         def finish_batch(size: Size) -> None:
             indices, crops = zip(*batches.pop(size), strict=True)
-            means, stds = encode_posterior(self.pipe.vae, torch.stack(crops).float() / 255)
+            in_unit_range = torch.stack(crops).float() / 255
+            means, stds = encode_posterior(self.pipe.vae, in_unit_range, statistics=uses_statistics(self.pipe))
             posteriors.update(zip(indices, zip(means, stds, strict=True), strict=True))
             bar.update(len(crops))
 
@@ -230,9 +232,12 @@ def _log_skipped(images: ImageCaptions, used: int) -> None:
         )
 
 
-def _hash_vae(vae: Any) -> str:
+def _hash_vae(pipe: Any) -> str:
     """Return a SHA-256 of an autoencoder's parameters and of how its latents are scaled."""
+    vae = pipe.vae
     config = [getattr(vae.config, key, None) for key in ("shift_factor", "scaling_factor", "force_upcast")]
+    if uses_statistics(pipe) and has_statistics(vae):
+        config += [list(vae.config.latents_mean), list(vae.config.latents_std)]
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(vae.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

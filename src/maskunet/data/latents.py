@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..moving import cast, outside_inference_mode
 from ..relaxation import derive_seed
+from .scaling import scale_deviations, scale_latents
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
 
 @outside_inference_mode()
 @torch.no_grad()
-def encode_posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+def encode_posterior(vae: Any, images: Tensor, *, statistics: bool = True) -> tuple[Tensor, Tensor]:
     """Encode images to posterior means and standard deviations, scaled for the U-Net.
 
     An autoencoder with `force_upcast`, such as SDXL's, encodes in float32.
@@ -188,6 +189,7 @@ def encode_posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         vae: an `AutoencoderKL`.
         images: (B, 3, H, W) in [0, 1].
+        statistics: scale by the autoencoder's statistics, if it has them; see `scaling.uses_statistics`.
 
     Returns:
         Means and standard deviations (B, C, H/8, W/8), float16, on the CPU.
@@ -195,6 +197,6 @@ def encode_posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     is_upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     with cast(vae, torch.float32 if is_upcast else None):
         posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist
-    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
-    mean, std = ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
+    mean = scale_latents(vae, posterior.mean.float(), statistics=statistics)
+    std = scale_deviations(vae, posterior.std.float(), statistics=statistics)
     return mean.half().cpu(), std.half().cpu()

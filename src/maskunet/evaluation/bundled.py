@@ -5,17 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..pretrained import bundled_path
+from ..pipelines import is_bundled
 
-
-def is_bundled(pipe: Any) -> bool:
-    """Return whether a pipeline was loaded from the bundled model's folder.
-
-    Args:
-        pipe: a pipeline.
-    """
-    name = getattr(pipe, "name_or_path", None)
-    return bool(name) and Path(str(name)).resolve() == bundled_path("shapes").resolve()
+__all__ = ["is_bundled", "model_name"]
 
 
 def model_name(pipe: Any) -> str:

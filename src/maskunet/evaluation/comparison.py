@@ -98,7 +98,7 @@ def compare(
     seeds: int = 1,
     seed: int = 0,
     num_inference_steps: int = defaults.NUM_INFERENCE_STEPS,
-    guidance_scale: float = defaults.GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     batch_size: int = 64,
     features: Callable[[Tensor], Tensor] | None = None,
     reference: Tensor | None = None,
@@ -113,7 +113,7 @@ def compare(
         seeds: images per prompt and side, >= 1.
         seed: the noise of an image depends on this, on the number of its seed and on that of its prompt.
         num_inference_steps: denoising steps.
-        guidance_scale: strength of classifier-free guidance.
+        guidance_scale: strength of classifier-free guidance; the model's default if None.
         batch_size: prompts per call.
         features: maps images (N, 3, H, W) in [0, 1] to features (N, D), for FID; FID is not measured if None.
         reference: real images (M, 3, H, W) in [0, 1], for FID.

@@ -10,8 +10,10 @@ import torch
 
 from ..distributed import process_rank
 from ..errors import SettingError
-from ..pipelines import silence_loading
-from ..zoo.defaults import FEATURES, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, RESOLUTION
+from ..pipelines import default_guidance_scale, silence_loading
+from ..sampling.inputs import checked_seeds
+from ..sampling.supported_pipelines import check_steps
+from ..zoo.defaults import FEATURES, NUM_INFERENCE_STEPS, RESOLUTION
 from .bundled import is_bundled, model_name
 from .features import Features, load_features
 from .folder import folder_jobs, generate_folder, measure_folder
@@ -30,6 +32,7 @@ def measure_images(
     resolution: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
     seed: int = 0,
     batch_size: int = 8,
     settings: Mapping[str, Any] | None = None,
@@ -53,6 +56,7 @@ def measure_images(
         resolution: both sets are resized to this many pixels per side; 256, or 64 with the bundled model, if None.
         num_inference_steps: denoising steps, >= 1; 50, or 25 with the bundled model, if None.
         guidance_scale: strength of classifier-free guidance; 7.5, or 4 with the bundled model, if None.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
         seed: image i starts from the noise of `seed + i`.
         batch_size: prompts per call of the pipeline, >= 1.
         settings: further values of the record beside every image; images of other values are refused.
@@ -69,7 +73,7 @@ def measure_images(
         DataError: a folder cannot be used, or an image cannot be read.
         CheckpointError: a feature network cannot be read.
     """
-    GenerationSettings(None, num_inference_steps, guidance_scale, seed, batch_size)
+    GenerationSettings(None, num_inference_steps, guidance_scale, seed, batch_size, guidance_rescale=guidance_rescale)
     bundled = is_bundled(pipe)
     if pipe is not None and (isinstance(prompts, str) or not prompts):
         raise SettingError(f"expected a list of at least one prompt to generate from, got {prompts!r}")
@@ -91,11 +95,14 @@ def measure_images(
     )
     record: dict[str, Any] = dict(settings or {})
     if pipe is not None and prompts is not None:
-        steps, scale = (NUM_INFERENCE_STEPS, GUIDANCE_SCALE) if bundled else (50, 7.5)  # papers report FID at 50 steps
+        checked_seeds(seed, len(prompts))
+        steps = NUM_INFERENCE_STEPS if bundled else 50  # papers report FID at 50 steps
         options: dict[str, Any] = {
             "num_inference_steps": num_inference_steps or steps,
-            "guidance_scale": scale if guidance_scale is None else guidance_scale,
+            "guidance_scale": default_guidance_scale(pipe) if guidance_scale is None else guidance_scale,
         }
+        check_steps(pipe.scheduler, options["num_inference_steps"])
+        options |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
         record = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | record
         count = generate_folder(
             pipe,

@@ -66,6 +66,7 @@ class GenerationSettings(Settings):
         batch_size: prompts per call.
         search_batch_size: prompts per search.
         limit: use the first N prompts; all if None.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
 
     Raises:
         SettingError: a setting is out of range.
@@ -78,6 +79,7 @@ class GenerationSettings(Settings):
     batch_size: int = integer(8, at_least=1)
     search_batch_size: int = integer(1, at_least=1)
     limit: int | None = integer(None, at_least=1, optional=True)
+    guidance_rescale: float = number(0.0, at_least=0, at_most=1)
 
 
 def read_sides(sides: str | Sequence[str] | None, has_masker: bool) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def evaluate(
     output_dir: Source | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
     seed: int = 0,
     batch_size: int = 8,
     search_batch_size: int = 1,
@@ -86,6 +87,7 @@ def evaluate(
         num_inference_steps: denoising steps of every side, >= 1; the benchmark's number, or 25 with the bundled model, if
             None.
         guidance_scale: strength of classifier-free guidance; the benchmark's, or 4 with the bundled model, if None.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
         seed: seed of the noise.
         batch_size: prompts per call, >= 1.
         search_batch_size: prompts per search, >= 1.
@@ -108,7 +110,14 @@ def evaluate(
         TargetError: the masker was made for another model, or its masks are switched off.
     """
     numbers = GenerationSettings(
-        images_per_prompt, num_inference_steps, guidance_scale, seed, batch_size, search_batch_size, limit
+        images_per_prompt,
+        num_inference_steps,
+        guidance_scale,
+        seed,
+        batch_size,
+        search_batch_size,
+        limit,
+        guidance_rescale,
     )
     rank, world = process_rank()
     check_benchmark(
@@ -157,6 +166,7 @@ def evaluate(
                 names,
                 num_inference_steps=num_inference_steps or defaults.num_inference_steps,
                 guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+                guidance_rescale=guidance_rescale,
                 masker=masker_name,
                 reward=_load_reward(reward, reward_sources, pipe) if config is not None else None,
                 reward_sources=reward_sources,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attaching import disabled
 from ..rewards.base import Reward
 from ..sampling.generation import Side, pipeline_side
+from ..sampling.supported_pipelines import check_steps
 from ..searching import SearchConfig, search
 from ..syngen import shapes_phrases, syngen_side
 from ..syngen.guide import SCALE
@@ -49,7 +50,9 @@ def search_settings(config: SearchConfig) -> dict[str, Any]:
         config: settings of the search.
     """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return {name: value for name, value in values.items() if name not in _UNUSED}
+    # Records of earlier versions lack a setting that came later, so its default is not written.
+    unused = _UNUSED if config.guidance_rescale else (*_UNUSED, "guidance_rescale")
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def build_sides(
     *,
     num_inference_steps: int,
     guidance_scale: float,
+    guidance_rescale: float = 0.0,
     masker: str | None,
     reward: Reward | None,
     reward_sources: Sequence[str] | None,
@@ -88,6 +92,7 @@ def build_sides(
         names: names of `BENCHMARK_SIDES`.
         num_inference_steps: denoising steps of every side.
         guidance_scale: strength of classifier-free guidance of every side.
+        guidance_rescale: share of the guided output that every side rescales, in [0, 1].
         masker: name of the masker in the records.
         reward: the reward that searches optimise.
         reward_sources: descriptions that the reward was loaded from, for the records.
@@ -97,9 +102,12 @@ def build_sides(
         settings: further values of every record.
 
     Raises:
+        SettingError: the scheduler cannot take that number of steps.
         DataError: SynGen needs spaCy or its model, or the attention processors are not plain.
     """
     generation: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    generation |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
+    check_steps(pipe.scheduler, num_inference_steps)
     config = replace(search_config, **generation)
     shared = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | generation | dict(settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attaching import disabled
+from ..errors import SettingError
 from ..moving import outside_inference_mode
+from ..pipelines import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
-from .supported_pipelines import check_is_pipeline
+from .supported_pipelines import check_is_pipeline, check_steps
 
 #: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -28,8 +31,11 @@ def generate(
     *,
     seeds: Sequence[int] | int = 0,
     num_inference_steps: int = 25,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
     negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
     batch_size: int = 8,
     progress: bool = True,
     on_step: Callable[[float], None] | None = None,
@@ -41,15 +47,19 @@ def generate(
         prompts: N captions.
         seeds: one seed per prompt, or the first of N consecutive ones.
         num_inference_steps: denoising steps, 1 to 1000.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. 7.5, or 4 with the bundled model,
+            if None.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
         negative_prompt: prompt to steer away from.
+        height: height of the images in pixels; the model's own if None.
+        width: width of the images in pixels; the model's own if None.
         batch_size: prompts per call of the pipeline, >= 1.
         progress: show a progress bar.
         on_step: called after every denoising step with the finished share of the work, in (0, 1].
 
     Raises:
         DataError: no prompts.
-        SettingError: another number of seeds, or an option out of range.
+        SettingError: another number of seeds, an option out of range, or one that this kind of pipeline does not have.
         TargetError: no pipeline.
     """
     prompts = checked_prompts(prompts)
@@ -57,15 +67,25 @@ def generate(
     SamplingOptions(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
+        height=height,
+        width=width,
         batch_size=batch_size,
     )
     check_is_pipeline(pipe)
+    check_steps(pipe.scheduler, num_inference_steps)
+    if guidance_scale is None:
+        guidance_scale = default_guidance_scale(pipe)
+    further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
+    options = {name: value for name, value in further.items() if value is not None}
+    _check_options(pipe, options)
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "scheduler": type(pipe.scheduler).__name__,
+        **options,
     }
     bar_config = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)
@@ -83,11 +103,24 @@ def generate(
                 generator=generators,
                 output_type="np",
                 callback_on_step_end=_step_callback(on_step, start, len(chunk), len(prompts)),
+                **options,
             ).images
             images.append(torch.from_numpy(np.asarray(output, np.float32)).permute(0, 3, 1, 2))
     finally:
         pipe.set_progress_bar_config(**{"disable": False} | bar_config)
     return GeneratedImages(torch.cat(images), prompts, seeds, settings)
+
+
+def _check_options(pipe: Any, options: dict[str, Any]) -> None:
+    """Refuse options that the pipeline's call does not take, and a size that its autoencoder cannot decode."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if missing := [name for name in options if name not in parameters]:
+        raise SettingError(
+            f"expected a pipeline that takes {missing[0]}, {type(pipe).__name__} does not; leave it out"
+        )
+    for name in ("height", "width"):
+        if options.get(name, 0) % pipe.vae_scale_factor:
+            raise SettingError(f"expected {name} in multiples of {pipe.vae_scale_factor}, got {options[name]}")
 
 
 def _step_callback(

@@ -20,24 +20,26 @@ class SamplingOptions(Settings):
 
     Args:
         num_inference_steps: denoising steps, 1 to 1000.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. The model's default if None.
         negative_prompt: prompt to steer away from.
         height: height of the images in pixels; the model's own if None.
         width: width of the images in pixels; the model's own if None.
         eta: share of fresh noise in DDIM's steps, in [0, 1].
         batch_size: prompts per call of the pipeline, >= 1.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
 
     Raises:
         SettingError: an option is out of range.
     """
 
     num_inference_steps: int = integer(25, at_least=1, at_most=MAX_STEPS)
-    guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
+    guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     negative_prompt: str | None = text(None, optional=True)
     height: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
     width: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
     eta: float = number(0.0, at_least=0, at_most=1)
     batch_size: int = integer(8, at_least=1)
+    guidance_rescale: float = number(0.0, at_least=0, at_most=1)
 
 
 def checked_prompts(prompts: Any) -> list[str]:

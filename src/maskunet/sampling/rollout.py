@@ -33,7 +33,7 @@ def rollout_steps(index: int, total: int, count: int) -> list[int]:
 
 
 def roll_out(sampler: StepwiseSampler, output: Tensor, count: int, *, samples: Sequence[int] | None = None) -> Tensor:
-    """Return the clean latents (M, C, h, w) at the end of a roll-out; gradients flow.
+    """Return the clean latents (M, C, h, w) at the end of a roll-out, float32; gradients flow.
 
     Args:
         sampler: sampler at the step that the roll-out starts from; it is not changed.
@@ -41,12 +41,15 @@ def roll_out(sampler: StepwiseSampler, output: Tensor, count: int, *, samples: S
         count: calls of the U-Net, see `rollout_steps`; 0 returns the predicted clean latents.
         samples: indices of the M samples, ascending; all if None.
     """
-    index, scaled = sampler.index, sampler.scaled_latents(samples)
-    clean = sampler.pred_x0_at(index, scaled, output)
+    index, dtype = sampler.index, output.dtype
+    # In half precision the noise of late steps, a small difference of large numbers, would be lost.
+    scaled = sampler.scaled_latents(samples).float()
+    clean = sampler.pred_x0_at(index, scaled, output.float())
     for step in rollout_steps(index, len(sampler.timesteps), count):
         alpha, sigma = sampler.scales(index)
         noise = (scaled - alpha * clean) / sigma
         alpha, sigma = sampler.scales(step)
         index, scaled = step, alpha * clean + sigma * noise
-        clean = sampler.pred_x0_at(index, scaled, sampler.predict_at(index, scaled, samples))
+        output = sampler.predict_at(index, scaled.to(dtype), samples)
+        clean = sampler.pred_x0_at(index, scaled, output.float())
     return clean

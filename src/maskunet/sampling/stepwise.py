@@ -21,11 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attaching.batch_layout import CONDITIONAL, UNCONDITIONAL, BatchLayout, batch_layout
+from ..data.scaling import unscale_latents, uses_statistics
 from ..errors import SettingError
+from ..pipelines import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .offload import upcast_decoder, without_offload
+from .prediction import clean_latents, guide
 from .prompt_encoding import encode_prompts
-from .supported_pipelines import check_pipeline
+from .supported_pipelines import check_pipeline, check_steps
 
 
 class StepwiseSampler:
@@ -38,11 +41,12 @@ class StepwiseSampler:
         prompts: B captions.
         seeds: one seed per prompt. Noise is drawn on the CPU, so a seed means the same image on every device.
         num_inference_steps: denoising steps, 1 to 1000.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. The model's default if None.
         negative_prompt: prompt to steer away from.
         height: height of the images in pixels; the model's own if None.
         width: width of the images in pixels; the model's own if None.
         eta: share of fresh noise in DDIM's steps, in [0, 1]; other schedulers have no such setting.
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
 
     Raises:
         DataError: no prompts, or a pipeline or scheduler that `supported_pipelines` refuses.
@@ -56,17 +60,22 @@ class StepwiseSampler:
         *,
         seeds: Sequence[int],
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
     ) -> None:
         self.pipe, self.prompts = pipe, checked_prompts(prompts)
         seeds = checked_seeds(seeds, len(self.prompts))
-        SamplingOptions(num_inference_steps, guidance_scale, negative_prompt, height, width, eta)
+        SamplingOptions(
+            num_inference_steps, guidance_scale, negative_prompt, height, width, eta, guidance_rescale=guidance_rescale
+        )
         check_pipeline(pipe)
-        self.guidance_scale, self.is_guided = guidance_scale, guidance_scale > 1
+        check_steps(pipe.scheduler, num_inference_steps)
+        self.guidance_scale = default_guidance_scale(pipe) if guidance_scale is None else guidance_scale
+        self.guidance_rescale, self.is_guided = guidance_rescale, self.guidance_scale > 1
         self.device, self.dtype = pipe._execution_device, pipe.unet.dtype
         self._step_count, self._eta = num_inference_steps, eta
         factor = pipe.vae_scale_factor
@@ -177,7 +186,7 @@ class StepwiseSampler:
             unconditional: output without prompts, (M, C, h, w).
             conditional: output with prompts, (M, C, h, w).
         """
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return guide(unconditional, conditional, self.guidance_scale, self.guidance_rescale)
 
     def _call_unet(
         self, halves: tuple[int, ...], latents: Tensor, index: int, samples: Sequence[int] | None
@@ -233,20 +242,14 @@ class StepwiseSampler:
         return self.pred_x0_at(self.index, self.scaled_latents(samples), output)
 
     def pred_x0_at(self, index: int, scaled: Tensor, output: Tensor) -> Tensor:
-        """Return the predicted clean latents (M, C, h, w) at any step.
+        """Return the predicted clean latents (M, C, h, w) at any step, as the scheduler's step uses them.
 
         Args:
             index: index of the step.
             scaled: the scheduler's scaled latents, (M, C, h, w).
             output: output of `predict_at` for that step and these latents, (M, C, h, w).
         """
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type == "sample":
-            return output
-        alpha, sigma = self.scales(index)
-        if prediction_type == "v_prediction":
-            return alpha * scaled - sigma * output
-        return (scaled - sigma * output) / alpha
+        return clean_latents(self.scheduler, scaled, output, *self.scales(index))
 
     def advance(self, output: Tensor, *, gradient: bool = False) -> None:
         """Take the next step.
@@ -277,11 +280,9 @@ class StepwiseSampler:
             decoder: another decoder of the same latents, such as `AutoencoderTiny`; the pipeline's own if None.
         """
         vae = self.pipe.vae if decoder is None else decoder
-        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-        if mean is not None and std is not None:
-            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
-            latents = latents * std + mean * vae.config.scaling_factor
-        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        # Like the pipeline, which casts latents for an upcast decoder before it scales them.
+        latents = latents.to(torch.promote_types(latents.dtype, vae.dtype))
+        z = unscale_latents(vae, latents, statistics=uses_statistics(self.pipe))
         with torch.autocast(z.device.type, enabled=False):  # in the decoder's own precision, as the pipeline does
             images = vae.decode(z.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]

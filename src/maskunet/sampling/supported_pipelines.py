@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from ..errors import DataError, TargetError
+import torch
+
+from ..errors import DataError, SettingError, TargetError, first_line
 
 #: Schedulers whose steps `stepwise` describes; each is tested against its pipeline.
 SCHEDULERS = (
@@ -20,6 +23,8 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
+#: Schedulers of distilled models, which `generate` runs and the stepwise loop does not.
+_FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 
 
 def check_is_pipeline(pipe: Any) -> None:
@@ -62,3 +67,34 @@ def check_pipeline(pipe: Any) -> None:
             f"expected a text-to-image U-Net of {vae.latent_channels} input channels without guidance embedding, got "
             f"{unet.in_channels} channels; inpainting, image-to-image and distilled (LCM) models are not supported"
         )
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Refuse a number of denoising steps with which a scheduler fails, or leaves finite numbers.
+
+    Most schedulers cannot take every one of their training timesteps. A copy takes the steps on four numbers, without a
+    U-Net.
+
+    Args:
+        scheduler: a scheduler; one that this module does not name is not checked.
+        steps: denoising steps.
+
+    Raises:
+        SettingError: the scheduler cannot take so many or so few steps.
+    """
+    name = type(scheduler).__name__
+    if name not in (*SCHEDULERS, *_FEW_STEP_SCHEDULERS):
+        return
+    trial, reason = copy.deepcopy(scheduler), "its latents are no longer finite"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            trial.set_timesteps(steps, device="cpu")
+            x = torch.full((1, 4, 1, 1), float(trial.init_noise_sigma))
+            for timestep in trial.timesteps:
+                trial.scale_model_input(x, timestep)
+                x = trial.step(torch.zeros_like(x), timestep, x, return_dict=False)[0]
+            if bool(torch.isfinite(x).all()):
+                return
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+            reason = first_line(error) or type(error).__name__
+    raise SettingError(f"expected a number of steps that {name} can take, got {steps} ({reason}); take another number")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.scaling import has_statistics, uses_statistics
 from ..errors import SettingError
 from ..rewards.base import Reward
 from ..sampling.supported_pipelines import check_is_pipeline
@@ -36,3 +37,8 @@ def check_arguments(pipe: Any, reward: Any, config: Any, decoder: Any, on_step: 
     if on_step is not None and not callable(on_step):
         raise SettingError(f"expected on_step to be a function of the search's state, got {type(on_step).__name__}")
     check_is_pipeline(pipe)
+    if decoder is not None and uses_statistics(pipe) and has_statistics(pipe.vae) and not has_statistics(decoder):
+        raise SettingError(
+            "expected a decoder of this model's latents, whose config has latents_mean and latents_std as its "
+            f"autoencoder's has, got a {type(decoder).__name__} without; search without it"
+        )

@@ -31,7 +31,8 @@ class SearchConfig(Settings):
 
     Main:
         num_inference_steps: denoising steps, 1 to 1000.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. 7.5, or 4 with the bundled model,
+            if None.
         negative_prompt: prompt to steer away from.
         height: height of the images in pixels; the model's own if None.
         width: width of the images in pixels; the model's own if None.
@@ -47,6 +48,7 @@ class SearchConfig(Settings):
         target_reward: a sample leaves a step once it has reached this reward, and keeps its masks; None for never.
 
     Fine-tuning:
+        guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
         halves: masked half of a guided batch: "both" (paper), or "conditional", whose unconditional half is computed once
             per step, so that an iteration costs half.
         preview_size: the reward sees images decoded from latents that are averaged down to about this many pixels per
@@ -66,7 +68,7 @@ class SearchConfig(Settings):
     """
 
     num_inference_steps: int = integer(15, at_least=1, at_most=1000)
-    guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
+    guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     negative_prompt: str | None = text(None, optional=True)
     height: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
     width: int | None = integer(None, at_least=8, at_most=MAX_PIXELS, optional=True)
@@ -88,6 +90,7 @@ class SearchConfig(Settings):
     reuse: bool = flag(True)
     gradient_checkpointing: bool = flag(False)
     compare_base: bool = flag(True)
+    guidance_rescale: float = number(0.0, at_least=0, at_most=1)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SearchConfig:

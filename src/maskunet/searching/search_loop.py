@@ -28,6 +28,7 @@ from ..attaching import attach, attachment_of
 from ..errors import UnscoredError, first_line
 from ..maskers import MaskSchedule
 from ..network import Network
+from ..pipelines import default_guidance_scale
 from ..rewards.base import Reward
 from ..rewards.registry import as_reward
 from ..sampling.inputs import checked_prompts, checked_seeds
@@ -45,7 +46,7 @@ from .progress import SearchState, StepCallback
 from .result import SearchResult
 from .searched_masks import SearchedMasks
 
-_SAMPLING_OPTIONS = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width")
+_SAMPLING_OPTIONS = ("num_inference_steps", "guidance_scale", "guidance_rescale", "negative_prompt", "height", "width")
 
 
 @torch.inference_mode(False)
@@ -88,6 +89,8 @@ def search(
     """
     config = SearchConfig() if config is None else config
     check_arguments(pipe, reward, config, decoder, on_step)
+    if config.guidance_scale is None:
+        config = replace(config, guidance_scale=default_guidance_scale(pipe))
     prompts = checked_prompts(prompts)
     seeds = checked_seeds(config.seed if seeds is None else seeds, len(prompts))
     reward = as_reward(reward, device=pipe._execution_device, dtype=pipe.unet.dtype)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..attaching import attachment_of, disabled
 from ..errors import DataError
 from ..maskers import parts_of
+from ..pipelines import default_guidance_scale
 from ..sampling.freezing import frozen
 from ..sampling.generation import Side
 from ..sampling.inputs import SamplingOptions
@@ -81,7 +82,7 @@ def syngen(
     steps: int | None = None,
     resolution: int | None = None,
     num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     **options: Any,
 ) -> GeneratedImages:
     """Generate images with the attention of each modifier bound to that of its noun.
@@ -99,8 +100,9 @@ def syngen(
         resolution: rows of the attention maps in the loss, >= 1. If None a quarter of the latents', as in the original (16
             for 512 pixels, 24 for 768), and at least 8.
         num_inference_steps: denoising steps, 1 to 1000; 50 in the original.
-        guidance_scale: strength of classifier-free guidance; 1 or less switches it off.
-        options: further options of `StepwiseSampler`: negative_prompt, height, width, eta.
+        guidance_scale: strength of classifier-free guidance; 1 or less switches it off. 7.5, or 4 with the bundled model,
+            if None.
+        options: further options of `StepwiseSampler`: guidance_rescale, negative_prompt, height, width, eta.
 
     Raises:
         SettingError: an option out of range, or another number of seeds.
@@ -108,12 +110,15 @@ def syngen(
             more than plain attention or have no maps of this resolution, the U-Net is offloaded by groups of layers, or
             `StepwiseSampler` refuses the pipeline.
     """
+    guidance_scale = default_guidance_scale(pipe) if guidance_scale is None else guidance_scale
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "syngen_scale": scale,
         "scheduler": type(pipe.scheduler).__name__,
     }
+    if rescale := options.get("guidance_rescale"):
+        settings["guidance_rescale"] = rescale
     sampling = options | {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     SynGenOptions(scale=scale, steps=steps, resolution=resolution, **sampling)
     parse = phrases or syntax_phrases()

@@ -10,10 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ..data import CachedLatents
+from ..diffusion import NoiseSchedule
 from ..errors import SettingError
 from ..maskers import Masker
 from ..maskers import load as load_masker
+from ..pipelines import default_guidance_scale
 from ..rewards import Reward, as_reward
+from ..sampling.supported_pipelines import check_steps
 from .base import Method
 from .config import TrainConfig
 from .dataset import open_dataset
@@ -66,6 +69,37 @@ def check_arguments(pipe: Any, method: Any, dataset: Any, validation: Any, rewar
         raise SettingError("expected a reward for objective 'reward', got None; set reward")
     if config.objective != "reward" and reward is not None:
         raise SettingError(f"expected objective 'reward' with a reward, got {config.objective!r}; set objective")
+
+
+def check_scheduler(pipe: Any, config: TrainConfig) -> NoiseSchedule:
+    """Return the noise schedule to train on; refuse a scheduler that has none, or cannot take the steps of the run's images.
+
+    Args:
+        pipe: the pipeline.
+        config: settings of the run.
+
+    Raises:
+        DataError: the scheduler has no noise schedule.
+        SettingError: it cannot take that number of steps.
+    """
+    schedule = NoiseSchedule(pipe.scheduler)
+    if config.validation_prompts:
+        check_steps(pipe.scheduler, config.validation_num_inference_steps)
+    if config.objective == "reward":
+        check_steps(pipe.scheduler, config.reward_num_inference_steps)
+    return schedule
+
+
+def resolve_guidance(pipe: Any, config: TrainConfig) -> TrainConfig:
+    """Return the settings with the model's own guidance where they leave it open.
+
+    Args:
+        pipe: the pipeline.
+        config: settings of the run.
+    """
+    names = ("reward_guidance_scale", "validation_guidance_scale")
+    missing = [name for name in names if getattr(config, name) is None]
+    return replace(config, **dict.fromkeys(missing, default_guidance_scale(pipe)))
 
 
 def as_method(method: Method | Masker | Source, pipe: Any, config: TrainConfig) -> Method:

@@ -19,9 +19,9 @@ class Batch:
     """One process's share of a step.
 
     Args:
-        latents: clean latents (B, C, H/8, W/8), on the U-Net's device and in its dtype.
+        latents: clean latents (B, C, H/8, W/8), float32 on the U-Net's device; noise is added before it is cast.
         prompt_embeds: embeddings of the captions (B, L, D), after dropout.
-        noise: noise of the latents' shape.
+        noise: noise of the latents' shape, float32.
         timesteps: training timesteps (B,), integers.
         conditions: further keyword arguments of the U-Net.
         seeds: B seeds, one per sample, of everything random about it.
@@ -118,7 +118,7 @@ class BatchSampler:
         conditions: dict[str, Any] = {}
         if pooled is not None:
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": self._time_ids(indices, latents)}
-        latents, noise = latents.to(unet.device, unet.dtype), noise.to(unet.device, unet.dtype)
+        latents, noise = latents.to(unet.device), noise.to(unet.device)
         return Batch(latents, embeds, noise, timesteps.to(unet.device), conditions, seeds, captions)
 
     def _time_ids(self, indices: Sequence[int], latents: Tensor) -> Tensor:

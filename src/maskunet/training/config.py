@@ -56,7 +56,7 @@ class TrainConfig(Settings):
         reward_weight: weight of the reward in the objective "reward".
         reward_batch_size: samples of each batch that are generated and rewarded.
         reward_num_inference_steps: denoising steps of those samples, by the pipeline's own scheduler.
-        reward_guidance_scale: strength of their classifier-free guidance.
+        reward_guidance_scale: strength of their classifier-free guidance; the model's default if None.
         refl_start: ReFL takes the reward at a random step after this share of the steps.
         draft_steps: K of DRaFT-K, gradients through the last K steps instead of ReFL; None for ReFL.
         validation_rewards: held-out captions whose finished images are rewarded at each comparison.
@@ -65,7 +65,7 @@ class TrainConfig(Settings):
         validation_batch_size: samples per validation call; `train_batch_size` if None.
         validation_prompts: prompts of images that are generated at each comparison; none by default.
         validation_num_inference_steps: denoising steps of those images.
-        validation_guidance_scale: strength of their classifier-free guidance.
+        validation_guidance_scale: strength of their classifier-free guidance; the model's default if None.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: keep the last N checkpoints; all if None.
         resume_from_checkpoint: "latest", a checkpoint's name, or None to refuse a folder that holds a run.
@@ -109,7 +109,7 @@ class TrainConfig(Settings):
     reward_weight: float = number(0.01, at_least=0)
     reward_batch_size: int = integer(1, at_least=1)
     reward_num_inference_steps: int = integer(15, at_least=1, at_most=1000)
-    reward_guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
+    reward_guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     refl_start: float = number(0.5, at_least=0, below=1)
     draft_steps: int | None = integer(None, at_least=1, optional=True)
     validation_rewards: int = integer(32, at_least=0)
@@ -118,7 +118,7 @@ class TrainConfig(Settings):
     validation_steps: int = integer(250, at_least=1)
     validation_prompts: tuple[str, ...] = texts()
     validation_num_inference_steps: int = integer(25, at_least=1, at_most=1000)
-    validation_guidance_scale: float = number(7.5, at_least=0, at_most=MAX_GUIDANCE_SCALE)
+    validation_guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE_SCALE, optional=True)
     checkpointing_steps: int = integer(250, at_least=1)
     checkpoints_total_limit: int | None = integer(None, at_least=1, optional=True)
     resume_from_checkpoint: str | None = text("latest", optional=True)

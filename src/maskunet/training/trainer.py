@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from tqdm.auto import tqdm
 
 from ..attaching import attachment_of, disabled
@@ -30,7 +29,16 @@ from ..relaxation import derive_seed
 from ..rewards import Reward
 from ..sampling.freezing import frozen
 from .accelerator import build_accelerator, end_run, resolve_precision, start_trackers, tf32_products
-from .arguments import RewardLike, Source, as_datasets, as_method, as_training_reward, check_arguments
+from .arguments import (
+    RewardLike,
+    Source,
+    as_datasets,
+    as_method,
+    as_training_reward,
+    check_arguments,
+    check_scheduler,
+    resolve_guidance,
+)
 from .base import Method
 from .batches import BatchSampler
 from .checkpoints import FINGERPRINTS, Checkpoints
@@ -106,15 +114,16 @@ def train(
 
     Raises:
         SettingError: an argument of another type, or settings that do not fit each other, the device or the method.
-        DataError: a data set or precision that cannot be trained on, or the tenth step in a row without a finite loss and
-            finite gradients; such a step is skipped, and counted in the log as `skipped_steps`.
+        DataError: a data set, precision or scheduler that cannot be trained on, or the tenth step in a row without a finite
+            loss and finite gradients; such a step is skipped, and counted in the log as `skipped_steps`.
         CheckpointError: `output_dir` holds a run with other settings, or cannot be written; no masker at its source.
         TargetError: the masker was made for another U-Net.
         RewardError: an unknown reward, or one without a gradient.
     """
     config = TrainConfig() if config is None else config
     check_arguments(pipe, method, dataset, validation, reward, config)
-    config = resolve_precision(pipe, config)
+    scheduler = check_scheduler(pipe, config)  # refused before images are encoded
+    config = resolve_precision(pipe, resolve_guidance(pipe, config))
     folder = Path(output_dir)
     accelerator = build_accelerator(pipe, config, folder)
     is_main, world_size, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
@@ -131,9 +140,6 @@ def train(
     if is_main:
         checkpoints.create_folder()
     accelerator.wait_for_everyone()
-    # Noise is added on the training schedule, whichever scheduler samples.
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    num_timesteps = scheduler.config.num_train_timesteps
     rng_state = torch.get_rng_state()
     with (
         tf32_products(accelerator.device, config.allow_tf32),
@@ -144,8 +150,8 @@ def train(
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         # The processes' batches have one size, so that two processes equal one with a batch twice as large.
         group_size = config.train_batch_size * world_size
-        sampler = BatchSampler(pipe, dataset, embeds, config, num_timesteps, group_size)
-        held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, num_timesteps)
+        sampler = BatchSampler(pipe, dataset, embeds, config, scheduler.num_timesteps, group_size)
+        held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, scheduler.num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
         with disabled(pipe) if kept is None else contextlib.nullcontext():

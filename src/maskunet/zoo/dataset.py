@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import CachedLatents, encode_posterior
+from ..data.scaling import uses_statistics
 from ..errors import DataError
 from ..shapes.drawing import STYLES, draw
 from ..shapes.scenes import Scene, training_scene
@@ -56,7 +57,8 @@ def encode_scenes(
         raise DataError(f"expected scenes and a style among {STYLES}, got {len(scenes)} scenes and {style!r}")
     means, stds = [], []
     for start in tqdm(range(0, len(scenes), _CHUNK), desc="encode images", disable=not progress):
-        mean, std = encode_posterior(pipe.vae, draw(scenes[start : start + _CHUNK], style))
+        images = draw(scenes[start : start + _CHUNK], style)
+        mean, std = encode_posterior(pipe.vae, images, statistics=uses_statistics(pipe))
         means.append(mean)
         stds.append(std)
     source = next(name for name, world_style in WORLDS.items() if world_style == style)

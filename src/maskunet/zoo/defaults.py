@@ -1,14 +1,16 @@
 """Defaults of the bundled model: the settings that commands, the page and studies use for `shapes` if you set none.
 
-Imports nothing, so that the command line can show them at once.
+Imports no torch, so that the command line can show them at once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..settings import BUNDLED_GUIDANCE_SCALE
+
 #: Classifier-free guidance of images and of validation.
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = BUNDLED_GUIDANCE_SCALE
 #: Denoising steps.
 NUM_INFERENCE_STEPS = 25
 #: Height and width of an image, in pixels.
