@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, ModelHook, SequentialHook
@@ -19,6 +20,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..errors import DataError
+from .supported_pipelines import is_xl
 
 
 class _SuspendedHook(ModelHook):  # type: ignore[misc]
@@ -82,6 +84,15 @@ def _has_group_offload(module: nn.Module) -> bool:
     return registry is not None and registry.get_hook("group_offloading") is not None
 
 
+def is_grouped(network: Any) -> bool:
+    """Return whether diffusers offloads a network, or a part of it, by groups of layers.
+
+    Args:
+        network: a network; anything that is not a module is not.
+    """
+    return isinstance(network, nn.Module) and any(map(_has_group_offload, network.modules()))
+
+
 @contextlib.contextmanager
 def without_offload(*networks: Any) -> Iterator[None]:
     """Keep networks on their execution device; afterwards they are offloaded again, by the hooks they had.
@@ -93,11 +104,7 @@ def without_offload(*networks: Any) -> Iterator[None]:
         DataError: a network is offloaded by groups of layers.
     """
     modules = [m for network in networks if isinstance(network, nn.Module) for m in network.modules()]
-    grouped = {
-        type(network).__name__
-        for network in networks
-        if isinstance(network, nn.Module) and any(map(_has_group_offload, network.modules()))
-    }
+    grouped = {type(network).__name__ for network in networks if is_grouped(network)}
     if grouped:
         raise DataError(
             f"expected {' and '.join(sorted(grouped))} without diffusers' group offload where gradients flow, since its "
@@ -119,6 +126,9 @@ def without_offload(*networks: Any) -> Iterator[None]:
         yield
 
 
+_upcast: WeakSet[nn.Module] = WeakSet()  # decoders inside `upcast_decoder`
+
+
 @contextlib.contextmanager
 def upcast_decoder(pipe: Any) -> Iterator[None]:
     """Run an autoencoder that overflows in half precision, such as SDXL's, in single precision inside the context.
@@ -130,7 +140,30 @@ def upcast_decoder(pipe: Any) -> Iterator[None]:
     try:
         if overflows:
             pipe.vae.to(torch.float32)
+            _upcast.add(pipe.vae)
         yield
     finally:
         if overflows:
+            _upcast.discard(pipe.vae)
             pipe.vae.to(torch.float16)
+
+
+@contextlib.contextmanager
+def pipeline_precision(pipe: Any) -> Iterator[None]:
+    """Run the autoencoder in the precision that the pipeline itself decodes in; only XL's pipelines upcast it.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+    """
+    if is_xl(pipe):
+        with upcast_decoder(pipe):
+            yield
+        return
+    is_upcast = pipe.vae in _upcast
+    try:
+        if is_upcast:
+            pipe.vae.to(torch.float16)
+        yield
+    finally:
+        if is_upcast:
+            pipe.vae.to(torch.float32)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..attaching.batch_layout import CONDITIONAL, UNCONDITIONAL, BatchLayout, batch_layout
 from ..errors import SettingError
+from .final_step import final_images, unscaled
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
-from .offload import upcast_decoder, without_offload
 from .prompt_encoding import encode_prompts
 from .supported_pipelines import check_pipeline
 
@@ -266,8 +266,11 @@ class StepwiseSampler:
         """Take the remaining steps without gradients and return the images (B, 3, H, W) in [0, 1], on the CPU."""
         while not self.is_finished:
             self.advance(self.predict())
-        with without_offload(self.pipe.vae), upcast_decoder(self.pipe):
-            return self.decode(self.latents).cpu()
+        return self.final_images()
+
+    def final_images(self) -> Tensor:
+        """Return the images (B, 3, H, W) of the last latents as the pipeline makes them, in [0, 1], on the CPU."""
+        return final_images(self.pipe, self.latents, self.generators, self.prompt_embeds.dtype)
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:
         """Decode clean latents to images (M, 3, H, W) in [0, 1]; gradients flow.
@@ -277,11 +280,7 @@ class StepwiseSampler:
             decoder: another decoder of the same latents, such as `AutoencoderTiny`; the pipeline's own if None.
         """
         vae = self.pipe.vae if decoder is None else decoder
-        mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
-        if mean is not None and std is not None:
-            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (mean, std))
-            latents = latents * std + mean * vae.config.scaling_factor
-        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        z = unscaled(vae, latents)
         with torch.autocast(z.device.type, enabled=False):  # in the decoder's own precision, as the pipeline does
             images = vae.decode(z.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]

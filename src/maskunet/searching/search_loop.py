@@ -192,8 +192,7 @@ class _SearchLoop:
                     self._take_step()
                     bar.update()
                     bar.set_postfix(self.history.latest())
-            with torch.no_grad():
-                return self.sampler.decode(self.sampler.latents).cpu()
+            return self.sampler.final_images()
         finally:
             if self.cache is not None:
                 self.cache.remove()
