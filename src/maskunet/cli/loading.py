@@ -120,7 +120,16 @@ def masker_to_attach(source: str | None) -> Any:
     if source is None:
         return None
     masker = open_masker(source)
-    return masker if _searched_masks(source) else source
+    return masker if is_search_output(source) else source
+
+
+def is_search_output(source: str) -> bool:
+    """Return whether a source is the output folder of a search.
+
+    Args:
+        source: a masker or a model, as the command line takes it.
+    """
+    return bool(_searched_masks(source))
 
 
 def _searched_masks(source: str) -> list[Path]:
