@@ -66,12 +66,28 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "differing"),
-    [(["--learning-rate", 0.5], "config"), (["--seed", 3], "config, seed"), (["--reward", "shapes"], "reward_sources")],
+    [
+        (["--learning-rate", 0.5], "config"),
+        (["--seed", 3], "config, seed"),
+        (["--reward", "shapes"], "reward_sources"),
+    ],
 )
 def test_another_search_is_refused_before_it_begins(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[object], differing: str
 ) -> None:
-    words = ["search", "--prompt", "a red circle", "--steps", 1, "--iterations", 0, "--candidates", 1, "--device", "cpu"]
+    words = [
+        "search",
+        "--prompt",
+        "a red circle",
+        "--steps",
+        1,
+        "--iterations",
+        0,
+        "--candidates",
+        1,
+        "--device",
+        "cpu",
+    ]
     code, _, err = run(*words, "--output", "found")
     assert code == 0, err
     before = {path: path.read_bytes() for path in (tmp_path / "found").rglob("*") if path.is_file()}

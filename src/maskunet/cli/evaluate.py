@@ -84,9 +84,7 @@ def evaluate(
     for name in features or []:
         check_features(name)
     if not features and not is_bundled(model):
-        raise SettingError(
-            f"expected --features ({FEATURE_NAMES}); only the model shapes has a default"
-        )
+        raise SettingError(f"expected --features ({FEATURE_NAMES}); only the model shapes has a default")
     published = COCO_PROTOCOLS.get(protocol or "")
     if protocol is not None and published is None:
         raise SettingError(f"expected --protocol to be one of {', '.join(COCO_PROTOCOLS)}, got {protocol!r}")

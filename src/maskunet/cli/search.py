@@ -87,6 +87,7 @@ def search(
     for job in jobs:
         _is_finished(*job, config, known)  # another search's output is refused before anything is loaded
 
+    from ..evaluation.image_reader import warn_black
     from ..searching import search as run_search
     from .loading import local_device
 
@@ -115,6 +116,7 @@ def search(
         for i in range(len(texts)):
             typer.echo(f"{start + i:05d}  {_summary(result, i)}")
     typer.echo(f"{len(prompts)} images in {output}; their masks in {output / 'masks'}")
+    warn_black(output, [path.with_suffix(".png") for path, _, _ in jobs])
 
 
 def _save(result: Any, output: Path, first: int, record: dict[str, Any]) -> None:

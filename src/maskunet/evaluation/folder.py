@@ -25,7 +25,7 @@ from ..metrics.distances import (
 from ..sampling.generation import pipeline_side
 from .features import Features
 from .image_jobs import ImageJob, generate_missing
-from .image_reader import image_files, read_images
+from .image_reader import read_images
 
 #: Precision and recall need the third neighbour of every image.
 MIN_IMAGES = 4
@@ -131,7 +131,7 @@ def check_captions(captions: Sequence[str] | None, files: Sequence[Path]) -> Non
     """
     if captions is not None and len(captions) != len(files):
         raise DataError(
-            f"expected one prompt for each of {len(files)} images, got {len(captions)}; --limit N measures the first N of both"
+            f"expected one prompt for each of {len(files)} images, got {len(captions)}; --limit N takes the first N"
         )
 
 
@@ -185,7 +185,7 @@ def measure_files(
         batches = read_images(files, features.resolution or resolution, batch_size, features.fit)
         total = -(-len(files) // batch_size)
         bar = tqdm(batches, "features", total, disable=not progress, leave=False)
-        return require_finite(torch.cat([features(batch) for batch in bar]), name)
+        return require_finite(torch.cat([features(batch) for batch in bar]), name, files)
 
     def has(metric: str) -> bool:
         return features.metrics is None or metric in features.metrics
@@ -196,7 +196,7 @@ def measure_files(
     metrics: dict[str, float] = {"n": len(files)}
     if captions is not None and has("clip_score") and features.texts(captions[:1]) is not None:
         chunks = [features.texts(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
-        texts = require_finite(torch.cat([c for c in chunks if c is not None]), "the prompts")
+        texts = require_finite(torch.cat([c for c in chunks if c is not None]), "the prompts", captions)
         metrics["clip_score"] = float((images * texts).sum(-1).mean())
     if real_files is None:
         return metrics

@@ -153,4 +153,3 @@ def images_of_jobs(images: Iterable[BenchmarkImage], jobs: Sequence[ImageJob] | 
         return list(images)
     files = {job.file for job in jobs}
     return [image for image in images if image.file in files]
-

@@ -58,10 +58,10 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there are none, or the folder holds the sides of a benchmark.
     """
-    inside, below = [], []
-    for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            (inside if file.parent == folder else below).append(file)
+    files = sorted(folder.rglob("*")) if folder.is_dir() else []
+    files = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
+    inside = [file for file in files if file.parent == folder]
+    below = [file for file in files if file.parent != folder]
     if not inside and not below:
         raise DataError(f"expected a folder with images ({', '.join(sorted(SUFFIXES))}), got {folder}")
     if not inside and (folder / "summary.json").is_file():
@@ -152,7 +152,23 @@ def black_note(name: str, count: int, total: int) -> str:
     if not count:
         return ""
     return (
-        f"{count} of {total} images of {name} are black and count as they are: a safety checker blackens what it flags, and "
-        "float16 can overflow to black; to compare the models themselves, set pipe.safety_checker = None (in a folder's "
-        'model_index.json "safety_checker": [null, null]) or use float32, and generate into a new folder'
+        f"{count} of {total} images of {name} are black and count as they are: the model's safety checker blackens what it "
+        "flags, and float16 can overflow to black; if they should not, set pipe.safety_checker = None (or, in the folder's "
+        'model_index.json, "safety_checker": [null, null]), or use float32, and generate again into a new folder'
     )
+
+
+def warn_black(folder: Path, files: Sequence[Path]) -> int:
+    """Warn of black images; return how many there are.
+
+    Args:
+        folder: their folder, for the message.
+        files: image files.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    count = count_black(files)
+    if note := black_note(str(folder), count, len(files)):
+        logger.warning("%s", note)
+    return count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from .bundled import is_bundled, model_name
 from .features import Features, features_class, load_features
 from .folder import check_captions, check_reference, folder_jobs, generate_folder, measure_files, prompts_beside
 from .image_jobs import wait_for_images
-from .image_reader import black_note, count_black, image_files
+from .image_reader import image_files, warn_black
 from .published import FEATURE_NAMES, GenerationSettings
 from .report import ImageReport
-
-logger = logging.getLogger(__name__)
 
 
 def measure_images(
@@ -46,8 +43,10 @@ def measure_images(
     """Measure a folder of images: FID, KID, CMMD, precision and recall, CLIP score.
 
     With a pipeline the images are generated first, one per prompt; those that exist already are kept, so that the same
-    call resumes. Only these images are measured, whatever else the folder holds. Without a pipeline it is the images
-    directly in the folder (those of its subfolders if it has none itself), by name. Under `torchrun`, every process generates its part of the images and the first one measures them.
+    call resumes. These images are measured and no others, whatever else the folder holds. Without a pipeline, the images
+    directly in the folder are measured, or those of its subfolders if it has none itself.
+
+    Under `torchrun`, every process generates its part of the images and the first one measures them.
 
     Args:
         images: the folder of images.
@@ -82,9 +81,7 @@ def measure_images(
     if isinstance(prompts, str) or (pipe is not None and not prompts):
         raise SettingError(f"expected a list of at least one prompt, got {prompts!r}")
     if features is None and not bundled:
-        raise SettingError(
-            f"expected features (--features {FEATURE_NAMES}); only the bundled model has a default"
-        )
+        raise SettingError(f"expected features (--features {FEATURE_NAMES}); only the bundled model has a default")
     if resolution is not None and resolution < 8:
         raise SettingError(f"expected resolution to be an integer >= 8, got {resolution}")
     resolution = resolution or (RESOLUTION if bundled else 256)
@@ -135,9 +132,7 @@ def measure_images(
             wait_for_images(folder_jobs(captions, folder, seed))
     if rank > 0:
         return ImageReport({})
-    black = count_black(files)
-    if note := black_note(str(folder), black, len(files)):
-        logger.warning("%s", note)
+    black = warn_black(folder, files)
     metrics = {
         name: measure_files(files, real_files, space, resolution=resolution, captions=captions, progress=progress)
         for name, space in loaded.items()

@@ -95,7 +95,9 @@ class ImageReport:
         if not self.metrics:
             return ""
         total = int(next(iter(self.metrics.values()))["n"])
-        note = black_note(str(self.settings.get("images", "the folder")), self.settings.get("black_images") or 0, total)
+        note = black_note(
+            str(self.settings.get("images", "the folder")), self.settings.get("black_images") or 0, total
+        )
         return _with_notes("\n".join(lines), [note] if note else [])
 
     def to_dict(self) -> dict[str, Any]:

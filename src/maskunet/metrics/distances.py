@@ -7,6 +7,8 @@ Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     return float(offset + covariances[0].trace() + covariances[1].trace() - 2 * roots)
 
 
-def require_finite(features: Tensor, source: str) -> Tensor:
+def require_finite(features: Tensor, source: str, items: Sequence[object] | None = None) -> Tensor:
     """Return features that are all finite, and small enough to be multiplied.
 
     LAPACK reads past its arrays on NaN, which ends the process; other distances return a number that means nothing.
@@ -42,6 +44,7 @@ def require_finite(features: Tensor, source: str) -> Tensor:
     Args:
         features: (N, D) features.
         source: what they are of, for the error.
+        items: N names, for the error; numbers if None.
 
     Raises:
         DataError: a value is NaN, infinite or huge.
@@ -49,10 +52,10 @@ def require_finite(features: Tensor, source: str) -> Tensor:
     is_finite = (features.abs() < _HUGE).flatten(1).all(1)  # false for NaN
     if bool(is_finite.all()):
         return features
-    count, first = int((~is_finite).sum()), int((~is_finite).nonzero()[0])
+    bad = (~is_finite).nonzero().flatten().tolist()
     raise DataError(
-        f"expected finite features of {source}, got NaN, infinite or huge ones for {count} of {len(features)} images, first for "
-        f"number {first}; look at that image, or compute the features in float32"
+        f"expected finite features of {source}, got NaN, infinite or huge ones for {len(bad)} of {len(features)}, first for "
+        f"{f'number {bad[0]}' if items is None else items[bad[0]]}; look at it, or compute the features in float32"
     )
 
 
