@@ -74,6 +74,25 @@ def _json_text(value: Any, indent: str) -> str:
     return "[\n" + ",\n".join(inner + _json_text(item, inner) for item in items) + f"\n{indent}]"
 
 
+def read_object(path: Path, expected: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the error.
+
+    Raises:
+        DataError: it cannot be read, or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"expected {expected} in {path}, could not read it: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"expected {expected} in {path}, a JSON object, got {type(value).__name__}")
+    return value
+
+
 def save_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, then rename it.
 

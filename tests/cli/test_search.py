@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from diffusers import AutoencoderTiny
 from PIL import Image
 
@@ -50,14 +51,70 @@ def test_search_then_generate(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
     assert out.count("reward") == 1  # the finished one is not made again
     assert (tmp_path / "found" / "00000.json").is_file()
-    code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
-    assert out.count("reward") == 2  # other settings, other images
     (tmp_path / "found" / "00001.png").unlink()
-    code, out, err = run(*words, "--learning-rate", 0.5, "--device", "cpu", "--output", "found")
+    code, out, err = run(*words, "--learning-rate", 1, "--device", "cpu", "--output", "found")
     assert out.count("reward") == 1  # a record whose image is gone is not a finished one
     code, out, _ = run("info", "found/masks/00001")
     assert code == 0
     assert "MaskSchedule" in out
+    code, out, err = run("info", "found")
+    assert code == 0, err
+    assert "merged 2 schedules of found by majority" in out
+    assert "MaskSchedule" in out
+    assert "(mean over its timesteps)" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        (["--learning-rate", 0.5], "config"),
+        (["--seed", 3], "config, seed"),
+        (["--reward", "shapes"], "reward_sources"),
+    ],
+)
+def test_another_search_is_refused_before_it_begins(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[object], differing: str
+) -> None:
+    words = [
+        "search",
+        "--prompt",
+        "a red circle",
+        "--steps",
+        1,
+        "--iterations",
+        0,
+        "--candidates",
+        1,
+        "--device",
+        "cpu",
+    ]
+    code, _, err = run(*words, "--output", "found")
+    assert code == 0, err
+    before = {path: path.read_bytes() for path in (tmp_path / "found").rglob("*") if path.is_file()}
+    monkeypatch.setattr("maskunet.cli.search.open_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    code, _, err = run(*words, *changes, "--output", "found")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"this very search, {differing} differ in 00000.json; choose another --output" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "found").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "\udcff"])
+def test_a_broken_record_is_one_line(run: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "00000.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    words = ["search", "--prompt", "a red circle", "--steps", 1, "--device", "cpu", "--output", "found"]
+    code, _, err = run(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected a search's record in found/00000.json" in err
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that root cannot write")
+def test_a_folder_that_cannot_be_made_is_refused_before_the_search(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskunet.cli.search.open_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("maskunet.cli.search.open_reward", lambda *_, **__: pytest.fail("a reward was loaded"))
+    code, _, err = run("search", "--prompt", "a red circle", "--output", "/proc/x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected a folder that can be written, got /proc/x" in err
 
 
 def test_the_drafted_noise_is_printed_and_gives_the_image_again(run: Run, tmp_path: Path) -> None:
@@ -83,7 +140,7 @@ def test_preview_decoder(run: Run, tmp_path: Path) -> None:
     words = ["search", "--prompt", "a red circle", "--steps", 1, "--iterations", 1, "--device", "cpu"]
     code, _, err = run(*words, "--preview-decoder", "tiny")
     assert code == 0, err
-    code, _, err = run(*words, "--preview-decoder", "other")
+    code, _, err = run(*words, "--preview-decoder", "other", "--output", "another")
     assert (code, "latent channels" in err) == (2, True)
 
 

@@ -1,18 +1,25 @@
-"""Inception's features through a network of the same interface, and one clear error for each missing part."""
+"""CMMD as published; Inception's features through a network of the same interface, and an error for each missing part."""
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPModel
 
-from maskunet.errors import CheckpointError, DataError
-from maskunet.evaluation.features import load_features
+from maskunet.errors import CheckpointError, DataError, SettingError
+from maskunet.evaluation import measure_images
+from maskunet.evaluation.features import CmmdFeatures, features_class, load_features
+from maskunet.evaluation.published import CMMD_CLIP
 
 
 class Network(nn.Module):
@@ -82,3 +89,58 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(DataError, match=r"pip install 'maskunet\[inception\]'"):
         load_features("inception")
+
+
+def published_cmmd(folder: Path, first: list[Path], second: list[Path]) -> float:
+    """The authors' procedure, written out: centre square, Pillow's bicubic to the network's side, sigma 10, times 1000."""
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    network = CLIPModel.from_pretrained(folder)
+
+    def embed(files: list[Path]) -> Tensor:
+        rows = []
+        for file in files:
+            image = Image.open(file).convert("RGB")
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.crop((left, top, left + side, top + side)).resize((28, 28), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+            mean, std = (torch.tensor(config[name])[:, None, None] for name in ("image_mean", "image_std"))
+            with torch.no_grad():
+                state = network.vision_model(pixel_values=((pixels - mean) / std)[None]).pooler_output
+                embedding = network.visual_projection(state)[0]
+            rows.append(embedding / embedding.norm())
+        return torch.stack(rows).double()
+
+    x, y = embed(first), embed(second)
+
+    def kernel(a: Tensor, b: Tensor) -> float:
+        return float(torch.exp(-(a[:, None] - b[None]).square().sum(-1) / (2 * 10**2)).mean())
+
+    return 1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
+
+
+def test_cmmd_is_that_of_its_authors(clip_folder: Path, tmp_path: Path) -> None:
+    sets = []
+    for name, low in (("real", 0), ("generated", 120)):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            values = np.random.default_rng(i + low).integers(low, 256, (40 + i, 90, 3), dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / name / f"{i}.png")
+        sets.append(sorted((tmp_path / name).iterdir()))
+    expected = published_cmmd(clip_folder, sets[1], sets[0])
+    options: dict[str, Any] = {"reference": tmp_path / "real", "progress": False}
+    report = measure_images(tmp_path / "generated", f"cmmd:{clip_folder}", resolution=64, **options)
+    ((name, values),) = report.metrics.items()
+    assert values == {"n": 5, "n_reference": 5, "cmmd": pytest.approx(expected, rel=1e-4)}
+    assert expected > 1e-3
+    # A space that is read at the report's resolution gives another figure.
+    other = measure_images(tmp_path / "generated", f"clip:{clip_folder}", resolution=64, **options)
+    assert abs(next(iter(other.metrics.values()))["cmmd"] / expected - 1) > 1e-3
+
+
+def test_cmmd_without_a_source_is_the_published_network() -> None:
+    assert features_class("cmmd") == (CmmdFeatures, "")
+    assert CMMD_CLIP == "openai/clip-vit-large-patch14-336"
+    for name in ("cmmd:", "inception:", "inception:x", "clip", "clip:"):
+        with pytest.raises(SettingError, match="clip:SOURCE, cmmd, dinov2:SOURCE, inception or shapes"):
+            features_class(name)

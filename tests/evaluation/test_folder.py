@@ -15,8 +15,9 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 import maskunet as mu
 from maskunet.errors import DataError
-from maskunet.evaluation.features import load_features
-from maskunet.evaluation.folder import generate_folder, image_files, measure_folder, prompts_beside, read_images
+from maskunet.evaluation.features import Features, load_features
+from maskunet.evaluation.folder import generate_folder, measure_files, prompts_beside
+from maskunet.evaluation.image_reader import image_files, read_images
 from maskunet.images import save_png, to_pil
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import Scene, training_scene
@@ -35,6 +36,15 @@ def write(folder: Path, scenes: list[Scene], style: str = "plain") -> Path:
 
 def read(folder: Path) -> list[bytes]:
     return [np.asarray(Image.open(f)).tobytes() for f in image_files(folder)]
+
+
+def measure(
+    generated: Path, reference: Path | None, features: Features, prompts: list[str] | None = None
+) -> dict[str, float]:
+    files = image_files(generated)
+    real = None if reference is None else image_files(reference)
+    captions = prompts_beside(files) if prompts is None else prompts
+    return measure_files(files, real, features, resolution=64, captions=captions, progress=False)
 
 
 def test_several_processes_and_resumed_runs_give_the_images_of_one_run(
@@ -61,19 +71,19 @@ def test_bundled_features_tell_worlds_and_captions_apart(tmp_path: Path) -> None
     first = write(tmp_path / "first", [training_scene(i, 5) for i in range(120)])
     same = write(tmp_path / "same", [training_scene(i, 6) for i in range(120)])
     art = write(tmp_path / "art", [training_scene(i, 5) for i in range(120)], "art")
-    near = measure_folder(first, same, features, resolution=64, progress=False)
-    far = measure_folder(art, same, features, resolution=64, progress=False)
+    near = measure(first, same, features)
+    far = measure(art, same, features)
     assert near["n"] == near["n_reference"] == 120
     for name in ("fid", "kid", "cmmd"):
         assert near[name] < far[name], name
     assert abs(near["kid"]) < 3 * near["kid_std"] + 1e-3
     assert near["precision"] > 0.6
     assert near["recall"] > 0.6
-    itself = measure_folder(first, first, features, resolution=64, progress=False)
+    itself = measure(first, first, features)
     assert itself["fid"] == pytest.approx(0, abs=1e-3)
     assert itself["precision"] == itself["recall"] == 1
     shuffled = [training_scene(i + 1, 5).caption for i in range(120)]
-    wrong = measure_folder(first, None, features, resolution=64, prompts=shuffled, progress=False)
+    wrong = measure(first, None, features, shuffled)
     assert near["clip_score"] > wrong["clip_score"] + 0.05
     assert "fid" not in wrong
 

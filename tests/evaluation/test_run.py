@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import maskunet as mu
@@ -16,12 +18,14 @@ from maskunet.attaching import attachment_of
 from maskunet.errors import MaskUNetError
 from maskunet.evaluation import GenEval, evaluate, score_images
 from maskunet.evaluation.detectors import JudgeDetector
-from maskunet.maskers import RandomMasks
+from maskunet.maskers import FixedMasks, RandomMasks
 from maskunet.searching import SearchConfig
 from maskunet.shapes.drawing import draw
 from maskunet.shapes.scenes import held_out_prompts, held_out_scenes
+from tiny_checker import add_checker
 
 QUICK: dict[str, Any] = {"limit": 2, "images_per_prompt": 1, "num_inference_steps": 1, "progress": False}
+KEY = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,42 @@ def test_geneval_of_base_masker_search_and_syngen(shapes: Any, tmp_path: Path) -
     assert report.scores is not None
     assert scored.scores.values["images"].tolist() == report.scores.values["masker"].tolist()
     assert not (tmp_path / "masker" / "results.jsonl").exists()
+
+
+def test_every_side_asks_the_safety_checker_and_black_images_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = mu.zoo.load("shapes")
+    # Without guided steps and masks, all sides are the base.
+    options = QUICK | {"sides": "base,masker,search,syngen", "search_config": SearchConfig(candidates=1, iterations=0)}
+    mu.attach(pipe, FixedMasks({KEY: torch.ones_like(pipe.unet.get_submodule(KEY).weight)}))
+    plain = evaluate(pipe, **options, output_dir=tmp_path / "plain")
+    assert plain.settings["black_images"] == {side: [0, 2] for side in ("base", "masker", "search", "syngen")}
+    assert "black" not in plain.to_markdown()
+    assert not caplog.messages
+
+    def images(folder: str, side: str) -> list[Tensor]:
+        return [
+            torch.from_numpy(np.array(Image.open(tmp_path / folder / side / f"0000{i}" / "samples" / "0000.png")))
+            for i in range(2)
+        ]
+
+    flagged, passed = (image.permute(2, 0, 1) / 255 for image in images("plain", "base"))
+    add_checker(pipe, flagged, passed)
+    report = evaluate(pipe, **options, output_dir=tmp_path / "checked")
+    assert report.settings["black_images"] == {side: [1, 2] for side in ("base", "masker", "search", "syngen")}
+    for side in ("base", "masker", "search", "syngen"):
+        first, second = images("checked", side)
+        assert int(first.max()) == 0
+        assert torch.equal(second, images("plain", side)[1])
+        note = next(line for line in report.to_markdown().splitlines() if f"images of {side} " in line)
+        assert note.startswith(f"1 of 2 images of {side} are black")
+        assert "pipe.safety_checker = None" in note
+        assert note in caplog.messages
+    again = evaluate(pipe, **options, output_dir=tmp_path / "checked")  # images of an earlier run count, too
+    assert again.to_dict() == report.to_dict()
+    scored = score_images(tmp_path / "checked" / "search", detector="judge", progress=False)
+    assert scored.settings["black_images"] == {"images": [1, 2]}
 
 
 def test_an_attached_masker_is_a_side_and_is_told_apart(shapes: Any, tmp_path: Path) -> None:

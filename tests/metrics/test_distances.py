@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,6 +33,31 @@ def test_same_set_is_at_zero_and_order_does_not_matter() -> None:
     a, b = torch.randn(64, 5), torch.randn(80, 5) * 2 + 1
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+
+
+METRICS = [frechet_distance, kernel_distance, gaussian_distance, precision_recall]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e200])
+@pytest.mark.parametrize("which", [0, 1])
+def test_values_that_are_not_finite_are_refused(metric: Callable[..., Any], value: float, which: int) -> None:
+    """NaN crashed the process in the Fréchet distance, and the others returned a number."""
+    sets = [torch.randn(8, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)]
+    sets[which][3, 2] = value
+    name = ("first", "second")[which]
+    message = (
+        rf"finite features of the {name} set, got NaN, infinite or huge ones for 1 of {8 + which}, first for number 3"
+    )
+    with pytest.raises(DataError, match=message):
+        metric(*sets)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_large_values_are_measured(metric: Callable[..., Any]) -> None:
+    sets = torch.randn(8, 5) * 1e18, torch.randn(9, 5) * 1e18
+    values = metric(*sets)
+    assert all(math.isfinite(value) for value in (values if isinstance(values, tuple) else (values,)))
 
 
 def test_bad_sets_are_refused() -> None:

@@ -68,9 +68,24 @@ def test_an_old_record_never_lies_beside_a_new_image(
 
     monkeypatch.setattr(target, fail)
     with pytest.raises((CheckpointError, DataError), match="no space left"):
-        result.save(tmp_path)
+        result.save(tmp_path, overwrite=True)
     assert not list(tmp_path.glob("*.json"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_earlier_result_is_not_replaced(result: SearchResult, tmp_path: Path) -> None:
+    result.save(tmp_path, first=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for first in (0, 1, 2):
+        with pytest.raises(DataError, match=r"with 0000[12]\.json; choose another folder, or pass overwrite=True"):
+            result.save(tmp_path, first=first)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    result.save(tmp_path, first=3)
+    result.save(tmp_path, first=1, overwrite=True)
+    (tmp_path / "00001.json").unlink()  # an image without its record was interrupted
+    (tmp_path / "00002.json").unlink()
+    result.save(tmp_path, first=1)
+    assert len(list(tmp_path.glob("*.json"))) == 4
 
 
 def test_unscored_images_are_returned_and_saved(pipe: Any, result: SearchResult, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..attaching import disabled
 from ..errors import SettingError
 from ..evaluation.comparison import SIDES
 from ..evaluation.features import load_features
-from ..evaluation.folder import image_files, read_images
+from ..evaluation.image_reader import image_files, read_images
 from ..metrics.distances import frechet_distance
 from ..metrics.intervals import Estimate, student
 from ..plotting import COLOURS, MARKERS, new_mosaic

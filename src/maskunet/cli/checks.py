@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..errors import DataError, SettingError, first_line
+from ..evaluation.published import FEATURE_NAMES
 
 
 def finite(value: float | None) -> float | None:
@@ -70,11 +72,14 @@ def check_output(folder: Path) -> None:
     """
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        is_writable = existing.is_dir() and os.access(existing, os.W_OK)
-        reason = f"{existing} {'cannot be written' if existing.is_dir() else 'is a file'}"
+        reason = "" if existing.is_dir() else f"{existing} is a file"
+        if not reason:
+            # Permissions say too much to root, who still cannot write to /proc or to a read-only disk.
+            with tempfile.TemporaryDirectory(dir=existing):
+                pass
     except (OSError, ValueError) as error:
-        is_writable, reason = False, first_line(error)
-    if not is_writable:
+        reason = first_line(error)
+    if reason:
         raise DataError(f"expected a folder that can be written, got {folder}: {reason}")
 
 
@@ -122,8 +127,8 @@ def check_features(name: str) -> None:
         SettingError: an unknown kind, or no source.
     """
     kind, _, source = name.partition(":")
-    if not (name in ("inception", "shapes") or (kind in ("clip", "dinov2") and source)):
-        raise SettingError(f"expected --features to be clip:SOURCE, dinov2:SOURCE, inception or shapes, got {name!r}")
+    if not (name in ("cmmd", "inception", "shapes") or (kind in ("clip", "cmmd", "dinov2") and source)):
+        raise SettingError(f"expected --features to be {FEATURE_NAMES}, got {name!r}")
 
 
 def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingError
-from ..evaluation.published import COCO_PROTOCOLS
+from ..evaluation.published import COCO_PROTOCOLS, FEATURE_NAMES
 from ..settings import MAX_PIXELS
 from ..zoo import defaults as bundled
 from .checks import check_exists, check_features, check_output, read_prompts
@@ -21,7 +21,6 @@ from .options import (
     Dtype,
     Guidance,
     GuidanceRescale,
-    Limit,
     MaskerSources,
     MeasuredSteps,
     OptionalModel,
@@ -50,7 +49,7 @@ def evaluate(
     features: Annotated[
         list[str] | None,
         option(
-            text="Feature space: clip:SOURCE, dinov2:SOURCE, inception or shapes (the bundled CLIP); may be repeated.",
+            text="Feature space: clip:SOURCE, cmmd (as published), dinov2:SOURCE, inception or shapes; may be repeated.",
             default=f"{bundled.FEATURES} with shapes, else required",
         ),
     ] = None,
@@ -70,7 +69,9 @@ def evaluate(
     annotations: Annotated[
         Path | None, option(text="COCO's caption annotations, for --protocol.", default="none")
     ] = None,
-    limit: Limit = None,
+    limit: Annotated[
+        int | None, option(text="Use the first N prompts, and the first N images of --images.", default="all", min=1)
+    ] = None,
     output: Annotated[Path, output("Folder for metrics.json and metrics.md.", "evaluation")] = Path("evaluation"),
     steps: MeasuredSteps = None,
     guidance_scale: Guidance = None,
@@ -87,9 +88,7 @@ def evaluate(
     for name in features or []:
         check_features(name)
     if not features and not is_bundled(model):
-        raise SettingError(
-            "expected --features (clip:SOURCE, dinov2:SOURCE, inception, shapes); only shapes has a default"
-        )
+        raise SettingError(f"expected --features ({FEATURE_NAMES}); only the model shapes has a default")
     published = COCO_PROTOCOLS.get(protocol or "")
     if protocol is not None and published is None:
         raise SettingError(f"expected --protocol to be one of {', '.join(COCO_PROTOCOLS)}, got {protocol!r}")
@@ -108,9 +107,9 @@ def evaluate(
     if published is not None and annotations is not None:
         from ..evaluation.coco import coco_captions
 
-        prompts = coco_captions(annotations, published.count, seed)[:limit]
+        prompts = coco_captions(annotations, published.count, seed)
     elif model is not None or prompts_file is not None:
-        prompts = read_prompts(None, prompts_file)[:limit]
+        prompts = read_prompts(None, prompts_file)
 
     from ..evaluation import measure_images
 
@@ -122,6 +121,7 @@ def evaluate(
         pipe=pipe,
         prompts=prompts,
         reference=reference,
+        limit=limit,
         resolution=resolution or (published.resolution if published else None),
         num_inference_steps=num_inference_steps(model, steps, MEASURED_STEPS),
         guidance_scale=guidance_of(model, guidance_scale),

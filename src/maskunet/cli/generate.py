@@ -98,6 +98,7 @@ def generate(
     pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
 
     from ..evaluation.image_jobs import ImageJob, generate_missing
+    from ..evaluation.image_reader import warn_black
     from ..sampling import pipeline_side
     from ..sampling.supported_pipelines import check_steps
     from .image_files import beside
@@ -127,3 +128,4 @@ def generate(
     ]
     count = generate_missing(side, jobs, settings=settings, batch_size=batch_size)
     typer.echo(f"{count} images made, {len(jobs)} in {output}")
+    warn_black(output, [job.file for job in jobs])

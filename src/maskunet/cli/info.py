@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import CheckpointError, MaskUNetError
+from .loading import is_search_output, open_masker
 from .options import option
 
 
 def info(
     source: Annotated[
-        str, typer.Argument(help="Masker (a folder, a hub id or 'shapes-masker') or model (as for --model).")
+        str, typer.Argument(help="Masker (as for --masker, also a search's output folder) or model (as for --model).")
     ],
     targets: Annotated[
         str, option(text="Layers to count in a model: a preset, a regular expression.", default="decoder-attention")
@@ -52,11 +53,13 @@ def _masker_lines(masker: Any) -> list[str]:
 
 def _density(masker: Any) -> str:
     """Return the kept fraction, where it can be known without running a model."""
-    from ..maskers import FixedMasks, MaskTable, RandomMasks
+    from ..maskers import FixedMasks, MaskSchedule, MaskTable, RandomMasks
     from ..relaxation import threshold
 
     if isinstance(masker, RandomMasks):
         return f"{masker.density} (drawn)"
+    if isinstance(masker, MaskSchedule):
+        return f"{float(masker.density().mean()):.4f} (mean over its timesteps)"
     if isinstance(masker, FixedMasks):
         layers = masker.network.layers
         kept = sum(float(masker[layer.name].float().mean()) * layer.weights for layer in layers)
@@ -91,6 +94,8 @@ def describe_source(source: str, targets: str) -> list[str]:
     from ..pipelines import load_pipeline, silence_loading
     from ..targets import describe
 
+    if is_search_output(source):
+        return _masker_lines(open_masker(source))
     path = zoo.path(source) if source == "shapes-masker" else Path(source)
     if (path / CONFIG).is_file() and not (path / "model_index.json").is_file():
         return _masker_lines(load(path))

@@ -198,7 +198,16 @@ def masker_to_attach(values: Sequence[str] | None, compose: str | None = None) -
     """
     masker = open_maskers(values, compose)
     sources = list(masker_sources(values or ()).values())
-    return sources[0] if len(sources) == 1 and not _searched_masks(sources[0]) else masker
+    return sources[0] if len(sources) == 1 and not is_search_output(sources[0]) else masker
+
+
+def is_search_output(source: str) -> bool:
+    """Return whether a source is the output folder of a search.
+
+    Args:
+        source: a masker or a model, as the command line takes it.
+    """
+    return bool(_searched_masks(source))
 
 
 def _searched_masks(source: str) -> list[Path]:

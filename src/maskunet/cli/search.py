@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import CheckpointError, UnscoredError, first_line
+from ..errors import CheckpointError, DataError, UnscoredError, first_line
+from ..files import read_object
 from ..searching.config import PRESETS, SearchConfig
 from ..zoo import defaults as bundled
 from .checks import check_output, check_seeds, read_prompts
@@ -83,7 +84,12 @@ def search(
     config = SearchConfig.preset(preset, **settings | {"guidance_scale": guidance})
     check_seeds(config.seed, len(prompts))
     check_output(output)
+    jobs = [(output / f"{i:05d}.json", text, config.seed + i) for i, text in enumerate(prompts)]
+    known = {"model": model, "masker": masker, "reward_sources": sources, "preview_decoder": preview_decoder}
+    for job in jobs:
+        _is_finished(*job, config, known)  # another search's output is refused before anything is loaded
 
+    from ..evaluation.image_reader import warn_black
     from ..searching import search as run_search
     from .loading import local_device
 
@@ -92,20 +98,16 @@ def search(
     pipe = open_pipeline(model, masker, device, dtype, scheduler)
     loaded_reward = loaded_reward.to(pipe.unet.device, pipe.unet.dtype)
     decoder = _open_decoder(preview_decoder, pipe) if preview_decoder is not None else None
-    record = {
-        "model": model,
-        "masker": masker,
+    record = known | {
         "scheduler": type(pipe.scheduler).__name__,
         "rewards": loaded_reward.name,
-        "reward_sources": sources,
-        "preview_decoder": preview_decoder,
         "dtype": str(pipe.unet.dtype),
     }
+    finished = [_is_finished(*job, config, record) for job in jobs]
     for start in range(0, len(prompts), batch_size):
         texts = prompts[start : start + batch_size]
         seeds = [config.seed + start + i for i in range(len(texts))]
-        jobs = zip(range(start, start + len(texts)), texts, seeds, strict=True)
-        if all(_is_finished(output / f"{i:05d}.json", text, seed, config, record) for i, text, seed in jobs):
+        if all(finished[start : start + batch_size]):
             continue
         try:
             result = run_search(pipe, texts, loaded_reward, config, seeds=seeds, decoder=decoder)
@@ -116,33 +118,39 @@ def search(
         for i in range(len(texts)):
             typer.echo(f"{start + i:05d}  {_summary(result, i)}")
     typer.echo(f"{len(prompts)} images in {output}; their masks in {output / 'masks'}")
+    warn_black(output, [path.with_suffix(".png") for path, _, _ in jobs])
 
 
 def _save(result: Any, output: Path, first: int, record: dict[str, Any]) -> None:
-    replace(result, settings={**result.settings, **record}).save(output, first=first)
+    replace(result, settings={**result.settings, **record}).save(output, first=first, overwrite=True)
 
 
 def _summary(result: Any, index: int) -> str:
     base = "" if result.base_rewards is None else f"{float(result.base_rewards[index]):.4f} -> "
     start_seed = result.start_seeds[index]
     noise = "" if start_seed == result.seeds[index] else f"  from noise {start_seed}"
+    if float(result.rewards[index]) != float(result.search_rewards[index]):
+        noise = f"  the seed's own image, better than the search's {float(result.search_rewards[index]):.4f}"
     return f"reward {base}{float(result.rewards[index]):.4f}  {result.prompts[index]}{noise}"
 
 
 def _is_finished(path: Path, prompt: str, seed: int, config: SearchConfig, settings: dict[str, Any]) -> bool:
-    """Return whether an earlier call with the same settings finished the image of a record."""
-    masks = path.parent / "masks" / path.stem
-    if not (path.is_file() and path.with_suffix(".png").is_file() and masks.is_dir()):
+    """Return whether an earlier call with the same settings finished the image of a record; refuse another's record."""
+    if not path.exists():
         return False
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
+    record = read_object(path, "a search's record")
     # A record of an earlier version lacks settings that came later; it was made with their defaults.
-    saved = json.loads(json.dumps(asdict(SearchConfig()))) | (record.get("config") or {})
-    expected = settings | {"prompt": prompt, "seed": seed}
-    is_same = saved == json.loads(json.dumps(asdict(config)))
-    return record.get("reward") is not None and is_same and all(record.get(k) == v for k, v in expected.items())
+    defaults = json.loads(json.dumps(asdict(SearchConfig())))
+    saved = record.get("config")
+    record["config"] = defaults | saved if isinstance(saved, dict) else saved
+    expected = settings | {"prompt": prompt, "seed": seed, "config": json.loads(json.dumps(asdict(config)))}
+    if differing := sorted(key for key, value in expected.items() if record.get(key) != value):
+        raise DataError(
+            f"expected {path.parent} to be empty or to hold this very search, {', '.join(differing)} differ in {path.name}; "
+            "choose another --output"
+        )
+    masks = path.parent / "masks" / path.stem
+    return record.get("reward") is not None and path.with_suffix(".png").is_file() and masks.is_dir()
 
 
 def _open_decoder(source: str, pipe: Any) -> Any:

@@ -1,6 +1,7 @@
 """Feature spaces in which distances between sets of images are measured.
 
-    clip:SOURCE       pooled features of a CLIP vision tower (CMMD, CLIP score)
+    clip:SOURCE       pooled features of a CLIP vision tower (CLIP score)
+    cmmd              CMMD as published: CLIP ViT-L/14 at 336 pixels, read as its authors do; cmmd:SOURCE for a copy of it
     dinov2:SOURCE     the class token of a DINOv2 (FD-DINOv2)
     inception         Inception v3's 2048 features (FID as published), through torchmetrics and torch-fidelity
     shapes            pooled features of the bundled CLIP
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,26 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DataError, SettingError, first_line
 from ..pretrained import bundled_path
+from .image_reader import Fit, centre_first, shorter_side_first
+from .published import CMMD_CLIP, FEATURE_NAMES
 
 
 class Features(ABC):
     """A feature space of images.
 
+    A space that published figures read in its own way sets `resolution`, `fit` and `metrics`.
+
     Args:
         source: folder or hub id of the model.
         device: where it runs.
     """
+
+    #: Pixels per side that images are read at; None for the resolution of the report.
+    resolution: int | None = None
+    #: Makes an image a square of that side.
+    fit: Fit = staticmethod(shorter_side_first)
+    #: The metrics of this space; all if None.
+    metrics: tuple[str, ...] | None = None
 
     def __init__(self, source: str, device: torch.device | str) -> None:
         self.source, self.device = source, torch.device(device)
@@ -124,6 +136,21 @@ class ClipFeatures(_Vision):
         return F.normalize(features, dim=-1).cpu()
 
 
+class CmmdFeatures(ClipFeatures):
+    """CLIP's features for CMMD as published: the centre square of the file itself, resized to the network's input.
+
+    Reference: Jayasumana et al., "Rethinking FID: Towards a Better Evaluation Metric for Image Generation", CVPR 2024, and
+    its code (google-research/cmmd): Pillow's bicubic to 336 pixels, features of unit length, sigma 10, times 1000.
+    """
+
+    fit = staticmethod(centre_first)
+    metrics = ("cmmd",)
+
+    def __init__(self, source: str, device: torch.device | str) -> None:
+        super().__init__(source or CMMD_CLIP, device)
+        self.resolution = self.side
+
+
 class Dinov2Features(_Vision):
     """The class token of DINOv2 after its last norm, as FD-DINOv2 takes it."""
 
@@ -181,18 +208,37 @@ class InceptionFeatures(Features):
 
 
 #: Feature spaces by kind; a new one is a class and a line here.
-KINDS: dict[str, Callable[[str, torch.device | str], Features]] = {
+KINDS: dict[str, type[Features]] = {
     "clip": ClipFeatures,
+    "cmmd": CmmdFeatures,
     "dinov2": Dinov2Features,
     "inception": InceptionFeatures,
 }
+
+
+def features_class(name: str) -> tuple[type[Features], str]:
+    """Return the class and the source of a feature space, without loading it.
+
+    Args:
+        name: "clip:SOURCE", "cmmd", "cmmd:SOURCE", "dinov2:SOURCE", "inception" or "shapes".
+
+    Raises:
+        SettingError: an unknown name.
+    """
+    if name == "shapes":
+        name = f"clip:{bundled_path('shapes-clip')}"
+    kind, separator, source = name.partition(":")
+    takes_none = kind in ("inception", "cmmd") and not separator
+    if kind not in KINDS or not (takes_none or (source and kind != "inception")):
+        raise SettingError(f"expected features {FEATURE_NAMES}, got {name!r}")
+    return KINDS[kind], source
 
 
 def load_features(name: str, device: torch.device | str = "cpu") -> Features:
     """Load a feature space by name.
 
     Args:
-        name: "clip:SOURCE", "dinov2:SOURCE", "inception" or "shapes".
+        name: "clip:SOURCE", "cmmd", "cmmd:SOURCE", "dinov2:SOURCE", "inception" or "shapes".
         device: where the model runs.
 
     Raises:
@@ -200,9 +246,5 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
         DataError: a missing extra.
         CheckpointError: the model cannot be read.
     """
-    if name == "shapes":
-        name = f"clip:{bundled_path('shapes-clip')}"
-    kind, _, source = name.partition(":")
-    if kind not in KINDS or (kind == "inception") == bool(source):
-        raise SettingError(f"expected features clip:SOURCE, dinov2:SOURCE, inception or shapes, got {name!r}")
-    return KINDS[kind](source, device)
+    kind, source = features_class(name)
+    return kind(source, device)

@@ -1,28 +1,34 @@
-"""Folders of images: generated in parallel and resumed, read in batches, measured against a folder of real images.
+"""Folders of images: generated in parallel and resumed, measured against a folder of real images.
 
 Image i is `000000.png`, with `000000.json` beside it: prompt, seed and settings.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..metrics.distances import frechet_distance, gaussian_distance, kernel_distance, precision_recall
+from ..files import read_object
+from ..metrics.distances import (
+    frechet_distance,
+    gaussian_distance,
+    kernel_distance,
+    precision_recall,
+    require_finite,
+)
 from ..sampling.generation import pipeline_side
 from .features import Features
-from .image_jobs import ImageJob, generate_missing, read_image
+from .image_jobs import ImageJob, generate_missing
+from .image_reader import read_images
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+#: Precision and recall need the third neighbour of every image.
+MIN_IMAGES = 4
 
 
 def folder_jobs(prompts: Sequence[str], folder: Path, seed: int) -> list[ImageJob]:
@@ -83,114 +89,125 @@ def generate_folder(
     )
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files of a folder and its subfolders, sorted by name.
-
-    Args:
-        folder: the folder.
-
-    Raises:
-        DataError: there are none.
-    """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
-    if not files:
-        raise DataError(f"expected a folder with images ({', '.join(sorted(_SUFFIXES))}), got {folder}")
-    return files
-
-
 def prompts_beside(files: Sequence[Path]) -> list[str] | None:
-    """Return the prompts in the records beside images; None if a record is missing.
+    """Return the prompts in the records beside images; None if no image has one.
 
     Args:
         files: image files.
-    """
-    records = [f.with_suffix(".json") for f in files]
-    if not all(record.is_file() for record in records):
-        return None
-    return [json.loads(record.read_text())["prompt"] for record in records]
-
-
-def read_images(files: Sequence[Path], resolution: int, batch_size: int = 64) -> Iterator[Tensor]:
-    """Yield batches (B, 3, resolution, resolution) in [0, 1]: shorter side resized (Lanczos), centre cropped.
-
-    Args:
-        files: image files.
-        resolution: pixels per side.
-        batch_size: images per batch.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: some images have no record, or a record has no prompt.
     """
-    for start in range(0, len(files), batch_size):
-        batch = []
-        for file in files[start : start + batch_size]:
-            image = read_image(file)
-            if image.size != (resolution, resolution):
-                scale = resolution / min(image.size)
-                width, height = (max(resolution, round(d * scale)) for d in image.size)
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
-                left, top = (width - resolution) // 2, (height - resolution) // 2
-                image = image.crop((left, top, left + resolution, top + resolution))
-            batch.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        yield torch.stack(batch).float() / 255
+    records = [file.with_suffix(".json") for file in files]
+    missing = [file for file, record in zip(files, records, strict=True) if not record.is_file()]
+    if len(missing) == len(files):
+        return None
+    if missing:
+        raise DataError(
+            f"expected a record beside every image or beside none, {len(missing)} of {len(files)} have none, such as "
+            f"{missing[0]}; remove images that are left over, or give the prompts (--prompts-file)"
+        )
+    return [_prompt(record) for record in records]
 
 
-def measure_folder(
-    generated: str | Path,
-    reference: str | Path | None,
+def _prompt(record: Path) -> str:
+    prompt = read_object(record, "an image's record with its prompt").get("prompt")
+    if not isinstance(prompt, str):
+        raise DataError(
+            f"expected a text 'prompt' in {record}, got {prompt!r:.80}; give the prompts (--prompts-file), or remove it"
+        )
+    return prompt
+
+
+def check_captions(captions: Sequence[str] | None, files: Sequence[Path]) -> None:
+    """Refuse another number of captions than of images.
+
+    Args:
+        captions: captions of the images; None is fine.
+        files: image files.
+
+    Raises:
+        DataError: the numbers differ.
+    """
+    if captions is not None and len(captions) != len(files):
+        raise DataError(
+            f"expected one prompt for each of {len(files)} images, got {len(captions)}; --limit N takes the first N"
+        )
+
+
+def check_reference(files: Sequence[Path], real_files: Sequence[Path] | None) -> None:
+    """Refuse sets that are too small to be compared.
+
+    Args:
+        files: generated images.
+        real_files: real images; None is fine.
+
+    Raises:
+        DataError: a set has fewer than four images.
+    """
+    if real_files is not None and min(len(files), len(real_files)) < MIN_IMAGES:
+        raise DataError(
+            f"expected at least {MIN_IMAGES} images on each side of a comparison, got {len(files)} and {len(real_files)} "
+            "real ones; leave --reference out to measure the CLIP score alone"
+        )
+
+
+def measure_files(
+    files: Sequence[Path],
+    real_files: Sequence[Path] | None,
     features: Features,
     *,
     resolution: int,
-    prompts: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Measure a folder of images in one feature space.
+    """Measure images in one feature space.
 
     Args:
-        generated: folder of generated images.
-        reference: folder of real images; without it only the CLIP score is measured.
+        files: generated images.
+        real_files: real images; without them only the CLIP score is measured.
         features: the feature space.
-        resolution: both sets are resized to this many pixels per side first.
-        prompts: prompts of the generated images, for the CLIP score; those beside the images if None.
+        resolution: both sets are resized to this many pixels per side first, unless the space reads them in its own way.
+        captions: captions of the generated images, for the CLIP score.
         batch_size: images per call.
         progress: show progress bars.
 
     Returns:
         `fid`, `kid` and `kid_std`, `precision`, `recall`, `cmmd`; `clip_score` (mean cosine) if the space has text
-        features; `n` and `n_reference`.
+        features; `n` and `n_reference`. A space with `metrics` of its own has those alone.
 
     Raises:
-        DataError: there is nothing to measure, or an image cannot be read.
+        DataError: an image cannot be read, its features are not finite, or the sets are too small.
     """
 
-    def compute(files: Sequence[Path]) -> Tensor:
-        batches = read_images(files, resolution, batch_size)
+    def compute(files: Sequence[Path], name: str) -> Tensor:
+        batches = read_images(files, features.resolution or resolution, batch_size, features.fit)
         total = -(-len(files) // batch_size)
-        return torch.cat([features(b) for b in tqdm(batches, "features", total, disable=not progress, leave=False)])
+        bar = tqdm(batches, "features", total, disable=not progress, leave=False)
+        return require_finite(torch.cat([features(batch) for batch in bar]), name, files)
 
-    files = image_files(Path(generated))
-    real_files = None if reference is None else image_files(Path(reference))
-    images = compute(files)
+    def has(metric: str) -> bool:
+        return features.metrics is None or metric in features.metrics
+
+    check_captions(captions, files)
+    check_reference(files, real_files)
+    images = compute(files, "the measured images")
     metrics: dict[str, float] = {"n": len(files)}
-    captions = list(prompts) if prompts is not None else prompts_beside(files)
-    if captions is not None and features.texts(captions[:1]) is not None:
-        if len(captions) != len(files):
-            raise DataError(f"expected one prompt for each of {len(files)} images, got {len(captions)}")
+    if captions is not None and has("clip_score") and features.texts(captions[:1]) is not None:
         chunks = [features.texts(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
-        texts = torch.cat([c for c in chunks if c is not None])
+        texts = require_finite(torch.cat([c for c in chunks if c is not None]), "the prompts", captions)
         metrics["clip_score"] = float((images * texts).sum(-1).mean())
-    if real_files is not None:
-        real = compute(real_files)
-        kid, kid_std = kernel_distance(images, real)
-        precision, recall = precision_recall(images, real)
-        metrics |= {
-            "n_reference": len(real_files),
-            "fid": frechet_distance(images, real),
-            "kid": kid,
-            "kid_std": kid_std,
-            "cmmd": gaussian_distance(images, real),
-            "precision": precision,
-            "recall": recall,
-        }
+    if real_files is None:
+        return metrics
+    real = compute(real_files, "the reference")
+    metrics["n_reference"] = len(real_files)
+    if has("cmmd"):
+        metrics["cmmd"] = gaussian_distance(images, real)
+    if has("fid"):
+        metrics["fid"] = frechet_distance(images, real)
+    if has("kid"):
+        metrics["kid"], metrics["kid_std"] = kernel_distance(images, real)
+    if has("precision"):
+        metrics["precision"], metrics["recall"] = precision_recall(images, real)
     return metrics

@@ -22,11 +22,12 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from ..errors import DataError, first_line
-from ..files import make_folder, save_text
+from ..files import make_folder, read_object, save_text
 from ..metrics.geneval_rules import check, select
 from ..relaxation import derive_seed
 from .detectors import Detector
-from .image_jobs import BenchmarkImage, ImageJob, images_of_jobs, read_image
+from .image_jobs import BenchmarkImage, ImageJob, images_of_jobs
+from .image_reader import read_image
 from .scores import Score
 
 Metadata = Mapping[str, Any]
@@ -152,7 +153,7 @@ class GenEval:
                 part = path.with_name(f"{path.name}.{os.getpid()}.part")
                 part.write_text(json.dumps(entry))
                 part.replace(path)
-            elif json.loads(path.read_text()) != json.loads(json.dumps(entry)):
+            elif read_object(path, "a prompt's metadata") != json.loads(json.dumps(entry)):
                 raise DataError(f"expected {folder} to be empty or to hold these prompts, {path} differs")
             for k in range(self.images_per_prompt):
                 file, record = f"samples/{k:04d}.png", folder / "records" / prompt_folder.name / f"{k:04d}.json"
@@ -218,7 +219,7 @@ def score_image(image: BenchmarkImage, detector: Detector) -> dict[str, Any]:
     Raises:
         DataError: the image cannot be read.
     """
-    pixels = read_image(image.file, apply_orientation=True)
+    pixels = read_image(image.file)
     detections = detector(pixels)
     reason = check(detections, image.metadata, lambda objects: detector.colours(pixels, objects))
     counted = select(detections, counting=image.task == "counting")

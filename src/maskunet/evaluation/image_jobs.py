@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from ..errors import DataError, SettingError, first_line
-from ..files import make_folder, save_text
+from ..errors import DataError, SettingError
+from ..files import make_folder, read_object, save_text
 from ..images import save_png, to_pil
 from ..sampling.generation import Side
 
@@ -112,12 +111,7 @@ def generate_missing(
 
 
 def _require_same(job: ImageJob, record: Mapping[str, Any]) -> None:
-    try:
-        saved = json.loads(job.record.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"expected an image's record in {job.record}, could not read it: {first_line(error)}"
-        ) from error
+    saved = read_object(job.record, "an image's record")
     expected = json.loads(json.dumps(record))  # JSON turns tuples into lists
     if saved != expected:
         names = sorted(k for k in expected.keys() | saved.keys() if expected.get(k) != saved.get(k))
@@ -159,20 +153,3 @@ def images_of_jobs(images: Iterable[BenchmarkImage], jobs: Sequence[ImageJob] | 
         return list(images)
     files = {job.file for job in jobs}
     return [image for image in images if image.file in files]
-
-
-def read_image(file: Path, *, apply_orientation: bool = False) -> Image.Image:
-    """Return an image as RGB.
-
-    Args:
-        file: path of the image.
-        apply_orientation: rotate it as its EXIF tag says.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with Image.open(file) as image:
-            return (ImageOps.exif_transpose(image) if apply_orientation else image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise DataError(f"expected an image, could not read {file}: {first_line(error)}") from error

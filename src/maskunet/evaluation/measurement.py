@@ -15,10 +15,11 @@ from ..sampling.inputs import checked_seeds
 from ..sampling.supported_pipelines import check_steps
 from ..zoo.defaults import FEATURES, NUM_INFERENCE_STEPS, RESOLUTION
 from .bundled import is_bundled, model_name
-from .features import Features, load_features
-from .folder import folder_jobs, generate_folder, measure_folder
+from .features import Features, features_class, load_features
+from .folder import check_captions, check_reference, folder_jobs, generate_folder, measure_files, prompts_beside
 from .image_jobs import wait_for_images
-from .published import GenerationSettings
+from .image_reader import image_files, warn_black
+from .published import FEATURE_NAMES, GenerationSettings
 from .report import ImageReport
 
 
@@ -29,6 +30,7 @@ def measure_images(
     pipe: Any = None,
     prompts: Sequence[str] | None = None,
     reference: str | Path | None = None,
+    limit: int | None = None,
     resolution: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -44,15 +46,19 @@ def measure_images(
     """Measure a folder of images: FID, KID, CMMD, precision and recall, CLIP score.
 
     With a pipeline the images are generated first, one per prompt; those that exist already are kept, so that the same
-    call resumes. Under `torchrun`, every process generates its part of the images and the first one measures them.
+    call resumes. These images are measured and no others, whatever else the folder holds. Without a pipeline, the images
+    directly in the folder are measured, or those of its subfolders if it has none itself.
+
+    Under `torchrun`, every process generates its part of the images and the first one measures them.
 
     Args:
         images: the folder of images.
-        features: feature spaces: "clip:SOURCE", "dinov2:SOURCE", "inception", "shapes" (the bundled CLIP), or `Features`
-            objects. "shapes" with the bundled model; required otherwise.
+        features: feature spaces: "clip:SOURCE", "cmmd" (as published), "dinov2:SOURCE", "inception", "shapes" (the bundled
+            CLIP), or `Features` objects. "shapes" with the bundled model; required otherwise.
         pipe: a Stable Diffusion pipeline that generates the images, with or without masks; None to measure existing images.
         prompts: prompts of the images, for the CLIP score and to generate from; those beside the images if None.
         reference: folder of real images; without it only the CLIP score is measured.
+        limit: use the first N prompts and images; all if None.
         resolution: both sets are resized to this many pixels per side; 256, or 64 with the bundled model, if None.
         num_inference_steps: denoising steps, >= 1; 50, or 25 with the bundled model, if None.
         guidance_scale: strength of classifier-free guidance; 7.5, or 4 with the bundled model, if None.
@@ -70,32 +76,44 @@ def measure_images(
 
     Raises:
         SettingError: a setting is out of range, or features or prompts are missing.
-        DataError: a folder cannot be used, or an image cannot be read.
+        DataError: a folder cannot be used, an image or a record cannot be read, there are other prompts than images, or
+            features are not finite.
         CheckpointError: a feature network cannot be read.
     """
-    GenerationSettings(None, num_inference_steps, guidance_scale, seed, batch_size, guidance_rescale=guidance_rescale)
+    GenerationSettings(
+        None, num_inference_steps, guidance_scale, seed, batch_size, limit=limit, guidance_rescale=guidance_rescale
+    )
     bundled = is_bundled(pipe)
-    if pipe is not None and (isinstance(prompts, str) or not prompts):
-        raise SettingError(f"expected a list of at least one prompt to generate from, got {prompts!r}")
+    if isinstance(prompts, str) or (pipe is not None and not prompts):
+        raise SettingError(f"expected a list of at least one prompt, got {prompts!r}")
     if features is None and not bundled:
-        raise SettingError(
-            "expected features (--features clip:SOURCE, dinov2:SOURCE, inception or shapes); only the bundled model has a "
-            "default"
-        )
+        raise SettingError(f"expected features (--features {FEATURE_NAMES}); only the bundled model has a default")
     if resolution is not None and resolution < 8:
         raise SettingError(f"expected resolution to be an integer >= 8, got {resolution}")
     resolution = resolution or (RESOLUTION if bundled else 256)
     folder, (rank, world) = Path(images), process_rank()
+    spaces = _named(FEATURES if features is None else features)
+    captions = None if prompts is None else list(prompts)[:limit]
+    real_files = None if reference is None else image_files(Path(reference))
+    if pipe is not None and captions is not None:
+        files = [job.file for job in folder_jobs(captions, folder, seed)]
+    else:
+        files = image_files(folder)[:limit]
+        if captions is None and any(_has_texts(space) for space in spaces.values()):
+            captions = prompts_beside(files)
+    check_captions(captions, files)
+    check_reference(files, real_files)
     silence_loading()
     # Networks are read before hours of work, by the process that measures.
-    spaces = _load_spaces(
-        FEATURES if features is None else features,
-        device or (pipe.unet.device if pipe is not None else "cpu"),
-        rank == 0,
-    )
+    torch_device = device or (pipe.unet.device if pipe is not None else "cpu")
+    loaded = {
+        name: load_features(space, torch_device) if isinstance(space, str) else space
+        for name, space in spaces.items()
+        if rank == 0
+    }
     record: dict[str, Any] = dict(settings or {})
-    if pipe is not None and prompts is not None:
-        checked_seeds(seed, len(prompts))
+    if pipe is not None and captions is not None:
+        checked_seeds(seed, len(captions))
         steps = NUM_INFERENCE_STEPS if bundled else 50  # papers report FID at 50 steps
         options: dict[str, Any] = {
             "num_inference_steps": num_inference_steps or steps,
@@ -106,7 +124,7 @@ def measure_images(
         record = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | record
         count = generate_folder(
             pipe,
-            prompts,
+            captions,
             folder,
             settings=record,
             seed=seed,
@@ -120,12 +138,13 @@ def measure_images(
             on_generated(folder, count)
         record |= {"seed": seed, "batch_size": batch_size} | options
         if rank == 0:
-            wait_for_images(folder_jobs(prompts, folder, seed))
+            wait_for_images(folder_jobs(captions, folder, seed))
     if rank > 0:
         return ImageReport({})
+    black = warn_black(folder, files)
     metrics = {
-        name: measure_folder(folder, reference, space, resolution=resolution, prompts=prompts, progress=progress)
-        for name, space in spaces.items()
+        name: measure_files(files, real_files, space, resolution=resolution, captions=captions, progress=progress)
+        for name, space in loaded.items()
     }
     report = ImageReport(
         metrics,
@@ -133,6 +152,7 @@ def measure_images(
             "images": str(images),
             "reference": None if reference is None else str(reference),
             "resolution": resolution,
+            "black_images": black,
             "settings": record,
         },
     )
@@ -141,13 +161,18 @@ def measure_images(
     return report
 
 
-def _load_spaces(
-    features: Sequence[str | Features] | str | Features, device: torch.device | str, loads: bool
-) -> dict[str, Features]:
+def _named(features: Sequence[str | Features] | str | Features) -> dict[str, str | Features]:
+    """Return feature spaces by name, checked and not loaded."""
     listed: Any = [features] if isinstance(features, str | Features) else features
     if not isinstance(listed, Sequence) or not listed or not all(isinstance(item, str | Features) for item in listed):
         raise SettingError(f"expected names of feature spaces or Features, got {features!r}")
-    if not loads:
-        return {}
-    named = {item if isinstance(item, str) else type(item).__name__: item for item in listed}
-    return {name: load_features(item, device) if isinstance(item, str) else item for name, item in named.items()}
+    for item in listed:
+        if isinstance(item, str):
+            features_class(item)
+    return {item if isinstance(item, str) else type(item).__name__: item for item in listed}
+
+
+def _has_texts(space: str | Features) -> bool:
+    """Return whether a CLIP score is measured in a space."""
+    kind = features_class(space)[0] if isinstance(space, str) else type(space)
+    return kind.texts is not Features.texts and (kind.metrics is None or "clip_score" in kind.metrics)

@@ -32,6 +32,12 @@ BENCHMARK_SIDES = ("base", "masker", "search", "search+masker", "syngen", "synge
 BUNDLED_PROMPTS = 552
 
 
+#: Feature spaces as `--features` takes them, for messages.
+FEATURE_NAMES = "clip:SOURCE, cmmd, dinov2:SOURCE, inception or shapes"
+#: The CLIP of published CMMD figures.
+CMMD_CLIP = "openai/clip-vit-large-patch14-336"
+
+
 @dataclass(frozen=True)
 class CocoProtocol:
     """An evaluation protocol on COCO.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..files import make_folder, save_json, save_text
 from ..version import __version__
+from .image_reader import black_note
 from .scores import Scores
 
 #: Metrics of a folder of images, in the order of the table's columns.
@@ -22,6 +23,10 @@ def _versions() -> dict[str, str]:
     return {"maskunet": __version__, "torch": torch.__version__}
 
 
+def _with_notes(table: str, notes: Sequence[str]) -> str:
+    return "\n".join([table, *(f"\n{note}" for note in notes)])
+
+
 @dataclass(frozen=True)
 class BenchmarkReport:
     """Result of `evaluate`.
@@ -29,7 +34,8 @@ class BenchmarkReport:
     Args:
         benchmark: name of the benchmark.
         scores: scores by task and side; None on every process but the first, whose report is empty.
-        settings: further values of the record: images per prompt, seed, settings of each side.
+        settings: further values of the record: images per prompt, seed, settings of each side; `black_images`, the number
+            of black images and of all images by side.
     """
 
     benchmark: str
@@ -38,7 +44,14 @@ class BenchmarkReport:
 
     def to_markdown(self) -> str:
         """Return the table: one row per task, one column per side, differences from the first side; 95 % intervals."""
-        return "" if self.scores is None else self.scores.to_markdown()
+        if self.scores is None:
+            return ""
+        return _with_notes(self.scores.to_markdown(), self.black_notes())
+
+    def black_notes(self) -> list[str]:
+        """Return one note per side with black images, which a safety checker leaves."""
+        black = self.settings.get("black_images") or {}
+        return [note for name, (count, total) in black.items() if (note := black_note(name, count, total))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return benchmark, settings, scores and versions as JSON values."""
@@ -66,7 +79,7 @@ class ImageReport:
 
     Args:
         metrics: `n`, `fid`, `kid`, ... by feature space; empty on every process but the first.
-        settings: folders, resolution, and how the images were generated.
+        settings: folders, resolution, number of black images, and how the images were generated.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -79,7 +92,13 @@ class ImageReport:
         for name, values in self.metrics.items():
             cells = [f"{values[column]:.4f}" if column in values else "" for column in columns]
             lines.append(f"| {name} | {values['n']:.0f} | {' | '.join(cells)} |")
-        return "\n".join(lines) if self.metrics else ""
+        if not self.metrics:
+            return ""
+        total = int(next(iter(self.metrics.values()))["n"])
+        note = black_note(
+            str(self.settings.get("images", "the folder")), self.settings.get("black_images") or 0, total
+        )
+        return _with_notes("\n".join(lines), [note] if note else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Return settings, metrics and versions as JSON values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +33,14 @@ from .blip_vqa import Vqa
 from .bundled import is_bundled
 from .checks import check_benchmark, check_search, check_sides
 from .detectors import Detector
+from .image_reader import count_black
 from .loading import Prompts, load_benchmark
 from .published import BENCHMARKS, BenchmarkDefaults, GenerationSettings
 from .report import BenchmarkReport
 from .scores import Scores
 from .sides import BenchmarkSides, build_sides
+
+logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str]
 
@@ -187,13 +191,13 @@ def evaluate(
             progress=progress,
             on_generated=on_generated,
         )
-    record: dict[str, Any] = {"seed": seed, "settings": dict(built.settings)}
+        files = {} if rank else {name: _job_files(loaded, Path(folder) / name) for name in built.sides}
+        black = {name: [count_black(of_side), len(of_side)] for name, of_side in files.items()}
+    record: dict[str, Any] = {"seed": seed, "black_images": black, "settings": dict(built.settings)}
     if isinstance(benchmark, str):
         record = {"images_per_prompt": images_per_prompt or defaults.images_per_prompt} | record
     report = BenchmarkReport(benchmark if isinstance(benchmark, str) else type(benchmark).__name__, scores, record)
-    if output_dir is not None:
-        report.save(output_dir)
-    return report
+    return _finished(report, output_dir)
 
 
 def score_images(
@@ -233,8 +237,20 @@ def score_images(
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(tempfile.TemporaryDirectory()) if output_dir is None else output_dir
         scores = benchmark.score(Path(images), Path(results), progress=progress)
+    files = [image.file for image in benchmark.find_images(Path(images))]
     gathered = Scores.gather({"images": scores}, overall=benchmark.overall, digits=benchmark.digits)
-    report = BenchmarkReport(name, gathered, {"images": str(images)})
+    record = {"images": str(images), "black_images": {"images": [count_black(files), len(files)]}}
+    return _finished(BenchmarkReport(name, gathered, record), output_dir)
+
+
+def _job_files(benchmark: Benchmark, folder: Path) -> list[Path]:
+    return [job.file for job in benchmark.jobs(folder)]
+
+
+def _finished(report: BenchmarkReport, output_dir: Source | None) -> BenchmarkReport:
+    """Save a report, and warn of black images."""
+    for note in report.black_notes():
+        logger.warning("%s", note)
     if output_dir is not None:
         report.save(output_dir)
     return report

@@ -19,8 +19,8 @@ from ..syngen import shapes_phrases, syngen_side
 from ..syngen.guide import SCALE
 from .bundled import is_bundled, model_name
 
-#: Settings of a search that do not change its images: seeds come with the prompts, the base has a side of its own.
-_UNUSED = ("seed", "compare_base")
+#: Settings of a search that do not change its images: seeds come with the prompts.
+_UNUSED = ("seed",)
 
 
 def search_side(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool = False) -> Side:
@@ -31,10 +31,9 @@ def search_side(pipe: Any, reward: Reward, config: SearchConfig, *, masks: bool 
     Args:
         pipe: a Stable Diffusion pipeline.
         reward: the reward to optimise.
-        config: settings of the search; its `seed` and `compare_base` are not used.
+        config: settings of the search; its `seed` is not used.
         masks: search on top of the attached masks, if any; without them if false.
     """
-    config = replace(config, compare_base=False)
 
     def run(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         with contextlib.nullcontext() if masks else disabled(pipe):

@@ -27,7 +27,8 @@ from ..errors import DataError, first_line
 from ..files import make_folder, save_text
 from ..relaxation import derive_seed
 from .blip_vqa import Vqa
-from .image_jobs import BenchmarkImage, ImageJob, images_of_jobs, read_image
+from .image_jobs import BenchmarkImage, ImageJob, images_of_jobs
+from .image_reader import read_image
 from .scores import Score
 
 CATEGORIES = ("color", "texture", "shape")

@@ -162,6 +162,22 @@ class MaskSchedule(Masker):
                     schedule.set(i, {name: masks[sample : sample + 1]})
         return schedules
 
+    def without(self, samples: Sequence[int]) -> MaskSchedule:
+        """Return a schedule whose masks keep every weight for some samples.
+
+        Args:
+            samples: indices of these samples, in [0, samples).
+        """
+        if not samples:
+            return self
+        result = MaskSchedule(self.network, self.timesteps, self.samples, self.guided_half)
+        for i in range(len(self.timesteps)):
+            for name in self._packed:
+                masks = self.get(i, name)
+                masks[list(samples)] = True
+                result.set(i, {name: masks})
+        return result
+
     @classmethod
     def merge(cls, schedules: Sequence[MaskSchedule], rule: str = "majority") -> MaskSchedule:
         """Merge all samples of schedules of the same layers into one schedule that every sample shares.

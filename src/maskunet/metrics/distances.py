@@ -7,10 +7,15 @@ Reference: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+
+#: Larger than any feature; KID raises products of features to the sixth power, which must fit into float64.
+_HUGE = 1e20
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -21,7 +26,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
         second: (M, D) features of the other.
 
     Raises:
-        DataError: the sets have different widths, or fewer than two images.
+        DataError: the sets have different widths, fewer than two images, or values that are not finite.
     """
     a, b = _require_sets(first, second, 2)
     offset = (a.mean(0) - b.mean(0)).square().sum()
@@ -29,6 +34,29 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     # tr((A B)^(1/2)) is the sum of the square roots of the eigenvalues of A B, which are real and >= 0.
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt().sum()
     return float(offset + covariances[0].trace() + covariances[1].trace() - 2 * roots)
+
+
+def require_finite(features: Tensor, source: str, items: Sequence[object] | None = None) -> Tensor:
+    """Return features that are all finite, and small enough to be multiplied.
+
+    LAPACK reads past its arrays on NaN, which ends the process; other distances return a number that means nothing.
+
+    Args:
+        features: (N, D) features.
+        source: what they are of, for the error.
+        items: N names, for the error; numbers if None.
+
+    Raises:
+        DataError: a value is NaN, infinite or huge.
+    """
+    is_finite = (features.abs() < _HUGE).flatten(1).all(1)  # false for NaN
+    if bool(is_finite.all()):
+        return features
+    bad = (~is_finite).nonzero().flatten().tolist()
+    raise DataError(
+        f"expected finite features of {source}, got NaN, infinite or huge ones for {len(bad)} of {len(features)}, first for "
+        f"{f'number {bad[0]}' if items is None else items[bad[0]]}; look at it, or compute the features in float32"
+    )
 
 
 def _require_sets(first: Tensor, second: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +70,7 @@ def _require_sets(first: Tensor, second: Tensor, minimum: int) -> tuple[Tensor, 
             f"expected two sets of at least {minimum} features of one width, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
-    return first.double(), second.double()
+    return require_finite(first, "the first set").double(), require_finite(second, "the second set").double()
 
 
 def kernel_distance(
@@ -61,7 +89,7 @@ def kernel_distance(
         Mean and standard deviation over the subsets.
 
     Raises:
-        DataError: the sets have different widths, or fewer than two images.
+        DataError: the sets have different widths, fewer than two images, or values that are not finite.
 
     Reference: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
     """
@@ -89,7 +117,7 @@ def gaussian_distance(first: Tensor, second: Tensor, *, sigma: float = 10.0, sca
         scale: factor of the result.
 
     Raises:
-        DataError: the sets have different widths, or one is empty.
+        DataError: the sets have different widths, one is empty, or values that are not finite.
 
     Reference: Jayasumana et al., "Rethinking FID: Towards a Better Evaluation Metric for Image Generation", CVPR 2024.
     """
@@ -114,7 +142,7 @@ def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int = 3) ->
         Precision and recall, in [0, 1].
 
     Raises:
-        DataError: the sets have different widths, or no more images than `neighbours`.
+        DataError: the sets have different widths, no more images than `neighbours`, or values that are not finite.
 
     Reference: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, ModelHook, SequentialHook
@@ -20,6 +21,7 @@ from torch import nn
 
 from ..errors import DataError
 from ..moving import cast, outside_inference_mode
+from .supported_pipelines import is_xl
 
 
 class _SuspendedHook(ModelHook):  # type: ignore[misc]
@@ -90,6 +92,15 @@ def has_group_offload(module: nn.Module) -> bool:
     return registry is not None and registry.get_hook("group_offloading") is not None
 
 
+def is_grouped(network: Any) -> bool:
+    """Return whether diffusers offloads a network, or a part of it, by groups of layers.
+
+    Args:
+        network: a network; anything that is not a module is not.
+    """
+    return isinstance(network, nn.Module) and any(map(has_group_offload, network.modules()))
+
+
 @contextlib.contextmanager
 def without_offload(*networks: Any) -> Iterator[None]:
     """Keep networks on their execution device; afterwards they are offloaded again, by the hooks they had.
@@ -101,11 +112,7 @@ def without_offload(*networks: Any) -> Iterator[None]:
         DataError: a network is offloaded by groups of layers.
     """
     modules = [m for network in networks if isinstance(network, nn.Module) for m in network.modules()]
-    grouped = {
-        type(network).__name__
-        for network in networks
-        if isinstance(network, nn.Module) and any(map(has_group_offload, network.modules()))
-    }
+    grouped = {type(network).__name__ for network in networks if is_grouped(network)}
     if grouped:
         raise DataError(
             f"expected {' and '.join(sorted(grouped))} without diffusers' group offload where gradients flow, since its "
@@ -127,6 +134,9 @@ def without_offload(*networks: Any) -> Iterator[None]:
         yield
 
 
+_upcast: WeakSet[nn.Module] = WeakSet()  # decoders inside `upcast_decoder`
+
+
 @contextlib.contextmanager
 def upcast_decoder(pipe: Any) -> Iterator[None]:
     """Run an autoencoder that overflows in half precision, such as SDXL's, in single precision inside the context.
@@ -136,4 +146,25 @@ def upcast_decoder(pipe: Any) -> Iterator[None]:
     """
     overflows = pipe.vae.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False)
     with cast(pipe.vae, torch.float32 if overflows else None):
+        if overflows:
+            _upcast.add(pipe.vae)
+        try:
+            yield
+        finally:
+            if overflows:
+                _upcast.discard(pipe.vae)
+
+
+@contextlib.contextmanager
+def pipeline_precision(pipe: Any) -> Iterator[None]:
+    """Run the autoencoder in the precision that the pipeline itself decodes in; only XL's pipelines upcast it.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+    """
+    if is_xl(pipe):
+        with upcast_decoder(pipe):
+            yield
+        return
+    with cast(pipe.vae, torch.float16 if pipe.vae in _upcast else None):
         yield

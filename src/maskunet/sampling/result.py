@@ -57,32 +57,39 @@ class GeneratedImages:
             **self.settings,
         }
 
-    def save(self, folder: str | os.PathLike[str], *, first: int = 0) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, first: int = 0, overwrite: bool = True) -> Path:
         """Write each image as `00000.png` with its record `00000.json`; records come last.
 
         Args:
             folder: output folder; made if missing.
             first: number of the first image.
+            overwrite: replace images of these numbers.
 
         Returns:
             The folder.
 
         Raises:
-            DataError: a file cannot be written.
+            DataError: a file cannot be written, or would be replaced without `overwrite`.
         """
-        path = self._prepare(folder, first)
+        path = self._prepare(folder, first, overwrite=overwrite)
         for i, image in enumerate(self.images):
             name = f"{first + i:05d}"
             save_png(image, path / f"{name}.png")
             save_text(json.dumps(self.record(i), indent=1) + "\n", path / f"{name}.json")
         return path
 
-    def _prepare(self, folder: str | os.PathLike[str], first: int) -> Path:
+    def _prepare(self, folder: str | os.PathLike[str], first: int, *, overwrite: bool) -> Path:
         """Make the output folder and remove old records, which must not describe new images."""
         path = Path(folder)
+        records = [path / f"{first + i:05d}.json" for i in range(len(self))]
+        # An image without its record was interrupted and is no result.
+        if not overwrite and (existing := [record for record in records if record.exists()]):
+            raise DataError(
+                f"expected a folder without results of these numbers, got {path} with {existing[0].name}; choose another "
+                "folder, or pass overwrite=True"
+            )
         make_folder(path)
-        for i in range(len(self)):
-            record = path / f"{first + i:05d}.json"
+        for record in records:
             try:
                 record.unlink(missing_ok=True)
             except OSError as error:

@@ -24,8 +24,8 @@ from ..attaching.batch_layout import CONDITIONAL, UNCONDITIONAL, BatchLayout, ba
 from ..data.scaling import unscale_latents, uses_statistics
 from ..errors import SettingError
 from ..pipelines import default_guidance_scale
+from .final_step import final_images
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
-from .offload import upcast_decoder, without_offload
 from .prediction import clean_latents, guide
 from .prompt_encoding import encode_prompts
 from .supported_pipelines import check_pipeline, check_steps
@@ -269,8 +269,11 @@ class StepwiseSampler:
         """Take the remaining steps without gradients and return the images (B, 3, H, W) in [0, 1], on the CPU."""
         while not self.is_finished:
             self.advance(self.predict())
-        with without_offload(self.pipe.vae), upcast_decoder(self.pipe):
-            return self.decode(self.latents).cpu()
+        return self.final_images()
+
+    def final_images(self) -> Tensor:
+        """Return the images (B, 3, H, W) of the last latents as the pipeline makes them, in [0, 1], on the CPU."""
+        return final_images(self.pipe, self.latents, self.generators, self.prompt_embeds.dtype)
 
     def decode(self, latents: Tensor, decoder: Any = None) -> Tensor:
         """Decode clean latents to images (M, 3, H, W) in [0, 1]; gradients flow.

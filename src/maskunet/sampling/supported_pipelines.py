@@ -27,6 +27,15 @@ SCHEDULERS = (
 _FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 
 
+def is_xl(pipe: Any) -> bool:
+    """Return whether a pipeline is of the XL kind, which upcasts its decoder and has a watermark but no safety checker.
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+    """
+    return hasattr(pipe, "text_encoder_2")
+
+
 def check_is_pipeline(pipe: Any) -> None:
     """Refuse what is no pipeline at all.
 

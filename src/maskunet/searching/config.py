@@ -61,7 +61,7 @@ class SearchConfig(Settings):
         patience: a sample leaves a step after N iterations without a higher reward; None for never.
         reuse: cache the unmasked prefix of the U-Net per step; the masks stay the same bit for bit.
         gradient_checkpointing: trade time for memory in the U-Net and the decoder.
-        compare_base: also generate the seed's own image, without drafts and masks.
+        compare_base: also generate the seed's own image, without drafts and masks, and return it where its reward is higher.
 
     Raises:
         SettingError: a setting is out of range.

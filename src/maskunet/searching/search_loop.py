@@ -78,7 +78,8 @@ def search(
             `time_limit_s`: the remaining steps are taken without masks. It does not change the result otherwise.
 
     Returns:
-        Images of the search, images of the seeds without it, rewards of both, masks, and the history.
+        Images of the search, images of the seeds without it, rewards of both, masks, and the history. Where the seed's own
+        image has the higher reward (`config.compare_base`), it is the result, with masks that keep every weight.
 
     Raises:
         DataError: no prompts, a pipeline that cannot be sampled step by step, or networks offloaded by groups of layers.
@@ -126,15 +127,18 @@ def search(
         rewards=torch.full((len(prompts),), math.nan),
         base_rewards=base_rewards,
         masks=loop.schedule,
+        search_rewards=torch.full((len(prompts),), math.nan),
         history=loop.history.entries,
         config=config,
     )
     try:
-        return replace(unscored, rewards=score(images))
+        rewards = score(images)
     except Exception as error:
         raise UnscoredError(
             f"the images are finished and could not be scored: {first_line(error)}", unscored
         ) from error
+    result = replace(unscored, rewards=rewards, search_rewards=rewards)
+    return result if base is None or base_rewards is None else result.better_of(base, base_rewards)
 
 
 class _SearchLoop:
@@ -196,8 +200,7 @@ class _SearchLoop:
                     self._take_step()
                     bar.update()
                     bar.set_postfix(self.history.latest())
-            with torch.no_grad():
-                return self.sampler.decode(self.sampler.latents).cpu()
+            return self.sampler.final_images()
         finally:
             if self.cache is not None:
                 self.cache.remove()

@@ -136,8 +136,7 @@ def syngen(
                 guide.take_step(scale)
             with torch.no_grad():
                 sampler.advance(sampler.predict())
-        with torch.no_grad():
-            images = sampler.decode(sampler.latents).cpu()
+        images = sampler.final_images()
     return GeneratedImages(images, sampler.prompts, sampler.seeds, settings)
 
 

@@ -190,8 +190,10 @@ class Backend:
             result = search(
                 pipe, [request.prompt], reward, config, seeds=[request.seed], progress=False, on_step=on_step
             )
-        base_rewards = None if base.reward is None else torch.tensor([base.reward])
-        result = replace(result, base=base_image, base_rewards=base_rewards)
+        if base.reward is None:
+            result = replace(result, base=base_image)
+        else:
+            result = result.better_of(base_image, torch.tensor([base.reward]))
         current = self._score(request, result.tensor)[0]
         show(replace(state, share=1.0, current=current, result=result, is_stopped=control.stop.is_set()))
 
