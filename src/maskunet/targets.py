@@ -1,21 +1,21 @@
 """Targets: which layers of a U-Net are masked.
 
-Names are those of `unet.named_modules()` without the `.base_layer` of PEFT, so a layer has the same name before and
-after a LoRA is added.
+Names are those of `unet.named_modules()` without the `.base_layer` of PEFT and the `._orig_mod` of `torch.compile`, so a
+layer has the same name before and after a LoRA is added, and inside compiled parts.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import TargetError
 from .network import BlockSpec, LayerSpec, Network
+from .quantised import is_maskable, refusal, weight_shape
 from .settings import Targets
 
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
@@ -29,6 +29,8 @@ PRESETS = {
 #: Layers of video U-Nets that mix frames: their rows are positions and not samples, so masks per row would hit wrong rows.
 _TEMPORAL = re.compile(r"\.(motion_modules|temp_attentions|temp_convs|temporal_\w+)\.")
 _BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.")
+#: What PEFT and `torch.compile` add to the names of the modules that they wrap.
+_WRAPPERS = re.compile(r"\.(base_layer|_orig_mod)(?=\.|$)")
 
 
 def unet_of(model: Any) -> nn.Module:
@@ -64,15 +66,31 @@ def maskable_layers(unet: nn.Module) -> dict[str, nn.Module]:
     Args:
         unet: the U-Net.
     """
-    layers: dict[str, nn.Module] = {}
-    for name, module in unet.named_modules():
-        # Exact types: a subclass, such as a quantised Linear, may compute something other than weight times input.
-        if type(module) not in (nn.Linear, nn.Conv2d) or not _BLOCK.match(name) or re.search(r"\.lora_\w", name):
-            continue
-        if _TEMPORAL.search(name):
-            continue
-        layers[name.replace(".base_layer", "")] = module
-    return layers
+    return {name: module for name, module in _layers(unet).items() if is_maskable(module)}
+
+
+def _layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a U-Net's blocks by name, unwrapped, without those of LoRAs and those that mix frames."""
+    return {
+        _clean(name): module  # a wrapped module comes after its wrapper
+        for name, module in unet.named_modules()
+        if _BLOCK.match(name) and not re.search(r"\.lora_\w", name) and not _TEMPORAL.search(f"{name}.")
+    }
+
+
+def _clean(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+def submodule(unet: nn.Module, name: str) -> nn.Module:
+    """Return a module of a U-Net, unwrapped from `torch.compile`.
+
+    Args:
+        unet: the U-Net.
+        name: its name, without the parts that wrappers add.
+    """
+    module = unet.get_submodule(name)
+    return getattr(module, "_orig_mod", module)
 
 
 def resolve(unet: nn.Module, targets: Targets) -> list[str]:
@@ -88,7 +106,7 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
         TargetError: nothing matches, a suffix matches nothing, or a match cannot be masked; near misses are listed.
     """
     layers = maskable_layers(unet)
-    modules = [n.replace(".base_layer", "") for n, _ in unet.named_modules() if n and ".lora_" not in n]
+    modules = [_clean(n) for n, _ in unet.named_modules() if n and ".lora_" not in n]
     names = [name for name in dict.fromkeys(modules) if not _TEMPORAL.search(f"{name}.")]
     if isinstance(targets, str):
         try:
@@ -111,7 +129,8 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
         selected = [name for name in names if any(_has_suffix(name, suffix) for suffix in suffixes)]
     unmaskable = [name for name in selected if name not in layers]
     if unmaskable:
-        by_name = dict(unet.named_modules())
+        by_name = {_clean(name): module for name, module in unet.named_modules()}
+        _refuse_quantised(by_name, unmaskable)
         shown = ", ".join(f"{n} ({type(by_name.get(n)).__name__})" for n in unmaskable[:5])
         examples = [n for n in selected if n in layers][:3] or _near_misses(unmaskable[0], layers)
         raise TargetError(
@@ -119,6 +138,13 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
             f"inside down_blocks, mid_block and up_blocks can, such as {', '.join(examples)}."
         )
     return selected
+
+
+def _refuse_quantised(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    """Refuse layers that are not maskable for their weights' number format."""
+    for name in names:
+        if name in modules and (reason := refusal(modules[name])) is not None:
+            raise TargetError(f"expected weights that masks can multiply, {name} has {reason}")
 
 
 def _has_suffix(name: str, suffix: str) -> bool:
@@ -154,12 +180,10 @@ def describe(model: Any, targets: Targets = "decoder-attention") -> Network:
     layers = maskable_layers(unet)
     by_block: dict[str, list[LayerSpec]] = {}
     for name in resolve(unet, targets):
-        weight = layers[name].weight
-        assert isinstance(weight, torch.Tensor)
-        by_block.setdefault(block_of(name), []).append(LayerSpec(name, tuple(weight.shape)))
+        by_block.setdefault(block_of(name), []).append(LayerSpec(name, weight_shape(layers[name])))
     blocks = []
     for block, specs in by_block.items():
-        resnet: Any = unet.get_submodule(block).resnets[0]  # type: ignore[index,union-attr]
+        resnet: Any = submodule(unet, block).resnets[0]  # type: ignore[index,union-attr]
         resnet = getattr(resnet, "spatial_res_block", resnet)  # Stable Video Diffusion's
         conv = getattr(resnet.conv1, "base_layer", resnet.conv1)
         temb = getattr(resnet.time_emb_proj, "base_layer", resnet.time_emb_proj)
@@ -190,16 +214,16 @@ def check_fits(unet: nn.Module, network: Network) -> None:
         network: what a masker was built for.
 
     Raises:
-        TargetError: layers or blocks differ; the first ones are named.
+        TargetError: layers or blocks differ, or masks cannot multiply their weights; the first ones are named.
     """
     layers = maskable_layers(unet)
+    _refuse_quantised(_layers(unet), (layer.name for layer in network.layers))
     differences = []
     for layer in network.layers:
         module = layers.get(layer.name)
         if module is None:
             differences.append(f"{layer.name} is not in this U-Net")
-        elif tuple(module.weight.shape) != layer.shape:  # type: ignore[arg-type]
-            shape = tuple(module.weight.shape)  # type: ignore[arg-type]
+        elif (shape := weight_shape(module)) != layer.shape:
             differences.append(f"{layer.name} expected {layer.shape}, got {shape}")
     if not differences:
         actual = {b.name: _channels(b) for b in describe(unet, [x.name for x in network.layers]).blocks}

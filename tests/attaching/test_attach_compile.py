@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 import maskunet as mu
 from maskunet.maskers import RandomMasks
+from maskunet.targets import describe
 
 Unet = UNet2DConditionModel
 #: Two layers: tracing more takes long and finds no more.
@@ -148,3 +152,69 @@ def test_masks_without_a_condition_attached_and_merged(unet: Unet, predict: Call
     close(predict(compiled), masked)
     mu.unmerge(compiled)
     close(predict(compiled), base)
+
+
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [
+        ("compile", "blocks"),
+        ("attach", "transformer blocks"),
+        ("compile", "transformer blocks"),
+        ("compile", "layers"),
+    ],
+)
+def test_parts_compiled_by_themselves(
+    unet: Unet, predict: Callable[..., Tensor], kind: str, first: str, tmp_path: Path
+) -> None:
+    """Their names and masks are those of the plain network, and masks saved from one load into the other."""
+    masker, network = RandomMasks.for_unet(unet, SOME, density=0.5, seed=1), describe(unet, SOME)
+    base = predict(unet)
+    mu.attach(unet, masker)
+    masked = [predict(unet, timestep=timestep) for timestep in (900, 20)]
+    assert not torch.equal(*masked)
+    mu.detach(unet)
+
+    def compile_parts() -> None:
+        if kind == "blocks":
+            unet.up_blocks[0] = torch.compile(unet.up_blocks[0], backend="eager")
+        elif kind == "transformer blocks":
+            unet.compile_repeated_blocks(backend="eager")
+        else:
+            attention = unet.up_blocks[0].attentions[1].transformer_blocks[0].attn1
+            attention.to_q = torch.compile(attention.to_q, backend="eager")
+
+    if first == "compile":
+        compile_parts()
+        close(predict(unet), base)
+        assert describe(unet, SOME) == network
+    for source in (masker, tmp_path):
+        mu.attach(unet, source)
+        if first == "attach" and source is masker:
+            compile_parts()
+        for timestep, plain in zip((900, 20), masked, strict=True):
+            close(predict(unet, timestep=timestep), plain)
+        RandomMasks.for_unet(unet, SOME, density=0.5, seed=1).save_pretrained(tmp_path)
+    with mu.disabled(unet):
+        close(predict(unet), base)
+    mu.detach(unet)
+    close(predict(unet), base)
+
+
+def test_a_part_compiled_without_graph_breaks_says_why_not(unet: Unet, predict: Callable[..., Tensor]) -> None:
+    mu.attach(unet, RandomMasks.for_unet(unet, SOME, density=0.5, seed=1))
+    unet.compile_repeated_blocks(backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile the whole U-Net, or leave out fullgraph=True"):
+        predict(unet)
+
+
+def test_a_pipeline_of_a_compiled_unet_is_masked_and_saved_as_a_plain_one(
+    unet: Unet, predict: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    plain = copy.deepcopy(unet)
+    pipe = SimpleNamespace(unet=torch.compile(unet, backend="eager"))
+    masker = RandomMasks.for_unet(pipe, SOME, density=0.5, seed=1)
+    assert masker.network == describe(plain, SOME)
+    masker.save_pretrained(tmp_path)
+    mu.attach(plain, tmp_path)
+    mu.attach(pipe, tmp_path)
+    close(predict(pipe.unet), predict(plain))

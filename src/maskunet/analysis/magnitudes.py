@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..metrics.intervals import student
 from ..plotting import COLOURS, band, new_mosaic
+from ..quantised import dense_weight
 from ..targets import maskable_layers, unet_of
 from .base import Analysis, format_percent, row
 from .context import AnalysisContext, evenly_spaced
@@ -57,8 +58,7 @@ def study(context: AnalysisContext) -> Analysis:
     names = [layer.name for layer in context.masker.network.layers]
     classes: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
+        weight = dense_weight(modules[name])
         classes[name] = magnitude_tenths(weight), magnitude_bins(weight)
     total = sum((_count(p[0], _TENTHS) for p in classes.values()), torch.zeros(_TENTHS))
     everything = sum((_count(p[1], len(EDGES) + 1) for p in classes.values()), torch.zeros(len(EDGES) + 1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..plotting import COLOURS
+from ..quantised import dense_weight
 from ..targets import describe, maskable_layers, unet_of
 from .context import AnalysisContext
 from .mask_stream import watch_masks
@@ -54,7 +55,7 @@ def collect_removed(
 
 
 def _values(module: Any) -> Tensor:
-    return module.weight.detach().float().cpu().flatten()  # type: ignore[no-any-return]
+    return dense_weight(module).detach().float().cpu().flatten()  # type: ignore[no-any-return]
 
 
 def histogram_weights(context: AnalysisContext) -> WeightHistograms:

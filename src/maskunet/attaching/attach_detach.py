@@ -26,7 +26,10 @@ Source = Masker | str | os.PathLike[str]
 
 
 def _is_compiled(model: Any, unet: nn.Module) -> bool:
-    return getattr(model, "unet", model) is not unet or getattr(unet, "_compiled_call_impl", None) is not None
+    return getattr(model, "unet", model) is not unet or any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in unet.modules()
+    )
 
 
 def attachment_of(model: Any) -> Attachment | None:

@@ -71,6 +71,7 @@ class Attachment:
         self._state = threading.local()
         # torch.compile traces neither thread-local state nor what other threads do: its graphs use these two.
         self._traced_call: Call | None = None
+        self.is_traced_whole = False  # whether a graph of the whole U-Net is being traced or run
         self._traced_enabled = True
         self.reseed(seed)
         self._handles: list[Any] = []
@@ -86,7 +87,7 @@ class Attachment:
     @property
     def enabled(self) -> bool:
         """Whether this thread's calls are masked."""
-        if torch.compiler.is_compiling():
+        if self.is_traced_whole:
             return self._traced_enabled
         return getattr(self._state, "enabled", True)
 
@@ -129,11 +130,11 @@ class Attachment:
     @property
     def call(self) -> Call | None:
         """This thread's call under way; None between calls."""
-        return self._traced_call if torch.compiler.is_compiling() else getattr(self._state, "call", None)
+        return self._traced_call if self.is_traced_whole else getattr(self._state, "call", None)
 
     @call.setter
     def call(self, value: Call | None) -> None:
-        if torch.compiler.is_compiling():
+        if self.is_traced_whole:
             self._traced_call = value
         else:
             self._state.call = value

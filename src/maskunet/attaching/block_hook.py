@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import TargetError
 from ..maskers import BlockInput
 from ..network import BlockSpec
+from ..targets import submodule
 from .call import Attached
+from .masked_forward import WHY_EAGER
 from .replacement import follow_checkpointing, leave_checkpointing
 
 
@@ -25,7 +28,7 @@ class BlockHook:
 
     def __init__(self, unet: nn.Module, block: BlockSpec, attachment: Attached) -> None:
         self.unet, self.block, self.attachment = unet, block, attachment
-        self.module = unet.get_submodule(block.name)
+        self.module = submodule(unet, block.name)
         self.parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self.checkpointing = [m for m in self.module.modules() if hasattr(m, "gradient_checkpointing")]
 
@@ -39,6 +42,16 @@ class BlockHook:
         """
         if any(m.gradient_checkpointing for m in self.checkpointing):
             follow_checkpointing(self.checkpointing, self.attachment.capture)
+        if torch.compiler.is_compiling() and not self.attachment.is_traced_whole:
+            self._start_eagerly(args, kwargs)
+        else:
+            self._start(args, kwargs)
+
+    @torch.compiler.disable(reason=WHY_EAGER)
+    def _start_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._start(args, kwargs)
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.attachment.call
         if not self.attachment.enabled or call is None:
             return

@@ -52,6 +52,7 @@ class Attached(Protocol):
 
     enabled: bool
     call: Call | None
+    is_traced_whole: bool
 
     def start_call(self, sample: Tensor, timestep: Any) -> Call:
         """Return the state of a new call."""

@@ -6,11 +6,18 @@ import copy
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
 from ..network import LayerSpec
+from ..quantised import is_quantised, run_dequantised
 from .call import Attached
+
+#: A part compiled by itself cannot read the state of the call, which the thread of the eager U-Net holds.
+WHY_EAGER = (
+    "masks run eagerly where a part of the U-Net is compiled; compile the whole U-Net, or leave out fullgraph=True"
+)
 
 
 class _Forward:
@@ -47,15 +54,21 @@ class MaskedUNetForward(_Forward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the U-Net in the state of a new call."""
         attachment = self.attachment
-        if not attachment.enabled:
-            return self.original(*args, **kwargs)
-        sample = kwargs["sample"] if "sample" in kwargs else args[0]
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        outer, attachment.call = attachment.call, attachment.start_call(sample, timestep)
+        # Decided in this frame: torch.compile enters functions that an eager frame calls, each as a graph of its own.
+        was_traced = attachment.is_traced_whole
+        attachment.is_traced_whole = was_traced or torch.compiler.is_compiling()
         try:
-            return self.original(*args, **kwargs)
+            if not attachment.enabled:
+                return self.original(*args, **kwargs)
+            sample = kwargs["sample"] if "sample" in kwargs else args[0]
+            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+            outer, attachment.call = attachment.call, attachment.start_call(sample, timestep)
+            try:
+                return self.original(*args, **kwargs)
+            finally:
+                attachment.call = outer
         finally:
-            attachment.call = outer
+            attachment.is_traced_whole = was_traced
 
 
 class MaskedLayerForward(_Forward):
@@ -76,8 +89,21 @@ class MaskedLayerForward(_Forward):
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer with masks, or plainly where they are disabled or no call of the U-Net is under way."""
-        attachment = self.attachment
+        if torch.compiler.is_compiling() and not self.attachment.is_traced_whole:
+            return self._run_eagerly(x, *args, **kwargs)
+        return self._run(x, *args, **kwargs)
+
+    @torch.compiler.disable(reason=WHY_EAGER)
+    def _run_eagerly(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._run(x, *args, **kwargs)
+
+    def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        attachment, module, name = self.attachment, self.module, self.layer.name
         call = attachment.call
-        if attachment.enabled and call is not None and call.masks_layer(self.layer.name):
-            return attachment.run(self.layer, self.module, x)
-        return self.original(x, *args, **kwargs)
+        if not attachment.enabled or call is None or not call.masks_layer(name):
+            return self.original(x, *args, **kwargs)
+        if not is_quantised(module):
+            return attachment.run(self.layer, module, x)
+        if call.masks[name].strength == 0:
+            return self.original(x, *args, **kwargs)  # its own kernels round in their own way
+        return run_dequantised(module, x, lambda plain, inputs: attachment.run(self.layer, plain, inputs))

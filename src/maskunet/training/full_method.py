@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import DataError, SettingError
 from ..files import save_folder
+from ..quantised import is_quantised
 from .base import Method
 
 
@@ -42,7 +43,7 @@ class FullMethod(Method):
             seed: not used.
 
         Raises:
-            DataError: the U-Net is not in float32, or has adapters.
+            DataError: the U-Net is not in float32, or quantised, or has adapters.
         """
         self._unet = pipe.unet
         if adapters := list(getattr(self._unet, "peft_config", None) or ()):
@@ -55,6 +56,12 @@ class FullMethod(Method):
                 f"expected a U-Net in float32 for full fine-tuning, got {self._unet.dtype}; load the pipeline with "
                 "dtype=torch.float32 and use mixed_precision"
             )
+        for name, module in self._unet.named_modules():
+            if is_quantised(module):
+                raise DataError(
+                    f"expected plain weights to fine-tune, {name} has an {type(module.weight).__name__}; load the U-Net "
+                    "without quantisation, or train masks or a lora"
+                )
         self._unet.requires_grad_(True)
         for name, module in self._unet.named_modules():
             if isinstance(module, nn.Dropout):
