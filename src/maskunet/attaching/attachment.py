@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from ..network import LayerSpec
 from ..relaxation import derive_seed, keep_probability
 from ..targets import maskable_layers
 from .arranged_mask import ArrangedMask, compute_plainly
-from .batch_layout import BatchLayout, find_layout
+from .batch_layout import BatchLayout, find_layout, is_guided_call
 from .block_hook import BlockHook
 from .call import Call
 from .masked_forward import MaskedLayerForward, MaskedUNetForward
@@ -35,6 +36,7 @@ from .strength import Strength, check_strength, strength_at
 from .trace import Trace
 
 _REMEMBERED_CALLS = 256
+logger = logging.getLogger(__name__)
 
 
 class Attachment:
@@ -71,6 +73,7 @@ class Attachment:
         self._traced_enabled = True
         self.reseed(seed)
         self._handles: list[Any] = []
+        self._warns_of_guidance = masker.replaced_guidance is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the state of calls under way out of a copy."""
@@ -176,6 +179,13 @@ class Attachment:
             TargetError: the batch does not fit masks that differ by prompt or half.
         """
         call = Call(timestep)
+        if self._warns_of_guidance and not torch.compiler.is_compiling() and is_guided_call(self.unet):
+            self._warns_of_guidance = False
+            logger.warning(
+                "these masks already do the work of guidance (scale %g), this call guides once more: expected "
+                "guidance_scale=1, which also halves the time",
+                self.masker.replaced_guidance,
+            )
         if self.masker.mask_counts or self.masker.guided_half is not None:
             call.layout = find_layout(self.unet, self.masker, sample)
         if self.masker.training:  # not at inference, where a counter would make compiled graphs stale

@@ -130,6 +130,18 @@ def find_layout(unet: nn.Module, masker: Masker, latents: Tensor) -> BatchLayout
     return BatchLayout.stacked(parts, len(latents) // len(parts), frames)
 
 
+def is_guided_call(unet: nn.Module) -> bool:
+    """Return whether the pipeline or loop that calls the U-Net guides its samples; False if neither is known.
+
+    Args:
+        unet: the U-Net.
+    """
+    if (layout := _given.get()) is not None:
+        return UNCONDITIONAL in layout.parts
+    frame = _calling_pipeline(unet)
+    return frame is not None and UNCONDITIONAL in _parts(frame.f_locals["self"], frame.f_locals)
+
+
 def _count_frames(unet: nn.Module, latents: Tensor) -> int:
     """Frames per video, each a row of the blocks' batch; 1 of an image."""
     if latents.ndim != 5:

@@ -33,6 +33,7 @@ class Savable(Protocol):
     """The part of a masker that its files hold."""
 
     network: Network
+    replaced_guidance: float | None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +91,8 @@ def save(
         "base_model": base_model,
         "network": masker.network.to_json(),
     }
+    if masker.replaced_guidance is not None:
+        config["replaced_guidance"] = masker.replaced_guidance
     card = write_card(
         type(masker).__name__,
         masker.network,
@@ -97,6 +100,7 @@ def save(
         base_model=base_model,
         dataset=dataset,
         recipe=recipe,
+        replaced_guidance=masker.replaced_guidance,
     )
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
     try:
@@ -244,6 +248,8 @@ def load(
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
         masker = _REGISTRY[config["masker"]].from_settings(network, config["settings"])
         masker.load_tensors(tensors)
+        scale = config.get("replaced_guidance")
+        masker.replaced_guidance = None if scale is None else float(scale)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {first_line(error)}"

@@ -30,6 +30,7 @@ def write_card(
     base_model: str | None = None,
     dataset: str | None = None,
     recipe: Mapping[str, str] | None = None,
+    replaced_guidance: float | None = None,
 ) -> str:
     """Return a masker's model card, Markdown with YAML front matter.
 
@@ -40,6 +41,7 @@ def write_card(
         base_model: name of its base model; the front matter lists it if it is a hub id.
         dataset: name of its training data set; likewise.
         recipe: rows of the recipe table.
+        replaced_guidance: scale of the guidance that the masks replace, or None.
     """
     layers, model, data = network.layers, hub_id(base_model), hub_id(dataset)
     header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
@@ -61,6 +63,15 @@ def write_card(
         f"Masks {network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
         "sample; the weights themselves are untouched.",
         "",
+        *(
+            [
+                f"The masks do the work of classifier-free guidance of scale {replaced_guidance:g} in one call per step: "
+                "sample with `guidance_scale=1`.",
+                "",
+            ]
+            if replaced_guidance is not None
+            else []
+        ),
         "## Use",
         "",
         "```python",
@@ -69,7 +80,7 @@ def write_card(
         "",
         f"pipe = {call}",
         'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
-        'image = pipe("a prompt").images[0]',
+        f'image = pipe("a prompt"{", guidance_scale=1" if replaced_guidance is not None else ""}).images[0]',
         "```",
         "",
         "```bash",

@@ -39,6 +39,10 @@ def _layer_lines(network: Any) -> list[str]:
 def _masker_lines(masker: Any) -> list[str]:
     lines = [f"masker         {type(masker).__name__}", f"parameters     {_count(masker):,}"]
     lines += [f"{name:<15}{value}" for name, value in masker.settings.items() if name != "samples"]
+    if masker.replaced_guidance is not None:
+        lines.append(
+            f"guidance       replaces a scale of {masker.replaced_guidance:g}; sample with --guidance-scale 1"
+        )
     return [*lines, *_layer_lines(masker.network), f"density        {_density(masker)}"]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +75,30 @@ class LoraMethod(Method):
         pipe.unet.delete_adapters(_ADAPTER)
         if not getattr(pipe.unet, "peft_config", None):
             pipe.unet.unload_lora()  # no other adapter is left, so the layers lose PEFT's wrappers
+
+    @contextlib.contextmanager
+    def base_model(self, pipe: Any) -> Iterator[None]:
+        """Return a context without this adapter; others stay as they are.
+
+        Args:
+            pipe: the pipeline.
+        """
+        if _ADAPTER not in getattr(pipe.unet, "peft_config", {}):
+            yield
+            return
+        active = pipe.unet.active_adapters()
+        others = [name for name in active if name != _ADAPTER]
+        if others:
+            pipe.unet.set_adapter(others)
+        else:
+            pipe.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            if others:
+                pipe.unet.set_adapter(active)
+            else:
+                pipe.unet.enable_adapters()
 
     def start_batch(self, seeds: Sequence[int]) -> None:
         """Do nothing.

@@ -38,6 +38,7 @@ from .config import TrainConfig
 from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
+from .prediction_errors import build_errors
 from .reward_objective import RewardObjective
 from .run_card import describe_run
 from .state import build_state
@@ -132,13 +133,14 @@ def train(
         frozen(pipe, *(loaded_reward.models if loaded_reward else ())),
         contextlib.ExitStack() as cleanup,
     ):
-        captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
+        captions = [*dataset.captions, *(validation.captions if validation else ()), "", config.negative_prompt]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         sampler = BatchSampler(pipe, dataset, embeds, config, num_timesteps)
         held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
-        comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
+        prediction_errors = build_errors(pipe, scheduler, embeds, method, config)
+        comparison = Validation(pipe, held_out_sampler, prediction_errors, config, folder, accelerator)
         rewards = None if loaded_reward is None else RewardObjective(pipe, loaded_reward, config, method)
         reward_captions = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
         if rewards and reward_captions:
@@ -155,12 +157,14 @@ def train(
         first_step = state.load(saved)
         if is_main:
             checkpoints.drop_stats_after(first_step)
-        objective = accelerator.prepare_model(Objective(pipe.unet, trained, scheduler, method, rewards))
+        objective = accelerator.prepare_model(Objective(trained, prediction_errors, method, rewards))
         optimizer = accelerator.prepare_optimizer(state.optimizer)
         start_trackers(accelerator, config, first_step)
         attachment = attachment_of(pipe)
         start_tau = 1.0 if attachment is None else attachment.masker.tau
         batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
+        # Guidance in the masks leaves no call for the empty caption.
+        dropout = 0.0 if config.objective == "guidance" else config.caption_dropout
 
         bar = tqdm(
             range(first_step, config.max_train_steps),
@@ -178,7 +182,7 @@ def train(
             for part in range(accumulation):
                 position = ((step * accumulation + part) * world_size + rank) * batch_size
                 positions = range(position, position + batch_size)
-                batch = sampler(positions, seed=config.seed, dropout=config.caption_dropout)
+                batch = sampler(positions, seed=config.seed, dropout=dropout)
                 method.start_batch(batch.seeds)
                 with accelerator.accumulate(objective):
                     errors, density, reward_values = objective(batch)
@@ -223,6 +227,8 @@ def train(
         method.set_eval()
         stats, card = checkpoints.read_stats(), dict[str, Any]()
         if isinstance(method, MaskMethod):
+            if config.objective == "guidance":
+                method.masker.replaced_guidance = config.guidance_scale
             options = {"tau": start_tau, "held_out": validation is not None, "num_processes": world_size}
             card = describe_run(pipe, method, dataset, config, stats, **options)
         if is_main:
