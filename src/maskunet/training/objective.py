@@ -3,7 +3,8 @@ r"""The loss of a batch: the errors of the network's predictions, reward, and th
 .. math::
     L = w_d\,E[w_t\,e_t] - w_r\,E[R] + w_\rho\,(E[P(m = 1)] - \rho)^2
 
-with the errors :math:`e_t` of `prediction_errors`. The last two terms are there if the objective is "reward", and if a target density is set.
+with the errors :math:`e_t` of `prediction_errors`. The reward is there in objective "reward", the last term with a target
+density.
 """
 
 from __future__ import annotations
