@@ -54,7 +54,7 @@ class TrainedSide:
 
 
 SIDES = {
-    "constant masks, every layer": TrainedSide("constant", EVERY_LAYER, 1e-2, -0.2),
+    "constant masks, every layer": TrainedSide("constant", EVERY_LAYER, 1e-2),
     "conditional masks, decoder attention": TrainedSide("conditional", "decoder-attention", 2e-3),
     "LoRA, every layer": TrainedSide("lora", EVERY_LAYER, 1e-3),
     "LoRA, decoder attention": TrainedSide("lora", "decoder-attention", 1e-3),
