@@ -1,4 +1,4 @@
-"""`python -m benchmarks.studies table1|ablations|amortised|search`: the paper's experiments on the bundled model.
+"""`python -m benchmarks.studies table1|ablations|amortised|search|guidance`: the paper's experiments on the bundled model.
 
 Each command writes NAME.json, the table NAME.md and figures, to docs/results or, for a share, to runs/NAME; finished
 cells are saved in runs/NAME, and the same command resumes. On two cores table1 takes two hours, ablations six, amortised
@@ -166,6 +166,18 @@ def search(
         search_markdown,
         partial(plot_search, name=name),
     )
+
+
+@app.command()
+def guidance(output: Output = None, work: Work = None, share: Share = 1.0, seeds: Seeds = 3) -> None:
+    """Train masks and LoRA to do the work of guidance, and measure quality against network calls."""
+    from benchmarks.studies.guidance import GuidanceConfig, run_guidance
+    from benchmarks.studies.guidance_report import guidance_markdown, plot_guidance
+    from benchmarks.studies.trial import shortened
+
+    config = shortened(GuidanceConfig(seeds=seeds), share)
+    run = partial(run_guidance, work or Path("runs/guidance"), config, log=typer.echo)
+    _run_and_save("guidance", "Guidance for free", output, share == 1.0, run, guidance_markdown, plot_guidance)
 
 
 def main() -> None:

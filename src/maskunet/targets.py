@@ -20,11 +20,13 @@ from .settings import Targets
 
 _ATTENTION = r"(to_q|to_k|to_v|to_out\.0)"
 _CONVOLUTION = r"(resnets|upsamplers|downsamplers)\.\d+\.conv\w*"
+_OTHER = r"proj_in|proj_out|ff\.net\.(0\.proj|2)|time_emb_proj"
 #: Named sets of targets, as regular expressions over layer names.
 PRESETS = {
     "decoder-attention": rf"up_blocks\..+\.{_ATTENTION}",
     "decoder-attention-conv": rf"up_blocks\..+\.({_ATTENTION}|{_CONVOLUTION})",
     "all": rf"((down_blocks|up_blocks)\.\d+|mid_block)\.(.+\.)?({_ATTENTION}|{_CONVOLUTION})",
+    "every-layer": rf"((down_blocks|up_blocks)\.\d+|mid_block)\.(.+\.)?({_ATTENTION}|{_CONVOLUTION}|{_OTHER})",
 }
 #: Layers of video U-Nets that mix frames: their rows are positions and not samples, so masks per row would hit wrong rows.
 _TEMPORAL = re.compile(r"\.(motion_modules|temp_attentions|temp_convs|temporal_\w+)\.")
@@ -98,7 +100,8 @@ def resolve(unet: nn.Module, targets: Targets) -> list[str]:
 
     Args:
         unet: the U-Net.
-        targets: a preset ("decoder-attention", "decoder-attention-conv", "all"), a regular expression that must match
+        targets: a preset ("decoder-attention", "decoder-attention-conv", "all": both in every block,
+            "every-layer": every Linear and convolution of the blocks), a regular expression that must match
             whole names, or a list of suffixes, like PEFT's `target_modules`. Layers that mix the frames of a video are
             never chosen.
 

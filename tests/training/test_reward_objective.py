@@ -17,6 +17,7 @@ from maskunet.errors import DataError
 from maskunet.rewards import FunctionReward
 from maskunet.training import TrainConfig, build_method
 from maskunet.training import objective as module
+from maskunet.training.prediction_errors import DiffusionErrors
 from maskunet.training.reward_objective import RewardObjective
 
 SHARED: dict[str, Any] = {
@@ -123,18 +124,18 @@ def test_a_loss_of_no_weight_is_not_computed(
     pipe: Any, data: CachedLatents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights and figures are those of a run that computes it, bit for bit."""
-    calls, errors, forward = [], module.diffusion_errors, module.Objective.forward
+    calls, errors, forward = [], DiffusionErrors.__call__, module.Objective.forward
 
-    def counted(*args: Any, **options: Any) -> Tensor:
-        calls.append(len(args))
-        return errors(*args, **options)
+    def counted(self: DiffusionErrors, batch: Any) -> Tensor:
+        if torch.is_grad_enabled():  # not in validation
+            calls.append(batch)
+        return errors(self, batch)
 
     def computes(self: Any, batch: Any) -> Any:
-        unet, scheduler, _, _ = self._parts
-        inputs = (batch.latents, batch.prompt_embeds, batch.noise, batch.timesteps)
-        return errors(unet, scheduler, *inputs, **batch.conditions), *forward(self, batch)[1:]
+        prediction_errors, _, _ = self._parts
+        return errors(prediction_errors, batch), *forward(self, batch)[1:]
 
-    monkeypatch.setattr(module, "diffusion_errors", counted)
+    monkeypatch.setattr(DiffusionErrors, "__call__", counted)
     without = trained(pipe, data, tmp_path / "without", diffusion_weight=0.0)
     assert not calls
     trained(pipe, data, tmp_path / "density", diffusion_weight=0.0, target_density=0.9, max_train_steps=1)

@@ -48,12 +48,14 @@ BAD: dict[str, tuple[Any, ...]] = (
     | dict.fromkeys(POSITIVE, (0, -1, math.inf, "1"))
     | dict.fromkeys(NOT_NEGATIVE, (-1, math.inf, True, "1"))
     | dict.fromkeys(BELOW_1, (-0.1, 1, 2, "0.5"))
-    | dict.fromkeys(("caption_dropout", "target_density"), (-0.1, 1.1, math.inf, "0.5"))
+    | dict.fromkeys(("caption_dropout", "guidance_rescale", "target_density"), (-0.1, 1.1, math.inf, "0.5"))
     | dict.fromkeys(FLAGS, (1, "yes", None))
     | {
         "mixed_precision": ("fp8", None, 16),
         "lr_scheduler": ("nope", "piecewise_constant", None),
         "objective": ("rewards", None),
+        "guidance_scale": (1.0, 0.5, -1, math.inf, "3"),
+        "negative_prompt": (None, 3),
         "validation_prompts": ("a circle", (1,), None),
         "resume_from_checkpoint": (3, True),
         "report_to": (3, ["wandb"]),

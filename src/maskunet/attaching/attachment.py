@@ -25,7 +25,7 @@ from ..maskers import BlockInput, ComposedMasker, Draw, Masker
 from ..network import LayerSpec
 from ..relaxation import derive_seed, keep_probability
 from ..targets import maskable_layers
-from .batch_layout import find_layout
+from .batch_layout import find_layout, is_guided_call, warn_of_guidance
 from .block_hook import BlockHook
 from .call import Call
 from .choice import choose_maskers
@@ -75,6 +75,7 @@ class Attachment:
         self._traced_enabled = True
         self.reseed(seed)
         self._handles: list[Any] = []
+        self._warns_of_guidance = masker.replaced_guidance is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the state of calls under way out of a copy."""
@@ -204,6 +205,9 @@ class Attachment:
         """
         masker, strength = self._acting
         call = Call(masker, strength, timestep)
+        if self._warns_of_guidance and not torch.compiler.is_compiling() and is_guided_call(self.unet):
+            self._warns_of_guidance = False
+            warn_of_guidance(masker)
         if masker.mask_counts or masker.guided_half is not None:
             call.layout = find_layout(self.unet, masker, sample)
         if masker.training:  # not at inference, where a counter would make compiled graphs stale

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class BatchLayout:
         ]
 
 
+logger = logging.getLogger(__name__)
 _given: contextvars.ContextVar[BatchLayout | None] = contextvars.ContextVar("layout", default=None)
 
 
@@ -128,6 +130,31 @@ def find_layout(unet: nn.Module, masker: Masker, latents: Tensor) -> BatchLayout
     )
     parts = (UNCONDITIONAL, CONDITIONAL) if is_guided else (CONDITIONAL,)
     return BatchLayout.stacked(parts, len(latents) // len(parts), frames)
+
+
+def is_guided_call(unet: nn.Module) -> bool:
+    """Return whether the pipeline or loop that calls the U-Net guides its samples; False if neither is known.
+
+    Args:
+        unet: the U-Net.
+    """
+    if (layout := _given.get()) is not None:
+        return UNCONDITIONAL in layout.parts
+    frame = _calling_pipeline(unet)
+    return frame is not None and UNCONDITIONAL in _parts(frame.f_locals["self"], frame.f_locals)
+
+
+def warn_of_guidance(masker: Masker) -> None:
+    """Warn of a guided call under masks that replace guidance.
+
+    Args:
+        masker: the masker.
+    """
+    logger.warning(
+        "these masks already do the work of guidance (scale %g), this call guides once more: expected guidance_scale=1, which "
+        "also halves the time",
+        masker.replaced_guidance,
+    )
 
 
 def _count_frames(unet: nn.Module, latents: Tensor) -> int:

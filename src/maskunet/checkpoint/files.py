@@ -35,6 +35,7 @@ class Savable(Protocol):
     """The part of a masker that its files hold."""
 
     network: Network
+    replaced_guidance: float | None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,6 +111,8 @@ def save(
         "base_model": base_model,
         "network": masker.network.to_json(),
     }
+    if masker.replaced_guidance is not None:
+        config["replaced_guidance"] = masker.replaced_guidance
     card = write_card(
         type(masker).__name__,
         masker.network,
@@ -118,6 +121,7 @@ def save(
         dataset=dataset,
         recipe=recipe,
         conditions=masker.conditions,
+        replaced_guidance=masker.replaced_guidance,
     )
     tensors = {key: value.detach().cpu().contiguous() for key, value in masker.tensors().items()}
     require_finite(tensors, f"a {type(masker).__name__} to save", "go back to a checkpoint from before")
@@ -268,6 +272,8 @@ def load(
         require_finite(tensors, str(folder / WEIGHTS), "save the masker again from a checkpoint before")
         masker = _REGISTRY[config["masker"]].from_settings(network, config["settings"])
         masker.load_tensors(tensors)
+        scale = config.get("replaced_guidance")
+        masker.replaced_guidance = None if scale is None else float(scale)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"expected {folder / WEIGHTS} to be a safetensors file, could not read it: {first_line(error)}"

@@ -36,6 +36,7 @@ def write_card(
     dataset: str | None = None,
     recipe: Mapping[str, str] | None = None,
     conditions: Sequence[str] = ("timestep", "sample"),
+    replaced_guidance: float | None = None,
 ) -> str:
     """Return a masker's model card, Markdown with YAML front matter.
 
@@ -47,6 +48,7 @@ def write_card(
         dataset: name of its training data set; likewise.
         recipe: rows of the recipe table.
         conditions: what its masks depend on; nothing if they can be merged into the weights.
+        replaced_guidance: scale of the guidance that the masks replace, or None.
     """
     layers, model, data = network.layers, hub_id(base_model), hub_id(dataset)
     header = ["---", "library_name: maskunet", "pipeline_tag: text-to-image"]
@@ -68,6 +70,15 @@ def write_card(
         f"Masks {network.weights:,} weights in {len(layers)} layers of the U-Net at every step and for every "
         f"sample; the weights themselves are untouched.{'' if conditions else _MERGEABLE}",
         "",
+        *(
+            [
+                f"The masks do the work of classifier-free guidance of scale {replaced_guidance:g} in one call per step: "
+                "sample with `guidance_scale=1`.",
+                "",
+            ]
+            if replaced_guidance is not None
+            else []
+        ),
         "## Use",
         "",
         "```python",
@@ -76,7 +87,7 @@ def write_card(
         "",
         f"pipe = {call}",
         'mu.attach(pipe, mu.load("this folder or repository", pipe.unet))',
-        'image = pipe("a prompt").images[0]',
+        f'image = pipe("a prompt"{", guidance_scale=1" if replaced_guidance is not None else ""}).images[0]',
         "```",
         "",
         "```bash",

@@ -48,6 +48,10 @@ def _masker_lines(masker: Any) -> list[str]:
         return lines
     lines += [f"{name:<15}{value}" for name, value in masker.settings.items() if name != "samples"]
     lines.append(f"conditions     {', '.join(masker.conditions) or 'none; maskunet export merges its masks exactly'}")
+    if masker.replaced_guidance is not None:
+        lines.append(
+            f"guidance       replaces a scale of {masker.replaced_guidance:g}; sample with --guidance-scale 1"
+        )
     return [*lines, *_layer_lines(masker.network), f"density        {_density(masker)}"]
 
 

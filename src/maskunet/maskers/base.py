@@ -165,6 +165,8 @@ class Masker(nn.Module, metaclass=_MaskerMeta):
     mask_counts: frozenset[int] = frozenset()
     #: "conditional" if only the rows of a guided batch that see the prompt are masked.
     guided_half: str | None = None
+    #: Scale of the classifier-free guidance that the masks replace; None if they were not trained to.
+    replaced_guidance: float | None = None
 
     def __init__(self, network: Network, tau: float = 1.0) -> None:
         super().__init__()

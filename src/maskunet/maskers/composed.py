@@ -135,6 +135,8 @@ class ComposedMasker(Masker):
         self._maskers = nn.ModuleList(maskers.values())
         self.mask_counts = frozenset().union(*(masker.mask_counts for masker in maskers.values()))
         self.guided_half = next((m.guided_half for m in maskers.values() if m.guided_half is not None), None)
+        replaced = (m.replaced_guidance for m in maskers.values() if m.replaced_guidance is not None)
+        self.replaced_guidance = next(replaced, None)
         self._names_of_block: dict[str, list[str]] = {}
         for name, masker in maskers.items():
             for block in masker.network.blocks:

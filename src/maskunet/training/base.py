@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from ..errors import SettingError
 
 
 class Method(ABC):
@@ -41,6 +44,20 @@ class Method(ABC):
         Args:
             pipe: the pipeline that it was installed on.
         """
+
+    def base_model(self, pipe: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the network is the base model, before and after the method is installed.
+
+        Args:
+            pipe: the pipeline.
+
+        Raises:
+            SettingError: the method trains the base model's own weights.
+        """
+        raise SettingError(
+            f"expected a method beside the base model's weights (mask, lora, mask+lora) for objective 'guidance', got "
+            f"{self.name!r}"
+        )
 
     @abstractmethod
     def start_batch(self, seeds: Sequence[int]) -> None:

@@ -41,7 +41,8 @@ class TrainConfig(Settings):
         ema_decay: decay of that average.
 
     Fine-tuning, loss:
-        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance; none in objective
+            "guidance", which leaves no call for it.
         snr_gamma: gamma of min-SNR loss weights; None weighs all timesteps equally.
         noise_offset: scale of a noise that is constant over each channel.
         cache_prompt_embeds: encode every caption once, before training.
@@ -50,8 +51,14 @@ class TrainConfig(Settings):
         target_density: density that a penalty draws the masks to; None leaves it to the loss.
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
 
+    Fine-tuning, guidance:
+        guidance_scale: scale of the classifier-free guidance that objective "guidance" imitates.
+        guidance_rescale: how far that prediction is rescaled to the conditional one's deviation, in [0, 1].
+        negative_prompt: prompt that it steers away from.
+
     Fine-tuning, reward:
-        objective: "diffusion", or "reward": raise a reward of the network's own samples, with the diffusion loss beside it.
+        objective: "diffusion"; "guidance": imitate the base model's guided prediction; or "reward": raise a reward of the
+            network's own samples, with the diffusion loss beside it.
         diffusion_weight: weight of the diffusion loss in the objective "reward"; at 0 it is not computed.
         reward_weight: weight of the reward in the objective "reward".
         reward_batch_size: samples of each batch that are generated and rewarded.
@@ -104,7 +111,10 @@ class TrainConfig(Settings):
     tau_end: float | None = number(None, above=0, optional=True)
     target_density: float | None = number(None, at_least=0, at_most=1, optional=True)
     density_weight: float = number(1.0, at_least=0)
-    objective: str = choice("diffusion", "reward")
+    objective: str = choice("diffusion", "guidance", "reward")
+    guidance_scale: float = number(7.5, above=1, at_most=MAX_GUIDANCE_SCALE)
+    guidance_rescale: float = number(0.0, at_least=0, at_most=1)
+    negative_prompt: str = text("")
     diffusion_weight: float = number(1.0, at_least=0)
     reward_weight: float = number(0.01, at_least=0)
     reward_batch_size: int = integer(1, at_least=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +98,23 @@ class LoraMethod(Method):
         else:
             _unwrap(pipe.unet, set(self._former))
         self._former = {}
+
+    @contextlib.contextmanager
+    def base_model(self, pipe: Any) -> Iterator[None]:
+        """Return a context without this adapter; others stay as they are.
+
+        Args:
+            pipe: the pipeline.
+        """
+        layers = [module for module in pipe.unet.modules() if _ADAPTER in getattr(module, "lora_A", {})]
+        former = {module: module.active_adapters for module in layers}
+        try:
+            for module, active in former.items():  # `set_adapter` would also freeze the adapter, and thaw the others
+                module._active_adapter = [name for name in active if name != _ADAPTER]
+            yield
+        finally:
+            for module, active in former.items():
+                module._active_adapter = active
 
     def start_batch(self, seeds: Sequence[int]) -> None:
         """Do nothing.

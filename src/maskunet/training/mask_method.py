@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attaching import Attachment, attach, detach
+from ..attaching import Attachment, attach, detach, disabled
 from ..errors import SettingError
 from ..maskers import ComposedMasker, Masker
 from .base import Method
@@ -60,6 +61,14 @@ class MaskMethod(Method):
         """
         detach(pipe)
         self.masker.eval()
+
+    def base_model(self, pipe: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a context without masks.
+
+        Args:
+            pipe: the pipeline.
+        """
+        return disabled(pipe)
 
     @property
     def attachment(self) -> Attachment:

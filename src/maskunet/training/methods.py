@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +55,16 @@ class MaskLoraMethod(MaskMethod):
         """
         super().remove(pipe)
         self.lora.remove(pipe)
+
+    @contextlib.contextmanager
+    def base_model(self, pipe: Any) -> Iterator[None]:
+        """Return a context without both.
+
+        Args:
+            pipe: the pipeline.
+        """
+        with super().base_model(pipe), self.lora.base_model(pipe):
+            yield
 
     def save(self, pipe: Any, folder: Path, card: Mapping[str, Any]) -> Path:
         """Write `masker/` and `lora/`.

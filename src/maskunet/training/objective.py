@@ -1,10 +1,10 @@
-r"""The loss of a batch: diffusion loss, reward, and the penalty on the density.
+r"""The loss of a batch: the errors of the network's predictions, reward, and the penalty on the density.
 
 .. math::
-    L = w_d\,E[w_t\,\| \epsilon_{\theta \odot m}(x_t, t, c) - \epsilon \|^2] - w_r\,E[R]
-        + w_\rho\,(E[P(m = 1)] - \rho)^2
+    L = w_d\,E[w_t\,e_t] - w_r\,E[R] + w_\rho\,(E[P(m = 1)] - \rho)^2
 
-The last two terms are there if the objective is "reward", and if a target density is set.
+with the errors :math:`e_t` of `prediction_errors`. The reward is there in objective "reward", the last term with a target
+density.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import diffusion_errors, snr_weights
+from ..diffusion import snr_weights
 from .base import Method
 from .batches import Batch
 from .config import TrainConfig
+from .prediction_errors import PredictionErrors
 from .reward_objective import RewardObjective
 
 
@@ -29,19 +30,18 @@ class Objective(nn.Module):
     computed, unless a target density needs the masks of that call.
 
     Args:
-        unet: the U-Net.
         trained: the module with the trained parameters.
-        scheduler: the noise schedule of training.
+        prediction_errors: errors of the network's predictions.
         method: the method.
         rewards: the reward objective, or None.
     """
 
     def __init__(
-        self, unet: nn.Module, trained: nn.Module, scheduler: Any, method: Method, rewards: RewardObjective | None
+        self, trained: nn.Module, prediction_errors: PredictionErrors, method: Method, rewards: RewardObjective | None
     ) -> None:
         super().__init__()
         self.trained = trained
-        self._parts = (unet, scheduler, method, rewards)  # in a tuple, so that a frozen U-Net is not registered
+        self._parts = (prediction_errors, method, rewards)
 
     def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return errors (B,), the mean P(keep) (), and rewards (`reward_batch_size`,), each None where it is not used.
@@ -49,12 +49,11 @@ class Objective(nn.Module):
         Args:
             batch: the batch.
         """
-        unet, scheduler, method, rewards = self._parts
+        prediction_errors, method, rewards = self._parts
         errors: Tensor | None = None
         density: Tensor | None = None
         if rewards is None or rewards.config.diffusion_weight or rewards.config.target_density is not None:
-            inputs = (batch.latents, batch.prompt_embeds, batch.noise, batch.timesteps)
-            errors = diffusion_errors(unet, scheduler, *inputs, **batch.conditions)
+            errors = prediction_errors(batch)
             density = method.expected_density()  # before the reward's samples, whose calls have other masks
         if rewards is None:
             return errors, density, None

@@ -47,6 +47,7 @@ from .fingerprints import run_fingerprints
 from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
+from .prediction_errors import build_errors
 from .reward_objective import RewardObjective
 from .run_card import describe_run
 from .state import build_state
@@ -146,7 +147,7 @@ def train(
         frozen(pipe, *(loaded_reward.models if loaded_reward else ()), *([kept.masker] if kept else ())),
         contextlib.ExitStack() as cleanup,
     ):
-        captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
+        captions = [*dataset.captions, *(validation.captions if validation else ()), "", config.negative_prompt]
         embeds = PromptEmbeds(pipe, captions if config.cache_prompt_embeds else ())
         # The processes' batches have one size, so that two processes equal one with a batch twice as large.
         group_size = config.train_batch_size * world_size
@@ -154,8 +155,9 @@ def train(
         held_out_sampler = BatchSampler(pipe, validation or dataset, embeds, config, scheduler.num_timesteps)
 
         # The base model's losses and rewards, before the method is installed.
+        prediction_errors = build_errors(pipe, scheduler, embeds, method, config)
         with disabled(pipe) if kept is None else contextlib.nullcontext():
-            comparison = Validation(pipe, held_out_sampler, scheduler, config, folder, accelerator)
+            comparison = Validation(pipe, held_out_sampler, prediction_errors, config, folder, accelerator)
         rewards = None if loaded_reward is None else RewardObjective(pipe, loaded_reward, config, method)
         reward_captions = list((validation or dataset).captions[: config.validation_rewards]) if rewards else []
         if rewards and reward_captions:
@@ -173,7 +175,7 @@ def train(
         if is_main:
             checkpoints.drop_stats_after(first_step)
         require_finite(state.named, f"the checkpoint of step {first_step}", "delete it to resume from the one before")
-        objective = accelerator.prepare_model(Objective(pipe.unet, trained, scheduler, method, rewards))
+        objective = accelerator.prepare_model(Objective(trained, prediction_errors, method, rewards))
         optimizer = accelerator.prepare_optimizer(state.optimizer)
         guard = StepGuard(accelerator, optimizer, state.named, checkpoints)
         guard.load(saved)
@@ -181,6 +183,8 @@ def train(
         attachment = attachment_of(pipe)
         start_tau = 1.0 if attachment is None else attachment.masker.tau
         batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
+        # Guidance in the masks leaves no call for the empty caption.
+        dropout = 0.0 if config.objective == "guidance" else config.caption_dropout
 
         bar = tqdm(
             range(first_step, config.max_train_steps),
@@ -198,7 +202,7 @@ def train(
             for part in range(accumulation):
                 position = ((step * accumulation + part) * world_size + rank) * batch_size
                 positions = range(position, position + batch_size)
-                batch = sampler(positions, seed=config.seed, dropout=config.caption_dropout)
+                batch = sampler(positions, seed=config.seed, dropout=dropout)
                 method.start_batch(batch.seeds)
                 with accelerator.accumulate(objective):
                     errors, density, reward_values = objective(batch)
@@ -246,6 +250,8 @@ def train(
         method.set_eval()
         stats, card = checkpoints.read_stats(), dict[str, Any]()
         if isinstance(method, MaskMethod):
+            if config.objective == "guidance":
+                method.masker.replaced_guidance = config.guidance_scale
             options = {"tau": start_tau, "held_out": validation is not None, "num_processes": world_size}
             card = describe_run(pipe, method, dataset, config, stats, **options)
         if is_main:

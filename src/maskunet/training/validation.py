@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..attaching import attachment_of, record
-from ..diffusion import diffusion_errors
 from ..metrics.intervals import student
 from ..relaxation import derive_seed
 from ..sampling.generation import generate
 from .batches import Batch, BatchSampler
 from .config import TrainConfig
+from .prediction_errors import PredictionErrors
 
 
 class Validation:
@@ -31,7 +31,7 @@ class Validation:
     Args:
         pipe: the pipeline, before the method is installed on it, computing as the base of the comparison.
         sampler: makes batches of the held-out set.
-        scheduler: the noise schedule of training.
+        prediction_errors: errors of the network's predictions.
         config: settings of the run.
         folder: the run's folder; images go to `validation/`.
         accelerator: the run's accelerator; both losses are computed in its precision.
@@ -41,12 +41,12 @@ class Validation:
         self,
         pipe: Any,
         sampler: BatchSampler,
-        scheduler: Any,
+        prediction_errors: PredictionErrors,
         config: TrainConfig,
         folder: Path,
         accelerator: Accelerator,
     ) -> None:
-        self.pipe, self.scheduler, self.config, self.folder = pipe, scheduler, config, folder
+        self.pipe, self.prediction_errors, self.config, self.folder = pipe, prediction_errors, config, folder
         self.accelerator = accelerator
         self.batch_size = config.validation_batch_size or config.train_batch_size
         self.batches = []
@@ -60,9 +60,8 @@ class Validation:
 
     @torch.no_grad()
     def _errors(self, batch: Batch) -> Tensor:
-        inputs = (batch.latents, batch.prompt_embeds, batch.noise, batch.timesteps)
         with self.accelerator.autocast():
-            return diffusion_errors(self.pipe.unet, self.scheduler, *inputs, **batch.conditions)
+            return self.prediction_errors(batch)
 
     def compare(self) -> dict[str, float]:
         """Return the mean gain over the base loss with Student's 95 % interval, and the density of the masks.
