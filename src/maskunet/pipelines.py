@@ -41,9 +41,14 @@ def is_bundled(pipe: Any) -> bool:
 def default_guidance_scale(pipe: Any) -> float:
     """Return the strength of classifier-free guidance that every command and function uses for a model by default.
 
+    It is 1, so none, under masks that were trained to replace guidance.
+
     Args:
         pipe: a pipeline.
     """
+    attachment = vars(getattr(pipe, "unet", None) or object).get("_maskunet_attachment")
+    if attachment is not None and attachment.enabled and attachment.masker.replaced_guidance is not None:
+        return 1.0
     return BUNDLED_GUIDANCE_SCALE if is_bundled(pipe) else GUIDANCE_SCALE
 
 

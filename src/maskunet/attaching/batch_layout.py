@@ -151,8 +151,8 @@ def warn_of_guidance(masker: Masker) -> None:
         masker: the masker.
     """
     logger.warning(
-        "these masks already do the work of guidance (scale %g), this call guides once more: expected guidance_scale=1, which "
-        "also halves the time",
+        "these masks already do the work of guidance (scale %g), this call guides once more: expected guidance_scale=1, "
+        "which also halves the time",
         masker.replaced_guidance,
     )
 

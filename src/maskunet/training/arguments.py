@@ -97,9 +97,14 @@ def resolve_guidance(pipe: Any, config: TrainConfig) -> TrainConfig:
         pipe: the pipeline.
         config: settings of the run.
     """
-    names = ("reward_guidance_scale", "validation_guidance_scale")
-    missing = [name for name in names if getattr(config, name) is None]
-    return replace(config, **dict.fromkeys(missing, default_guidance_scale(pipe)))
+    own = default_guidance_scale(pipe)
+    # Images of masks that replace guidance need none.
+    of_images = 1.0 if config.objective == "guidance" else own
+    defaults = {"reward_guidance_scale": own, "validation_guidance_scale": of_images}
+    if config.objective == "guidance":
+        defaults["guidance_scale"] = own
+    missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return replace(config, **missing)
 
 
 def as_method(method: Method | Masker | Source, pipe: Any, config: TrainConfig) -> Method:

@@ -46,7 +46,7 @@ FREE = {
     "validation_guidance_scale",
 }
 #: Settings that runs saved by earlier versions lack, with the values that those runs trained with.
-IMPLIED = {"allow_tf32": False, "guidance_scale": 7.5, "guidance_rescale": 0.0, "negative_prompt": ""}
+IMPLIED = {"allow_tf32": False, "guidance_scale": None, "guidance_rescale": 0.0, "negative_prompt": ""}
 _SHORT = 40
 
 

@@ -52,7 +52,7 @@ class TrainConfig(Settings):
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
 
     Fine-tuning, guidance:
-        guidance_scale: scale of the classifier-free guidance that objective "guidance" imitates.
+        guidance_scale: scale of the classifier-free guidance that objective "guidance" imitates; the model's default if None.
         guidance_rescale: how far that prediction is rescaled to the conditional one's deviation, in [0, 1].
         negative_prompt: prompt that it steers away from.
 
@@ -112,7 +112,7 @@ class TrainConfig(Settings):
     target_density: float | None = number(None, at_least=0, at_most=1, optional=True)
     density_weight: float = number(1.0, at_least=0)
     objective: str = choice("diffusion", "guidance", "reward")
-    guidance_scale: float = number(7.5, above=1, at_most=MAX_GUIDANCE_SCALE)
+    guidance_scale: float | None = number(None, above=1, at_most=MAX_GUIDANCE_SCALE, optional=True)
     guidance_rescale: float = number(0.0, at_least=0, at_most=1)
     negative_prompt: str = text("")
     diffusion_weight: float = number(1.0, at_least=0)

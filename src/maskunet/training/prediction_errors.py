@@ -90,9 +90,10 @@ class GuidanceErrors:
             batch: their batch.
         """
         config, rows = self.config, len(noisy)
+        assert config.guidance_scale is not None
         negative, negative_pooled = self.embeds([config.negative_prompt] * rows)
         conditions = dict(batch.conditions)
-        if (added := conditions.get("added_cond_kwargs")) is not None:
+        if (added := conditions.get("added_cond_kwargs")) is not None and negative_pooled is not None:
             pooled = torch.cat([negative_pooled, added["text_embeds"]])
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": added["time_ids"].repeat(2, 1)}
         prompt_embeds = torch.cat([negative, batch.prompt_embeds])

@@ -64,7 +64,7 @@ def describe_run(
         "Seed": f"{config.seed}",
     }
     if config.objective == "guidance":
-        recipe["Objective"] = f"guidance of scale {config.guidance_scale:g}, so sample with guidance_scale=1"
+        recipe["Objective"] = f"guidance of scale {config.guidance_scale or 0:g}, so sample with guidance_scale=1"
     if config.target_density is not None:
         recipe["Target density"] = f"{config.target_density:g}, weight {config.density_weight:g}"
     if (lora := method.settings.get("lora")) is not None:

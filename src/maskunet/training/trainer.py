@@ -181,6 +181,8 @@ def train(
         guard.load(saved)
         start_trackers(accelerator, config, first_step)
         attachment = attachment_of(pipe)
+        if attachment is not None and kept is None and config.objective == "guidance":
+            attachment.masker.replaced_guidance = config.guidance_scale
         start_tau = 1.0 if attachment is None else attachment.masker.tau
         batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
         # Guidance in the masks leaves no call for the empty caption.
@@ -250,8 +252,6 @@ def train(
         method.set_eval()
         stats, card = checkpoints.read_stats(), dict[str, Any]()
         if isinstance(method, MaskMethod):
-            if config.objective == "guidance":
-                method.masker.replaced_guidance = config.guidance_scale
             options = {"tau": start_tau, "held_out": validation is not None, "num_processes": world_size}
             card = describe_run(pipe, method, dataset, config, stats, **options)
         if is_main:
