@@ -52,7 +52,7 @@ class TrainConfig(Settings):
         density_weight: weight of (mean P(keep) - target_density)^2 in the loss.
 
     Fine-tuning, guidance:
-        guidance_scale: scale of the classifier-free guidance that objective "guidance" imitates; the model's default if None.
+        guidance_scale: scale of the guidance that objective "guidance" imitates; the model's default if None.
         guidance_rescale: how far that prediction is rescaled to the conditional one's deviation, in [0, 1].
         negative_prompt: prompt that it steers away from.
 
