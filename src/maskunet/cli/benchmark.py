@@ -13,7 +13,6 @@ from ..settings import MAX_GUIDANCE_SCALE
 from ..zoo import defaults as bundled
 from .app import Command, new_app, without_options
 from .checks import check_output, finite
-from .defaults import guidance_scale as guidance_of
 from .defaults import is_bundled, num_inference_steps
 from .loading import check_compose, local_device, masker_to_attach, open_pipeline
 from .options import (
@@ -158,7 +157,7 @@ def _benchmark(
         images_per_prompt=images_per_prompt,
         output_dir=output,
         num_inference_steps=num_inference_steps(model, steps, published.num_inference_steps),
-        guidance_scale=guidance_of(model, guidance_scale, published.guidance_scale),
+        guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         seed=seed,
         batch_size=batch_size,

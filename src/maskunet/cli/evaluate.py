@@ -13,7 +13,6 @@ from ..settings import MAX_PIXELS
 from ..zoo import defaults as bundled
 from .checks import check_exists, check_features, check_output, read_prompts
 from .defaults import MEASURED_STEPS, is_bundled, num_inference_steps
-from .defaults import guidance_scale as guidance_of
 from .loading import check_compose, describe_maskers, local_device, open_pipeline
 from .options import (
     Compose,
@@ -124,7 +123,7 @@ def evaluate(
         limit=limit,
         resolution=resolution or (published.resolution if published else None),
         num_inference_steps=num_inference_steps(model, steps, MEASURED_STEPS),
-        guidance_scale=guidance_of(model, guidance_scale),
+        guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         seed=seed,
         batch_size=batch_size,

@@ -10,7 +10,6 @@ import typer
 from ..errors import DataError
 from ..settings import MAX_PIXELS
 from .checks import check_output, check_seeds, finite, read_prompts
-from .defaults import guidance_scale as guidance_of
 from .defaults import is_bundled, num_inference_steps
 from .loading import describe_maskers, open_pipeline
 from .options import (
@@ -90,12 +89,17 @@ def generate(
     check_output(output)
     options: dict[str, Any] = {
         "num_inference_steps": num_inference_steps(model, steps),
-        "guidance_scale": guidance_of(model, guidance_scale),
+        "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
     }
     further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
     options |= {name: value for name, value in further.items() if value is not None}
     pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
+
+    from ..pipelines import default_guidance_scale
+
+    if guidance_scale is None:
+        options["guidance_scale"] = default_guidance_scale(pipe)
 
     from ..evaluation.image_jobs import ImageJob, generate_missing
     from ..evaluation.image_reader import warn_black

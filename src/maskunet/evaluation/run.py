@@ -38,7 +38,7 @@ from .loading import Prompts, load_benchmark
 from .published import BENCHMARKS, BenchmarkDefaults, GenerationSettings
 from .report import BenchmarkReport
 from .scores import Scores
-from .sides import BenchmarkSides, build_sides
+from .sides import BenchmarkSides, build_sides, replaces_guidance
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ def evaluate(
         images_per_prompt: images per prompt, >= 1; the benchmark's number if None.
         num_inference_steps: denoising steps of every side, >= 1; the benchmark's number, or 25 with the bundled model, if
             None.
-        guidance_scale: strength of classifier-free guidance; the benchmark's, or 4 with the bundled model, if None.
+        guidance_scale: strength of classifier-free guidance; the benchmark's, or 4 with the bundled model, if None, and 1
+            under masks that replace guidance.
         guidance_rescale: share of the guided output that is rescaled to the conditional one's deviation, in [0, 1].
         seed: seed of the noise.
         batch_size: prompts per call, >= 1.
@@ -171,6 +172,7 @@ def evaluate(
                 num_inference_steps=num_inference_steps or defaults.num_inference_steps,
                 guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
                 guidance_rescale=guidance_rescale,
+                masked_guidance_scale=1.0 if guidance_scale is None and replaces_guidance(pipe) else None,
                 masker=masker_name,
                 reward=_load_reward(reward, reward_sources, pipe) if config is not None else None,
                 reward_sources=reward_sources,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attaching import disabled
+from ..attaching import attachment_of, disabled
 from ..rewards.base import Reward
 from ..sampling.generation import Side, pipeline_side
 from ..sampling.supported_pipelines import check_steps
@@ -69,6 +69,16 @@ class BenchmarkSides:
     batch_sizes: Mapping[str, int]
 
 
+def replaces_guidance(pipe: Any) -> bool:
+    """Return whether the attached masks were trained to replace guidance.
+
+    Args:
+        pipe: a pipeline.
+    """
+    attachment = attachment_of(pipe)
+    return attachment is not None and attachment.masker.replaced_guidance is not None
+
+
 def build_sides(
     pipe: Any,
     names: Sequence[str],
@@ -76,6 +86,7 @@ def build_sides(
     num_inference_steps: int,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    masked_guidance_scale: float | None = None,
     masker: str | None,
     reward: Reward | None,
     reward_sources: Sequence[str] | None,
@@ -91,6 +102,7 @@ def build_sides(
         names: names of `BENCHMARK_SIDES`.
         num_inference_steps: denoising steps of every side.
         guidance_scale: strength of classifier-free guidance of every side.
+        masked_guidance_scale: the same of the sides with masks; `guidance_scale` if None.
         guidance_rescale: share of the guided output that every side rescales, in [0, 1].
         masker: name of the masker in the records.
         reward: the reward that searches optimise.
@@ -104,17 +116,20 @@ def build_sides(
         SettingError: the scheduler cannot take that number of steps.
         DataError: SynGen needs spaCy or its model, or the attention processors are not plain.
     """
-    generation: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    generation |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
     check_steps(pipe.scheduler, num_inference_steps)
-    config = replace(search_config, **generation)
-    shared = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | generation | dict(settings)
+    masked_guidance = guidance_scale if masked_guidance_scale is None else masked_guidance_scale
+
+    def generation(masks: bool) -> dict[str, Any]:
+        scale = masked_guidance if masks else guidance_scale
+        options = {"num_inference_steps": num_inference_steps, "guidance_scale": scale}
+        return options | ({"guidance_rescale": guidance_rescale} if guidance_rescale else {})
 
     def plain(masks: bool) -> tuple[Side, dict[str, Any], int]:
-        return pipeline_side(pipe, masks=masks, **generation), {}, batch_size
+        return pipeline_side(pipe, masks=masks, **generation(masks)), {}, batch_size
 
     def searched(masks: bool) -> tuple[Side, dict[str, Any], int]:
         assert reward is not None
+        config = replace(search_config, **generation(masks))
         record = {"search": search_settings(config), "dtype": str(pipe.unet.dtype), "rewards": reward.name}
         record |= {} if reward_sources is None else {"reward_sources": list(reward_sources)}
         return search_side(pipe, reward, config, masks=masks), record, search_batch_size
@@ -122,7 +137,7 @@ def build_sides(
     def by_syngen(masks: bool) -> tuple[Side, dict[str, Any], int]:
         phrases = shapes_phrases if is_bundled(pipe) else None
         record = {"syngen": {"scale": SCALE, "phrases": "spacy" if phrases is None else "shapes"}}
-        return syngen_side(pipe, masks=masks, phrases=phrases, **generation), record, batch_size
+        return syngen_side(pipe, masks=masks, phrases=phrases, **generation(masks)), record, batch_size
 
     builders: dict[str, Callable[[bool], tuple[Side, dict[str, Any], int]]] = {
         "base": plain,
@@ -135,5 +150,6 @@ def build_sides(
         masks = "masker" in name
         side, record, size = builders[name.removesuffix("+masker")](masks)
         sides[name], batch_sizes[name] = side, size
-        records[name] = shared | {"masker": masker if masks else None} | record
+        shared = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | generation(masks)
+        records[name] = shared | dict(settings) | {"masker": masker if masks else None} | record
     return BenchmarkSides(sides, records, batch_sizes)
