@@ -47,6 +47,66 @@ def test_model_against_a_folder(run: Run, reference: Path, tmp_path: Path) -> No
     assert "fid" not in out
 
 
+def save_images(folder: Path, count: int, prompt: str = "a red circle") -> None:
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (64, 64), (i, 50, 90)).save(folder / f"{i:05d}.png")
+        (folder / f"{i:05d}.json").write_text(json.dumps({"prompt": prompt}))
+
+
+def test_fewer_prompts_than_images_are_refused_before_anything_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_images(tmp_path / "images", 4)
+    (tmp_path / "prompts.txt").write_text("a red circle\na star\n")
+    words = [
+        "evaluate",
+        "--images",
+        "images",
+        "--prompts-file",
+        "prompts.txt",
+        "--features",
+        "shapes",
+        "--device",
+        "cpu",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("maskunet.evaluation.measurement.load_features", lambda *_: pytest.fail("a network was loaded"))
+        code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "expected one prompt for each of 4 images, got 2" in err
+    assert not (tmp_path / "evaluation").exists()
+    code, out, err = run(*words, "--limit", 2)
+    assert code == 0, err
+    record = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert record["metrics"]["shapes"]["n"] == 2
+    code, out, err = run("evaluate", "--images", "images", "--limit", 3, "--features", "shapes", "--output", "three")
+    assert code == 0, err
+    assert json.loads((tmp_path / "three" / "metrics.json").read_text())["metrics"]["shapes"]["n"] == 3
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "{}", '{"prompt": 3}'])
+def test_a_bad_record_is_one_line(run: Run, tmp_path: Path, text: str) -> None:
+    save_images(tmp_path / "images", 2)
+    (tmp_path / "images" / "00001.json").write_text(text)
+    code, out, err = run("evaluate", "--images", "images", "--features", "shapes")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "00001.json" in err
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_black_images_are_said_on_stderr_and_in_the_report(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_images(tmp_path / "images", 2)
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "00001.png")
+    code, out, err = run("evaluate", "--images", "images", "--features", "shapes")
+    assert code == 0, err
+    assert "1 of 2 images of images are black" in out
+    assert "1 of 2 images of images are black" in caplog.text  # the log goes to stderr
+    assert "1 of 2 images of images are black" in (tmp_path / "evaluation" / "metrics.md").read_text()
+
+
 def test_coco_protocol_takes_the_annotations(run: Run, tmp_path: Path) -> None:
     entries = [{"id": i, "image_id": i, "caption": "a red circle"} for i in range(5000)]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": entries}))

@@ -45,6 +45,19 @@ def test_images_and_their_settings(run: Run, model: Path, masker: Path, tmp_path
         assert image.size == (36, 16)
 
 
+def test_black_images_are_said(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a safety checker leaves them."""
+    words = ["generate", "--model", model, "--prompt", "a b", "--prompt", "d", "--steps", 1, "--device", "cpu"]
+    assert run(*words, "--output", "plain")[0] == 0
+    assert "black" not in caplog.text
+    black = torch.stack([torch.zeros(3, 16, 16), torch.full((3, 16, 16), 0.5)])
+    monkeypatch.setattr("maskunet.sampling.pipeline_side", lambda *_, **__: lambda prompts, seeds: black)
+    assert run(*words)[0] == 0
+    assert "1 of 2 images of images are black" in caplog.text
+
+
 def test_the_same_command_makes_what_is_missing(run: Run, model: Path, masker: Path, tmp_path: Path) -> None:
     words = ["generate", "--model", model, "--prompt", "a b", "--prompt", "d", "--steps", 2, "--device", "cpu"]
     assert run(*words)[0] == 0

@@ -176,3 +176,13 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "00000" / "samples" / "0000.png").write_text("no image")
     with pytest.raises(DataError, match="expected an image"):
         GenEval(METADATA, JudgeDetector()).score(tmp_path, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_broken_metadata_of_an_earlier_run_is_one_line(tmp_path: Path, text: str) -> None:
+    benchmark = GenEval(METADATA[:1], JudgeDetector(), images_per_prompt=1)
+    benchmark.jobs(tmp_path)
+    (tmp_path / "00000" / "metadata.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"a prompt's metadata in .*metadata\.jsonl") as error:
+        benchmark.jobs(tmp_path)
+    assert "\n" not in str(error.value)

@@ -54,6 +54,9 @@ def test_images_of_other_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / "0.json").write_text("{")
     with pytest.raises(DataError, match="could not read it"):
         generate_missing(grey, jobs(tmp_path), settings={"steps": 2}, progress=False)
+    (tmp_path / "b" / "0.json").write_text("[]")
+    with pytest.raises(DataError, match="a JSON object, got list"):
+        generate_missing(grey, jobs(tmp_path), settings={"steps": 2}, progress=False)
     with pytest.raises(DataError, match="batch_size"):
         generate_missing(grey, jobs(tmp_path), settings={}, batch_size=0)
     (tmp_path / "file").write_text("")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 from maskunet.sampling import StepwiseSampler, generate
@@ -80,3 +81,11 @@ def test_the_decoder_runs_in_the_precision_of_the_pipeline(
     assert pipe.vae.dtype == torch.float16
     torch.testing.assert_close(own, images, atol=1e-3, rtol=0)
     assert torch.equal(own, under_gradients)
+
+
+def test_a_decoder_offloaded_by_groups_may_stay_so(pipe: Any) -> None:
+    """No gradient flows through the last step."""
+    expected = finished(pipe)
+    pipe.vae = copy.deepcopy(pipe.vae)
+    apply_group_offloading(pipe.vae, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(finished(pipe), expected)
