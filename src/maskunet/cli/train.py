@@ -50,7 +50,8 @@ def train(
     dataset: Annotated[
         str,
         typer.Option(
-            help="'shapes', 'shapes-art', a folder with metadata.jsonl, parquet or arrow files, or a hub id.", **_DATA
+            help="'shapes', 'shapes-art', a folder of images with captions, parquet or arrow files, or a hub id.",
+            **_DATA,
         ),
     ],
     output: Annotated[Path, option(text="Folder of the run.", default="runs/train")] = Path("runs/train"),

@@ -61,7 +61,7 @@ class CachedLatents:
     def __len__(self) -> int:
         return len(self.captions)
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """Number of the latents' channels."""
         if self.sizes is None:

@@ -36,8 +36,8 @@ def open_dataset(
 
     Args:
         pipe: the pipeline; its autoencoder encodes the images.
-        source: "shapes", "shapes-art", a folder of images with a `metadata.jsonl`, a folder of .parquet or .arrow files,
-            one such file, or a hub id.
+        source: "shapes", "shapes-art", a folder of images with captions, a folder of .parquet or .arrow files, one such
+            file, or a hub id; see `data.open_images`.
         config: settings of the run; `validation_samples` and `seed` are used.
         resolution: height and width of the crops, in pixels; the model's own if None.
         image_column: column of the images.
