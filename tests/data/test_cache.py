@@ -87,7 +87,7 @@ def test_files_with_captions_in_their_header_still_load(tmp_path: Path, pipe: St
     folder, store = image_folder(tmp_path / "set", rows), tmp_path / "cache"
     data = encode_images(pipe, open_images(folder), cache_dir=store, **OPTIONS)
     # The name that earlier versions gave it.
-    settings = (open_images(folder).fingerprint, 16, True, False, None, 0, encoding._hash_vae(pipe.vae))
+    settings = (open_images(folder).fingerprint, 16, True, False, None, 0, encoding._hash_vae(pipe))
     file = store / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:32]}.safetensors"
     assert list(store.iterdir()) == [file]
     assert data.time_ids is not None
