@@ -108,7 +108,7 @@ def build_sides(
     generation: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     generation |= {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
     check_steps(pipe.scheduler, num_inference_steps)
-    config = replace(search_config, **generation)
+    config = replace(search_config, **{"guidance_rescale": 0.0} | generation)
     shared = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__} | generation | dict(settings)
 
     def plain(masks: bool) -> tuple[Side, dict[str, Any], int]:

@@ -99,7 +99,8 @@ def resolve_guidance(pipe: Any, config: TrainConfig) -> TrainConfig:
     """
     names = ("reward_guidance_scale", "validation_guidance_scale")
     missing = [name for name in names if getattr(config, name) is None]
-    return replace(config, **dict.fromkeys(missing, default_guidance_scale(pipe)))
+    values: dict[str, Any] = dict.fromkeys(missing, default_guidance_scale(pipe))
+    return replace(config, **values)
 
 
 def as_method(method: Method | Masker | Source, pipe: Any, config: TrainConfig) -> Method:
