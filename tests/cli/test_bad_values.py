@@ -145,6 +145,13 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def two_prompts(prompts: Path) -> Path:
+    file = prompts.with_name("two.txt")
+    file.write_text("a red circle\na blue star\n")
+    return file
+
+
 @pytest.mark.parametrize(("command", "words"), cases())
 def test_a_bad_value_ends_in_one_line(run: Run, tmp_path: Path, prompts: Path, command: str, words: list[str]) -> None:
     base = [prompts if word == PROMPTS else word for word in WORDS[command]]
@@ -189,6 +196,31 @@ def test_a_bad_value_ends_in_one_line(run: Run, tmp_path: Path, prompts: Path, c
         "search --seed 18446744073709551616",
         "search --guidance-scale nan",
         "search --guidance-scale 1e26",
+        "search --guidance-rescale 1.5",
+        "search --steps 1000",
+        "search --seed 9223372036854775807 --prompt b",
+        "generate --guidance-rescale nan",
+        "generate --guidance-rescale 1.5",
+        "generate --steps 1000",
+        "generate --height 12 --steps 1",
+        "generate --seed 9223372036854775807 --prompt b",
+        "demo --steps 1000",
+        "demo --seed 9223372036854775807",
+        "demo --guidance-scale nan",
+        "evaluate --steps 1000",
+        "evaluate --guidance-scale nan",
+        "evaluate --seed 9223372036854775807 --prompts-file two.txt",
+        "benchmark geneval --steps 1000",
+        "benchmark geneval --guidance-scale nan",
+        "benchmark geneval --guidance-scale 1e26",
+        "benchmark geneval --guidance-rescale -1",
+        "analyze random --steps 1000",
+        "analyze random --seed 9223372036854775807",
+        "analyze random --guidance-scale nan",
+        "zoo sample --steps 1000",
+        "zoo sample --seed 9223372036854775807",
+        "train --validation-prompts x --validation-num-inference-steps 1000",
+        "train --objective reward --reward-num-inference-steps 1000",
         "search --candidates 2147483646",
         "search --height 100000000",
         "train --rank 100000000000000000000000000",
@@ -216,10 +248,10 @@ def test_a_bad_value_ends_in_one_line(run: Run, tmp_path: Path, prompts: Path, c
         "generate extra",
     ],
 )
-def test_known_mistakes(run: Run, tmp_path: Path, prompts: Path, words: str) -> None:
+def test_known_mistakes(run: Run, tmp_path: Path, prompts: Path, two_prompts: Path, words: str) -> None:
     command = next((name for name in WORDS if words.startswith(f"{name} ")), "")
     base = [prompts if word == PROMPTS else word for word in WORDS.get(command, [])]
-    options = words.removeprefix(command).split()
+    options = [two_prompts if word == "two.txt" else word for word in words.removeprefix(command).split()]
     require_one_line(run(*command.split(), *base, *options), tmp_path)
 
 

@@ -119,17 +119,33 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_search(run: Run, mon
 
 def test_the_drafted_noise_is_printed_and_gives_the_image_again(run: Run, tmp_path: Path) -> None:
     words = ["search", "--prompt", "a red circle", "--steps", 2, "--iterations", 0, "--candidates", 3, "--seed", 2]
+    words += ["--guidance-rescale", 0.5, "--height", 64, "--width", 128]
     code, out, err = run(*words, "--device", "cpu", "--output", "found")
     assert code == 0, err
     record = json.loads((tmp_path / "found" / "00000.json").read_text())
     start = record["start_seed"]
     assert record["seed"] == 2
     assert (f"from noise {start}" in out) == (start != 2)
-    again = ["generate", "--prompt", "a red circle", "--steps", 2, "--guidance-scale", 4, "--seed", start]
-    code, _, err = run(*again, "--device", "cpu", "--output", "again")
+    # Every setting of the image stands in its record.
+    flags = {"num_inference_steps": "--steps"}
+    names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "negative_prompt", "height", "width")
+    values = {flags.get(name, f"--{name.replace('_', '-')}"): record["config"][name] for name in names}
+    settings = [word for flag, value in values.items() if value is not None for word in (flag, value)]
+    assert settings == [
+        "--steps",
+        2,
+        "--guidance-scale",
+        4.0,
+        "--guidance-rescale",
+        0.5,
+        "--height",
+        64,
+        "--width",
+        128,
+    ]
+    code, _, err = run("generate", "--prompt", "a red circle", "--seed", start, *settings, "--output", "again")
     assert code == 0, err
-    first, other = (np.asarray(Image.open(tmp_path / p), np.int16) for p in ("found/00000.png", "again/00000.png"))
-    assert abs(first - other).max() <= 3
+    assert (tmp_path / "found" / "00000.png").read_bytes() == (tmp_path / "again" / "00000.png").read_bytes()
 
 
 def test_preview_decoder(run: Run, tmp_path: Path) -> None:

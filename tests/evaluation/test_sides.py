@@ -14,7 +14,7 @@ from maskunet.attaching import attachment_of
 from maskunet.errors import DataError, SettingError
 from maskunet.evaluation import search_side
 from maskunet.evaluation.published import read_sides
-from maskunet.evaluation.sides import search_settings
+from maskunet.evaluation.sides import build_sides, search_settings
 from maskunet.maskers import RandomMasks
 from maskunet.rewards import FunctionReward
 from maskunet.sampling import pipeline_side
@@ -73,3 +73,30 @@ def test_names_of_sides() -> None:
             read_sides(sides, has_masker=True)
     with pytest.raises(SettingError, match="expected a masker for the sides search"):
         read_sides("search+masker", has_masker=False)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_all_sides_rescale_guidance_alike(pipe: Any, rescale: float) -> None:
+    """Whatever the search's own settings say."""
+    config = SearchConfig(**WITHOUT_DRAFTS, iterations=0, guidance_rescale=0.3)
+    built = build_sides(
+        pipe,
+        ["base", "search"],
+        **GENERATION | {"guidance_scale": 9.0},
+        guidance_rescale=rescale,
+        masker=None,
+        reward=FunctionReward(redness),
+        reward_sources=None,
+        search_config=config,
+        batch_size=2,
+        search_batch_size=2,
+        settings={},
+    )
+    base, searched = (built.sides[name](PROMPTS, SEEDS) for name in ("base", "search"))
+    expected = pipeline_side(pipe, **GENERATION | {"guidance_scale": 9.0, "guidance_rescale": rescale})(PROMPTS, SEEDS)
+    assert torch.equal(base, expected)
+    torch.testing.assert_close(searched, expected, atol=1e-5, rtol=1e-5)
+    # Records without it are those of earlier versions.
+    for record in (built.settings["base"], built.settings["search"], built.settings["search"]["search"]):
+        assert record.get("guidance_rescale", 0.0) == rescale
+        assert ("guidance_rescale" in record) == bool(rescale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -115,3 +116,25 @@ def test_what_is_no_pipeline_is_refused(model: Any) -> None:
 def test_prompts_without_an_order_are_refused(pipe: Any, prompts: Any) -> None:
     with pytest.raises(DataError, match="expected a list of at least one prompt"):
         generate(pipe, prompts)
+
+
+def test_rescaled_guidance_and_size_reach_the_pipeline_and_the_record(pipe: StableDiffusionPipeline) -> None:
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 9.0, "guidance_rescale": 0.7}
+    result = generate(pipe, PROMPTS[:1], seeds=[3], height=16, width=32, progress=False, **options)
+    generator = torch.Generator().manual_seed(3)
+    expected = pipe(PROMPTS[0], height=16, width=32, generator=generator, output_type="np", **options).images
+    assert torch.equal(result.tensor, torch.from_numpy(expected).permute(0, 3, 1, 2))
+    settings = {name: result.record(0)[name] for name in ("guidance_rescale", "height", "width")}
+    assert settings == {"guidance_rescale": 0.7, "height": 16, "width": 32}
+    # Without them the record is what it was.
+    plain = generate(pipe, PROMPTS[:1], num_inference_steps=1, progress=False).record(0)
+    assert not {"guidance_rescale", "height", "width"} & plain.keys()
+    assert plain["guidance_scale"] == 7.5
+
+
+def test_options_that_the_pipeline_does_not_take_are_refused(pipe: StableDiffusionPipeline) -> None:
+    other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
+    with pytest.raises(SettingError, match="takes guidance_rescale, StableDiffusionImg2ImgPipeline does not"):
+        generate(other, ["a"], guidance_rescale=0.7, progress=False)
+    with pytest.raises(SettingError, match="height in multiples of 2, got 15"):
+        generate(pipe, ["a"], height=15, progress=False)

@@ -137,12 +137,13 @@ def test_predicted_x0_is_the_one_that_the_solver_integrates(
     torch.testing.assert_close(clean, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_solvers_of_the_noise_threshold_the_clean_latents_where_diffusers_does(make_pipe: Callable[..., Any]) -> None:
     """DEIS returns the noise, from which its clean latents follow; UniPC in this mode thresholds none."""
     pipe = make_pipe("sd1")
     for name, changes in (
         ("DEISMultistepScheduler", {}),
-        ("UniPCMultistepScheduler", {"predict_x0": False}),
+        ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
     ):
         pipe.scheduler = getattr(diffusers, name)(thresholding=True, sample_max_value=1.2, **changes)
         sampler = StepwiseSampler(pipe, ["a"], seeds=[0], num_inference_steps=4, guidance_scale=4.0)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 import maskunet as mu
+from maskunet import zoo
 from maskunet.attaching import attachment_of
 from maskunet.errors import TargetError
 from maskunet.maskers import MaskTable
 from maskunet.rewards import FunctionReward
+from maskunet.sampling import generate
 from maskunet.sampling.rollout import roll_out
 from maskunet.sampling.stepwise import StepwiseSampler
 from maskunet.searching import SearchConfig
@@ -137,3 +139,31 @@ def test_a_search_without_config_drafts(pipe: Any) -> None:
         for seed, start in zip(SEEDS, result.start_seeds, strict=True)
     )
     assert result.start_seeds != SEEDS
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DDIMScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {"negative_prompt": "two hearts"}),
+        ("EulerDiscreteScheduler", {"height": 64, "width": 128}),
+        ("DPMSolverMultistepScheduler", {"guidance_rescale": 0.7}),
+    ],
+)
+def test_generation_from_the_start_seed_is_the_searchs_own_image_bit_for_bit(
+    name: str, options: dict[str, Any]
+) -> None:
+    """The image before masks, with the settings in the result's record."""
+    pipe = zoo.load()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    config = SearchConfig(num_inference_steps=5, iterations=0, candidates=3, **options)
+    result = mu.search(pipe, ["a red circle"], "shapes-matching", config, seeds=[7], progress=False)
+    record = result.record(0)
+    names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "negative_prompt", "height", "width")
+    settings = {key: record["config"][key] for key in names}
+    assert settings["guidance_scale"] == 4.0
+    again = generate(pipe, ["a red circle"], seeds=record["start_seed"], progress=False, **settings)
+    assert torch.equal(again.tensor, result.tensor)
+    assert result.base is not None
+    base = generate(pipe, ["a red circle"], seeds=record["seed"], progress=False, **settings)
+    assert torch.equal(base.tensor, result.base)

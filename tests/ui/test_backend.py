@@ -138,6 +138,24 @@ def test_a_search_is_shown_kept_and_used_again(backend: Backend, request_: Reque
         list(backend.search(dataclasses.replace(asked, masker=name), "masks", SearchControl()))
 
 
+def test_a_search_has_the_drafts_that_the_command_has(backend: Backend, request_: Request) -> None:
+    asked = dataclasses.replace(request_, masker=None, guidance_scale=None, seed=6)
+    last = list(backend.search(asked, "default", SearchControl()))[-1]
+    assert last.result is not None
+    assert last.result.config.candidates == mu.SearchConfig().candidates == 7
+    pipe, reward = backend.models.pipe("tiny"), backend.models.reward("tiny")
+    assert reward is not None
+    plain = mu.search(
+        pipe, ["a b"], reward, mu.SearchConfig(num_inference_steps=3, guidance_scale=7.5), seeds=[6], progress=False
+    )
+    assert last.result.start_seeds == plain.start_seeds != [6]
+    assert torch.equal(plain.tensor, last.result.tensor)
+    # Beside it, as with the command, stands the image of the visitor's own seed.
+    assert plain.base is not None
+    assert last.base is not None
+    torch.testing.assert_close(last.base.image, plain.base[0], atol=1e-5, rtol=1e-5)
+
+
 def test_a_search_that_is_stopped_keeps_what_it_found(backend: Backend, request_: Request) -> None:
     control = SearchControl()
     states = []

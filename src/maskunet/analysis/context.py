@@ -110,10 +110,7 @@ class AnalysisContext:
             span: progress at the start and at the end of the task, in [0, 1].
         """
         s, images = self.settings, []
-        guidance: dict[str, Any] = {
-            "guidance_scale": s.guidance_scale,
-            "guidance_rescale": s.guidance_rescale,
-        }
+        guidance: dict[str, Any] = {"guidance_scale": s.guidance_scale, "guidance_rescale": s.guidance_rescale}
         side = pipeline_side(self.pipe, num_inference_steps=s.num_inference_steps, **guidance)
         for numbers in self._reported_batches(task, span):
             images.append(side([self.prompts[i] for i in numbers], [self.seeds[i] for i in numbers]))

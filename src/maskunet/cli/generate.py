@@ -92,8 +92,9 @@ def generate(
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
     }
-    further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
-    options |= {name: value for name, value in further.items() if value is not None}
+    shape = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
+    further = {name: value for name, value in shape.items() if value is not None}
+    options |= further
     pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
 
     from ..pipelines import default_guidance_scale
@@ -104,10 +105,10 @@ def generate(
     from ..evaluation.image_jobs import ImageJob, generate_missing
     from ..evaluation.image_reader import warn_black
     from ..sampling import pipeline_side
-    from ..sampling.supported_pipelines import check_steps
+    from ..sampling.supported_pipelines import check_call
     from .image_files import beside
 
-    check_steps(pipe.scheduler, options["num_inference_steps"])
+    check_call(pipe, options["num_inference_steps"], further)
     settings = options | {
         "model": model,
         "masker": describe_maskers(masker, compose),

@@ -129,7 +129,7 @@ def build_sides(
 
     def searched(masks: bool) -> tuple[Side, dict[str, Any], int]:
         assert reward is not None
-        config = replace(search_config, **generation(masks))
+        config = replace(search_config, **{"guidance_rescale": 0.0} | generation(masks))
         record = {"search": search_settings(config), "dtype": str(pipe.unet.dtype), "rewards": reward.name}
         record |= {} if reward_sources is None else {"reward_sources": list(reward_sources)}
         return search_side(pipe, reward, config, masks=masks), record, search_batch_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +12,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attaching import disabled
-from ..errors import SettingError
 from ..moving import outside_inference_mode
 from ..pipelines import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
-from .supported_pipelines import check_is_pipeline, check_steps
+from .supported_pipelines import check_call, check_is_pipeline
 
 #: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -74,12 +72,11 @@ def generate(
         batch_size=batch_size,
     )
     check_is_pipeline(pipe)
-    check_steps(pipe.scheduler, num_inference_steps)
     if guidance_scale is None:
         guidance_scale = default_guidance_scale(pipe)
     further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}
     options = {name: value for name, value in further.items() if value is not None}
-    _check_options(pipe, options)
+    check_call(pipe, num_inference_steps, options)
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -109,18 +106,6 @@ def generate(
     finally:
         pipe.set_progress_bar_config(**{"disable": False} | bar_config)
     return GeneratedImages(torch.cat(images), prompts, seeds, settings)
-
-
-def _check_options(pipe: Any, options: dict[str, Any]) -> None:
-    """Refuse options that the pipeline's call does not take, and a size that its autoencoder cannot decode."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if missing := [name for name in options if name not in parameters]:
-        raise SettingError(
-            f"expected a pipeline that takes {missing[0]}, {type(pipe).__name__} does not; leave it out"
-        )
-    for name in ("height", "width"):
-        if options.get(name, 0) % pipe.vae_scale_factor:
-            raise SettingError(f"expected {name} in multiples of {pipe.vae_scale_factor}, got {options[name]}")
 
 
 def _step_callback(

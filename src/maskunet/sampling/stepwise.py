@@ -108,13 +108,12 @@ class StepwiseSampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         with torch.no_grad():
             channels, dtype = pipe.unet.config.in_channels, self.prompt_embeds.dtype
-            self.latents: Tensor = pipe.prepare_latents(
+            # The pipeline scales noise by its scheduler, whose last run may have had another number of steps.
+            view = copy.copy(pipe)
+            vars(view)["scheduler"] = self.scheduler
+            self.latents: Tensor = view.prepare_latents(
                 len(self.prompts), channels, self.height, self.width, dtype, self.device, self.generators
             )
-            # The pipeline scales noise by its own scheduler, which may have been set to another number of steps.
-            pipe_sigma, sigma = (float(s.init_noise_sigma) for s in (pipe.scheduler, self.scheduler))
-            if pipe_sigma != sigma:
-                self.latents = self.latents / pipe_sigma * sigma
         # The pipeline passes what its scheduler's `step` takes.
         self._step_options = pipe.prepare_extra_step_kwargs(self.generators, self._eta)
 

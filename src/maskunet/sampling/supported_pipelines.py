@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -106,4 +108,28 @@ def check_steps(scheduler: Any, steps: int) -> None:
                 return
         except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
             reason = first_line(error) or type(error).__name__
-    raise SettingError(f"expected a number of steps that {name} can take, got {steps} ({reason}); take another number")
+    raise SettingError(
+        f"expected a number of steps that {name} can take, got {steps} ({reason}); take another number or scheduler"
+    )
+
+
+def check_call(pipe: Any, steps: int, options: Mapping[str, Any]) -> None:
+    """Refuse what a pipeline's call would fail with: steps, a size, or options that this kind of pipeline does not have.
+
+    Args:
+        pipe: a diffusers pipeline.
+        steps: denoising steps.
+        options: further arguments of its call: guidance_rescale, height, width.
+
+    Raises:
+        SettingError: one of them cannot be used.
+    """
+    check_steps(pipe.scheduler, steps)
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if missing := [name for name in options if name not in parameters]:
+        raise SettingError(
+            f"expected a pipeline that takes {missing[0]}, {type(pipe).__name__} does not; leave it out"
+        )
+    for name in ("height", "width"):
+        if (options.get(name) or 0) % pipe.vae_scale_factor:
+            raise SettingError(f"expected {name} in multiples of {pipe.vae_scale_factor}, got {options[name]}")

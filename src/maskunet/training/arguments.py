@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attaching import disabled
 from ..data import CachedLatents
 from ..diffusion import NoiseSchedule
 from ..errors import SettingError
@@ -97,7 +98,8 @@ def resolve_guidance(pipe: Any, config: TrainConfig) -> TrainConfig:
         pipe: the pipeline.
         config: settings of the run.
     """
-    own = default_guidance_scale(pipe)
+    with disabled(pipe):  # attached masks may have replaced guidance
+        own = default_guidance_scale(pipe)
     # Images of masks that replace guidance need none.
     of_images = 1.0 if config.objective == "guidance" else own
     defaults = {"reward_guidance_scale": own, "validation_guidance_scale": of_images}

@@ -123,7 +123,6 @@ class Backend:
         """
         config = SearchConfig.preset(
             preset,
-            candidates=1,  # it starts from the very noise whose image is shown beside it
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             compare_base=False,  # the base image is generated first and shown during the search

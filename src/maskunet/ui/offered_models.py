@@ -14,6 +14,7 @@ from .. import pipelines
 from ..errors import DataError
 from ..maskers import Masker, load
 from ..rewards import Reward, parse_reward
+from ..settings import GUIDANCE_SCALE
 from ..zoo import defaults
 from .results_folder import ResultsFolder
 
@@ -80,6 +81,14 @@ class OfferedModels:
             model: name of an offered model.
         """
         return self._source(model) == BUNDLED
+
+    def guidance_scale(self, model: str) -> float:
+        """Return a model's default strength of classifier-free guidance.
+
+        Args:
+            model: name of an offered model.
+        """
+        return defaults.GUIDANCE_SCALE if self.is_bundled(model) else GUIDANCE_SCALE
 
     def pipe(self, model: str) -> Any:
         """Return a model's pipeline, loaded on first use.

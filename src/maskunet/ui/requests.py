@@ -29,7 +29,7 @@ class Request(Settings):
         model: name of an offered model.
         prompt: the caption, 1 to 1000 characters.
         steps: denoising steps, 1 to 200.
-        guidance_scale: strength of classifier-free guidance, 0 to 50.
+        guidance_scale: strength of classifier-free guidance, 0 to 50; the model's default if None.
         seed: seed of the first image's noise.
         masker: name of an offered masker; None for the base model.
         count: images, of consecutive seeds.
@@ -41,7 +41,7 @@ class Request(Settings):
     model: str
     prompt: str
     steps: int = integer(defaults.NUM_INFERENCE_STEPS, at_least=1, at_most=MAX_STEPS)
-    guidance_scale: float = number(defaults.GUIDANCE_SCALE, at_least=0, at_most=MAX_GUIDANCE)
+    guidance_scale: float | None = number(None, at_least=0, at_most=MAX_GUIDANCE, optional=True)
     seed: int = integer(0, at_least=0, at_most=MAX_SEED)
     masker: str | None = None
     count: int = integer(1, at_least=1, at_most=MAX_ANALYSED)

@@ -25,11 +25,12 @@ from .widgets import (
 )
 
 _ABOUT = (
-    "Searches masks that raise the reward of this very prompt and seed, without training: every trial draws masks, predicts "
-    "the image that the model would arrive at, and follows the gradient of the reward."
+    "Raises the reward of this prompt without training. *Drafts and masks* drafts seven starting noises, the seed's own "
+    "among them, and keeps the most promising one; the other efforts start from the seed's own. Then each trial draws "
+    "masks, predicts the image that the model would arrive at, and follows the gradient of the reward."
 )
-#: The page searches from the very noise that it shows beside it, so without drafts.
-_EFFORTS = [("quick", "fast"), ("normal", "masks"), ("as in the paper", "paper")]
+#: Presets of a search, the command's own default first.
+_EFFORTS = [("drafts and masks", "default"), ("quick", "fast"), ("masks alone", "masks"), ("as in the paper", "paper")]
 _STATE_S = 3600  # seconds that a visitor's latest masks stay in memory
 
 
@@ -69,7 +70,7 @@ def search_tab(backend: Backend, controls: Controls, page: gr.Blocks) -> None:
     assert {value for _, value in _EFFORTS} <= set(PRESETS)
     searches = _Controls()
     gr.Markdown(_ABOUT)
-    effort = gr.Radio(_EFFORTS, value="masks", label="Effort", elem_id="search-effort")
+    effort = gr.Radio(_EFFORTS, value="default", label="Effort", elem_id="search-effort")
     on_top = gr.Checkbox(False, label="Search on top of the selected masker", elem_id="search-on-top")
     with gr.Row():
         run = gr.Button("Search", variant="primary", elem_id="search-run", min_width=120)
@@ -165,6 +166,9 @@ def _show(backend: Backend, request: Request, state: SearchProgress) -> tuple[An
     if state.result is not None:
         ended = "Stopped; the masks found so far are kept" if state.is_stopped else "Done"
         status = f"{ended}. {repeat_note(backend, request, str(request.seed))}"
+        (start_seed,) = state.result.start_seeds
+        if start_seed != request.seed:
+            status += f" The masks belong to the noise of seed {start_seed}, which its draft promised most."
     current = state.current
     return (
         to_page_image(state.base.image),

@@ -88,7 +88,7 @@ def build_controls(backend: Backend) -> Controls:
             min_width=90,
         )
         guidance = gr.Number(
-            defaults.GUIDANCE_SCALE if bundled else 7.5,
+            backend.models.guidance_scale(models[0]),
             label="Guidance",
             elem_id="guidance",
             minimum=0,
@@ -97,11 +97,12 @@ def build_controls(backend: Backend) -> Controls:
             min_width=90,
         )
         seed = gr.Number(1, label="Seed", precision=0, elem_id="seed", minimum=0, maximum=MAX_SEED, min_width=90)
+    model.input(backend.models.guidance_scale, model, guidance, **AT_ONCE)
     return Controls(model, masker, prompt, steps, guidance, seed)
 
 
 def to_request(
-    model: str, masker: str, prompt: str, steps: float, guidance: float, seed: float, count: float = 1
+    model: str, masker: str, prompt: str, steps: float, guidance: float | None, seed: float, count: float = 1
 ) -> Request:
     """Return the request that the settings describe.
 
@@ -110,7 +111,7 @@ def to_request(
         masker: name of an offered masker, or `NONE`.
         prompt: the caption.
         steps: denoising steps.
-        guidance: strength of classifier-free guidance.
+        guidance: strength of classifier-free guidance; the model's default if None.
         seed: the first seed.
         count: images, of consecutive seeds.
 
@@ -197,10 +198,12 @@ def repeat_note(backend: Backend, request: Request, seeds: str) -> str:
         request: the request.
         seeds: its seeds as text.
     """
+    guidance = request.guidance_scale
+    guidance = backend.models.guidance_scale(request.model) if guidance is None else guidance
     reward = backend.models.reward(request.model)
     scored = "" if reward is None else f" The reward is {reward.name}; higher is better."
     return (
-        f"Seed {seeds}, {request.steps} steps, guidance {request.guidance_scale:g}: the same settings give the same "
+        f"Seed {seeds}, {request.steps} steps, guidance {guidance:g}: the same settings give the same "
         f"images again.{scored}"
     )
 
