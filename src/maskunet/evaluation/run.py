@@ -27,7 +27,7 @@ from ..rewards.registry import as_reward, parse_reward
 from ..sampling.generation import Side
 from ..searching import SearchConfig
 from ..zoo.defaults import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from .benchmark import Benchmark, run_benchmark
+from .benchmark import Benchmark, gather_scores, run_benchmark
 from .blip_vqa import Vqa
 from .bundled import is_bundled
 from .checks import check_benchmark, check_search, check_sides
@@ -35,7 +35,6 @@ from .detectors import Detector
 from .loading import Prompts, load_benchmark
 from .published import BENCHMARKS, BenchmarkDefaults, GenerationSettings
 from .report import BenchmarkReport
-from .scores import Scores
 from .sides import BenchmarkSides, build_sides
 
 Source = str | os.PathLike[str]
@@ -223,8 +222,7 @@ def score_images(
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(tempfile.TemporaryDirectory()) if output_dir is None else output_dir
         scores = benchmark.score(Path(images), Path(results), progress=progress)
-    gathered = Scores.gather({"images": scores}, overall=benchmark.overall, digits=benchmark.digits)
-    report = BenchmarkReport(name, gathered, {"images": str(images)})
+    report = BenchmarkReport(name, gather_scores(benchmark, {"images": scores}), {"images": str(images)})
     if output_dir is not None:
         report.save(output_dir)
     return report
