@@ -27,7 +27,10 @@ def test_accuracy_is_the_mean_over_tasks() -> None:
     assert result.accuracy("base", "single_object").value == 1
     assert result.accuracy("base", "two_object").value == 0.5
     assert result.accuracy("base").value == pytest.approx(1.5 / 6)
-    assert result.gain().value == result.gain().low == result.gain().high == 0
+    assert result.accuracy("base", without="position").value == pytest.approx(1.5 / 5)
+    gain = result.gain()  # no change in so few prompts is a bound
+    assert gain.value == 0
+    assert gain.high == -gain.low > 0.03
 
 
 def test_gain_is_paired() -> None:
@@ -43,12 +46,27 @@ def test_gain_is_paired() -> None:
     assert gain.value == pytest.approx(result.accuracy("masked").value - side.value)
 
 
-def test_bootstrap_interval_has_the_width_of_a_proportion() -> None:
-    generator = torch.Generator().manual_seed(1)
-    right = torch.rand(1, 1200, generator=generator) < 0.5
-    interval = comparison(right, right).accuracy("base")
-    expected = 2 * 1.96 * math.sqrt(0.25 / 1200)
-    assert interval.high - interval.low == pytest.approx(expected, rel=0.15)
+def test_repeated_prompts_stay_together() -> None:
+    """600 held-out prompts are 174 distinct ones: where the prompt decides, they say what those say."""
+    prompts = held_out_prompts(600)
+    assert len({p.prompt for p in prompts}) == 174
+    right = torch.tensor([[len(p.prompt) % 3 > 0 for p in prompts]])
+    interval = comparison(right, right).accuracy("base", "counting")
+    share = interval.value
+    assert interval.high - interval.low > 2 * 1.96 * math.sqrt(share * (1 - share) / 8)  # 100 images, 4 prompts
+
+
+def test_changed_images_are_counted_in_pairs_of_prompt_and_noise() -> None:
+    base = torch.zeros(2, 60, dtype=torch.bool)
+    masked = base.clone()
+    masked[0, :8] = True
+    base[1, 7] = True
+    result = comparison(base, masked)
+    assert (result.changes().mended, result.changes().spoilt) == (8, 1)
+    assert (result.changes("single_object").mended, result.changes("single_object").spoilt) == (2, 0)
+    table = result.to_markdown().splitlines()
+    assert table[-1] == f"| mended, spoilt | | | {result.changes()} |"
+    assert table[-2].startswith("| **without position** | ")
 
 
 def test_both_sides_share_their_noise(pipe: StableDiffusionPipeline) -> None:

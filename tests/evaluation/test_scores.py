@@ -51,6 +51,36 @@ def test_an_interval_has_width_where_all_prompts_agree() -> None:
     assert (half.low, half.high) == pytest.approx((0.4038, 0.5962), abs=1e-3)
 
 
+def test_repeats_of_a_text_are_one_prompt() -> None:
+    repeated = [Score(i, "colors", float(i % 5 > 0), f"prompt {i % 5}") for i in range(100)]
+    scores = Scores.gather({"base": repeated})
+    distinct = Scores.gather({"base": [Score(i, "colors", float(i > 0)) for i in range(5)]})
+    many, few = scores.estimate("base"), distinct.estimate("base")
+    assert (many.value, many.low, many.high) == pytest.approx((few.value, few.low, few.high))
+    assert "| colors | 5 | 100 | 0.800 [" in scores.to_markdown()
+
+
+def test_changed_images_are_counted() -> None:
+    base = [Score(i, "colors", float(k)) for i in range(6) for k in range(2)]
+    better = [Score(i, "colors", 1.0 if i < 5 else 0.0) for i in range(6) for _ in range(2)]
+    scores = Scores.gather({"base": base, "masker": better})
+    changes = scores.changes("masker", "base")
+    assert (changes.mended, changes.spoilt) == (5, 1)
+    assert changes.p == pytest.approx(2 * (1 + 6) / 2**6)
+    assert scores.to_markdown().splitlines()[-1] == "| images better, worse |  |  |  |  | 5, 1 (p = 0.219) |"
+    difference = scores.to_dict()["overall"]["masker - base"]
+    assert (difference["mended"], difference["spoilt"]) == (5, 1)
+
+
+def test_a_second_mean_leaves_a_task_out() -> None:
+    base = rows([[1.0]] * 4) + rows([[0.0]] * 4, "position", 4)
+    scores = Scores.gather({"base": base}, without="position")
+    assert "| **overall without position** | 4 | 4 | 1.000 [" in scores.to_markdown()
+    assert scores.to_dict()["overall without position"]["base"]["value"] == 1
+    assert "without" not in Scores.gather({"base": base}).to_markdown()
+    assert "without" not in Scores.gather({"base": rows([[1.0]])}, without="position").to_markdown()
+
+
 def test_without_an_overall_figure() -> None:
     scores = Scores.gather({"base": rows([[0.12344]], "color")}, overall=None, digits=4)
     assert "overall" not in scores.to_markdown()

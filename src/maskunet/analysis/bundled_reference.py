@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import zoo
 from ..metrics.distances import frechet_distance
-from ..metrics.intervals import Estimate, bootstrap, wilson
+from ..metrics.intervals import Estimate, over_prompts
 from ..shapes.drawing import draw
 from ..shapes.scenes import held_out_scenes
 
@@ -36,17 +36,19 @@ def bundled_images(count: int) -> Tensor:
     return draw(held_out_scenes(count))
 
 
-def mean_share(flags: Tensor, groups: Sequence[Sequence[int]]) -> Estimate:
-    """Return the mean over groups of a share of images, resampled by prompt; Wilson's interval if all agree.
+def mean_share(flags: Tensor, prompts: Sequence[str], groups: Sequence[Sequence[int]]) -> Estimate:
+    """Return the mean over groups of a share of images, with an interval over distinct prompts.
 
     Args:
         flags: verdicts, or their differences in [-1, 1], of S images for each of n prompts, (S, n).
+        prompts: n prompts; equal ones stay together.
         groups: numbers of the prompts of each task.
     """
-    share = bootstrap(flags.float().mean(0), [torch.tensor(group) for group in groups])
-    if flags.dtype == torch.bool and share.value in (0.0, 1.0):  # nothing to resample
-        return wilson(share.value, flags.numel())
-    return share
+    columns = [i for group in groups for i in group]
+    tasks = [number for number, group in enumerate(groups) for _ in group]
+    limits = (0.0, 1.0) if flags.dtype == torch.bool else (-1.0, 1.0)
+    values = flags[:, columns].float().flatten()
+    return over_prompts(values, [prompts[i] for i in columns] * len(flags), tasks * len(flags), limits=limits)
 
 
 def frechet_gap(first: Tensor, second: Tensor, real: Tensor, seed: int = 0) -> Estimate:

@@ -144,7 +144,7 @@ def _relative(distances: Tensor) -> list[Estimate]:
 
 
 def _right(context: AnalysisContext, flags: Tensor) -> Estimate:
-    return mean_share(flags[None], context.tasks)
+    return mean_share(flags[None], context.prompts, context.tasks)
 
 
 def _rows(

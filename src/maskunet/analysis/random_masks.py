@@ -124,7 +124,7 @@ def _verdicts(context: AnalysisContext, result: RatioResult, base: RatioResult) 
         "broken images": ~result.right & base.right,
         "right minus base": result.right.float() - base.right.float(),
     }
-    return {name: mean_share(values, context.tasks) for name, values in flags.items()}
+    return {name: mean_share(values, context.prompts, context.tasks) for name, values in flags.items()}
 
 
 def _change(result: RatioResult, base: RatioResult) -> Estimate:

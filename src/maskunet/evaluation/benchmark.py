@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import SettingError
 from ..sampling.generation import Side
+from ..zoo.defaults import CHANCE_TASK
+from .detectors import JudgeDetector
 from .image_jobs import BenchmarkImage, ImageJob, generate_missing, wait_for_images
 from .scores import Score, Scores
 
@@ -112,4 +114,17 @@ def run_benchmark(
     for name in sides:
         wait_for_images(jobs[name])
         scores[name] = benchmark.score(output / name, output / name, jobs[name], progress=progress)
-    return Scores.gather(scores, overall=benchmark.overall, digits=benchmark.digits)
+    return gather_scores(benchmark, scores)
+
+
+def gather_scores(benchmark: Benchmark, scores: Mapping[str, Sequence[Score]]) -> Scores:
+    """Return a benchmark's scores of all sides.
+
+    In the shapes world a second mean over tasks leaves out the task that its model cannot do.
+
+    Args:
+        benchmark: the benchmark.
+        scores: scores of single images by side.
+    """
+    without = CHANCE_TASK if isinstance(getattr(benchmark, "detector", None), JudgeDetector) else None
+    return Scores.gather(scores, overall=benchmark.overall, digits=benchmark.digits, without=without)

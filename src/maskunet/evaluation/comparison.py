@@ -12,7 +12,7 @@ from ..attaching import attachment_of, disabled
 from ..errors import SettingError
 from ..metrics.distances import frechet_distance
 from ..metrics.geneval_rules import check
-from ..metrics.intervals import Estimate, bootstrap, student
+from ..metrics.intervals import Changes, Estimate, over_prompts, sign_test, student
 from ..relaxation import derive_seed
 from ..sampling.generation import generate
 from ..shapes.judge import judge
@@ -42,28 +42,38 @@ class Comparison:
     reasons: list[list[list[str | None]]]
     distances: Tensor
 
-    def accuracy(self, side: str, task: str | None = None) -> Estimate:
+    def accuracy(self, side: str, task: str | None = None, *, without: str | None = None) -> Estimate:
         """Return the share of right images of a side, of one task or as the mean over tasks (GenEval's overall).
 
-        The interval is a bootstrap over prompts; the images of a prompt stay together.
+        The interval is over distinct prompts; all images of a prompt stay together, also where the prompt is repeated.
 
         Args:
             side: "base" or "masked".
             task: name of the task; the mean over tasks if None.
+            without: a task that the mean over tasks leaves out.
         """
-        return bootstrap(self.right[SIDES.index(side)].float().mean(0), self._groups(task))
+        return self._estimate(self.right[SIDES.index(side)].float(), task, without, (0.0, 1.0))
 
-    def gain(self, task: str | None = None) -> Estimate:
+    def gain(self, task: str | None = None, *, without: str | None = None) -> Estimate:
         """Return masked minus base accuracy, paired by prompt and noise.
 
         Args:
             task: name of the task; the mean over tasks if None.
+            without: a task that the mean over tasks leaves out.
         """
-        difference = self.right[1].float().mean(0) - self.right[0].float().mean(0)
-        return bootstrap(difference, self._groups(task))
+        return self._estimate(self.right[1].float() - self.right[0].float(), task, without, (-1.0, 1.0))
+
+    def changes(self, task: str | None = None) -> Changes:
+        """Return how many images the masks mend and spoil, with the sign test over pairs of images.
+
+        Args:
+            task: name of the task; all images if None.
+        """
+        columns = [i for i, p in enumerate(self.prompts) if task in (None, p.task)]
+        return sign_test(*self.right[:, :, columns].flatten(1))
 
     def distance(self, side: str) -> Estimate:
-        """Return the FID of a side: mean over seeds, Student's interval.
+        """Return the FID of a side: mean over sets of noises, Student's interval, with the prompts fixed.
 
         Args:
             side: "base" or "masked".
@@ -71,20 +81,28 @@ class Comparison:
         return student(self.distances[SIDES.index(side)])
 
     def distance_gain(self) -> Estimate:
-        """Return masked minus base FID, paired by seed; lower is better."""
+        """Return masked minus base FID, paired by set of noises; lower is better."""
         return student(self.distances[1] - self.distances[0])
 
-    def _groups(self, task: str | None) -> list[Tensor]:
-        tasks = [task] if task else [t for t in TASKS if any(p.task == t for p in self.prompts)]
-        return [torch.tensor([i for i, p in enumerate(self.prompts) if p.task == t]) for t in tasks]
+    def _estimate(
+        self, values: Tensor, task: str | None, without: str | None, limits: tuple[float, float]
+    ) -> Estimate:
+        columns = [i for i, p in enumerate(self.prompts) if task in (None, p.task) and p.task != without]
+        texts, tasks = zip(*((self.prompts[i].prompt, self.prompts[i].task) for i in columns), strict=True)
+        return over_prompts(values[:, columns].flatten(), texts * self.seeds, tasks * self.seeds, limits=limits)
 
     def to_markdown(self) -> str:
         """Return the table of both sides."""
+        tasks = [t for t in TASKS if any(p.task == t for p in self.prompts)]
+        rows: list[tuple[str, str | None, str | None]] = [(task, task, None) for task in tasks]
+        rows.append(("**overall**", None, None))
+        if len(tasks) > 1 and defaults.CHANCE_TASK in tasks:
+            rows.append((f"**without {defaults.CHANCE_TASK}**", None, defaults.CHANCE_TASK))
         lines = ["| task | base | masked | masked - base |", "|---|---|---|---|"]
-        for task in [t for t in TASKS if any(p.task == t for p in self.prompts)]:
-            cells = (self.accuracy("base", task), self.accuracy("masked", task), self.gain(task))
-            lines.append(f"| {task} | {cells[0]} | {cells[1]} | {cells[2]} |")
-        lines.append(f"| **overall** | {self.accuracy('base')} | {self.accuracy('masked')} | {self.gain()} |")
+        for label, task, without in rows:
+            cells = [self.accuracy(side, task, without=without) for side in SIDES] + [self.gain(task, without=without)]
+            lines.append(f"| {label} | {' | '.join(map(str, cells))} |")
+        lines.append(f"| mended, spoilt | | | {self.changes()} |")
         if self.distances.numel():
             row = f"| FID (bundled features) | {self.distance('base')} | {self.distance('masked')} "
             lines.append(row + f"| {self.distance_gain()} |")

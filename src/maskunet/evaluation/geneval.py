@@ -203,7 +203,7 @@ class GenEval:
         ]
         make_folder(results)
         save_text("".join(json.dumps(line) + "\n" for line in lines), results / "results.jsonl")
-        return [Score(i.prompt, i.task, float(line["correct"])) for i, line in zip(images, lines, strict=True)]
+        return [Score(i.prompt, i.task, float(line["correct"]), i.text) for i, line in zip(images, lines, strict=True)]
 
 
 def score_image(image: BenchmarkImage, detector: Detector) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..rewards.registry import as_reward, parse_reward
 from ..sampling.generation import Side
 from ..searching import SearchConfig
 from ..zoo.defaults import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from .benchmark import Benchmark, run_benchmark
+from .benchmark import Benchmark, gather_scores, run_benchmark
 from .blip_vqa import Vqa
 from .bundled import is_bundled
 from .checks import check_benchmark, check_search, check_sides
@@ -37,7 +37,6 @@ from .image_reader import count_black
 from .loading import Prompts, load_benchmark
 from .published import BENCHMARKS, BenchmarkDefaults, GenerationSettings
 from .report import BenchmarkReport
-from .scores import Scores
 from .sides import BenchmarkSides, build_sides, replaces_guidance
 
 logger = logging.getLogger(__name__)
@@ -240,9 +239,8 @@ def score_images(
         results = stack.enter_context(tempfile.TemporaryDirectory()) if output_dir is None else output_dir
         scores = benchmark.score(Path(images), Path(results), progress=progress)
     files = [image.file for image in benchmark.find_images(Path(images))]
-    gathered = Scores.gather({"images": scores}, overall=benchmark.overall, digits=benchmark.digits)
     record = {"images": str(images), "black_images": {"images": [count_black(files), len(files)]}}
-    return _finished(BenchmarkReport(name, gathered, record), output_dir)
+    return _finished(BenchmarkReport(name, gather_scores(benchmark, {"images": scores}), record), output_dir)
 
 
 def _job_files(benchmark: Benchmark, folder: Path) -> list[Path]:

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..metrics.intervals import Estimate, bootstrap, wilson
+from ..metrics.intervals import Changes, Estimate, over_prompts, sign_test
 
 
 class Score(NamedTuple):
-    """The score of one image: its prompt's number, the prompt's task (or category), and a value in [0, 1]."""
+    """The score of one image: its prompt's number, the prompt's task (or category), and a value in [0, 1].
+
+    Prompts of one task with the same text count as repeats of one prompt; without a text, prompts are distinct.
+    """
 
     prompt: int
     task: str
     value: float
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,21 @@ class Scores:
         tasks: the task of each of N prompts.
         values: mean score of each prompt's images, by side, (N,).
         images: number of images of each prompt, (N,).
+        each: scores of single images by side, in the order of the prompts, (M,).
+        texts: what tells the prompts of a task apart, (N,); equal ones are repeats of one prompt.
         overall: name of the mean over tasks; None if the benchmark has no such figure.
         digits: digits after the point in tables.
+        without: a task that a second mean over tasks leaves out; None for no such mean.
     """
 
     tasks: Sequence[str]
     values: Mapping[str, Tensor]
     images: Tensor
+    each: Mapping[str, Tensor]
+    texts: Sequence[str | int]
     overall: str | None = "overall"
     digits: int = 3
+    without: str | None = None
 
     @classmethod
     def gather(cls, sides: Mapping[str, Sequence[Score]], **options: Any) -> Scores:
@@ -45,7 +55,7 @@ class Scores:
 
         Args:
             sides: scores by side.
-            options: `overall`, `digits`.
+            options: `overall`, `digits`, `without`.
 
         Raises:
             DataError: there are no images, or sides differ in prompts or numbers of images.
@@ -54,65 +64,84 @@ class Scores:
             raise DataError(f"expected scores of at least one image on every side, got {list(sides)}")
         first = next(iter(sides.values()))
         task = {s.prompt: s.task for s in first}
+        texts = {s.prompt: s.prompt if s.text is None else s.text for s in first}
         order = sorted(task)
-        values, counts = {}, {}
+        values, counts, each = {}, {}, {}
         for side, scores in sides.items():
-            sums, n = dict.fromkeys(order, 0.0), dict.fromkeys(order, 0)
+            of_prompt: dict[int, list[float]] = {i: [] for i in order}
             for score in scores:
                 if task.get(score.prompt) != score.task:
                     raise DataError(
                         f"expected the same prompts on every side, prompt {score.prompt} of {side} differs"
                     )
-                sums[score.prompt] += score.value
-                n[score.prompt] += 1
-            counts[side] = torch.tensor([n[i] for i in order])
-            values[side] = torch.tensor([sums[i] for i in order]) / counts[side]
+                of_prompt[score.prompt].append(score.value)
+            counts[side] = torch.tensor([len(of_prompt[i]) for i in order])
+            each[side] = torch.tensor([value for i in order for value in of_prompt[i]])
+            values[side] = torch.tensor([sum(of_prompt[i]) for i in order]) / counts[side]
         images = next(iter(counts.values()))
         if not all(torch.equal(c, images) for c in counts.values()):
             raise DataError(
                 "expected the same number of images per prompt on every side; generate the missing ones first"
             )
-        return cls([task[i] for i in order], values, images, **options)
+        return cls([task[i] for i in order], values, images, each, [texts[i] for i in order], **options)
 
     @property
     def task_names(self) -> list[str]:
         """Tasks in the order of the prompts."""
         return list(dict.fromkeys(self.tasks))
 
-    def estimate(self, side: str, task: str | None = None) -> Estimate:
+    def estimate(self, side: str, task: str | None = None, *, without: str | None = None) -> Estimate:
         """Return the mean score of a side, of one task or as the mean over tasks.
 
-        The interval is a bootstrap over prompts; the images of a prompt stay together. If every prompt of the task has the
-        same score of 0 or 1, a bootstrap interval has no width, and Wilson's interval with one trial per prompt is returned.
+        The interval is over distinct prompts; the images of a prompt stay together.
 
         Args:
             side: name of the side.
             task: name of the task; the mean over tasks if None.
+            without: a task that the mean over tasks leaves out.
         """
-        groups = self._groups(task)
-        if task is not None:
-            low, high = self.values[side][groups[0]].aminmax()
-            if low == high and float(low) in (0.0, 1.0):
-                return wilson(float(low), len(groups[0]))
-        return bootstrap(self.values[side], groups, self.images)
+        return self._estimate(self.values[side], task, without, (0.0, 1.0))
 
-    def gain(self, side: str, against: str, task: str | None = None) -> Estimate:
-        """Return the score of one side minus that of another, paired by prompt; the seeds are the same.
+    def gain(self, side: str, against: str, task: str | None = None, *, without: str | None = None) -> Estimate:
+        """Return the score of one side minus that of another, paired by prompt and noise.
 
         Args:
             side: name of the side.
             against: name of the other side.
             task: name of the task; the mean over tasks if None.
+            without: a task that the mean over tasks leaves out.
         """
-        return bootstrap(self.values[side] - self.values[against], self._groups(task), self.images)
+        return self._estimate(self.values[side] - self.values[against], task, without, (-1.0, 1.0))
 
-    def _groups(self, task: str | None) -> list[Tensor]:
-        names = [task] if task else self.task_names
-        return [torch.tensor([i for i, t in enumerate(self.tasks) if t == name]) for name in names]
+    def changes(self, side: str, against: str) -> Changes:
+        """Return how many images score more and less on one side than on another, with the sign test.
 
-    def _rows(self) -> list[tuple[str, str | None]]:
-        rows: list[tuple[str, str | None]] = [(name, name) for name in self.task_names]
-        return rows + ([(f"**{self.overall}**", None)] if self.overall else [])
+        Args:
+            side: name of the side.
+            against: name of the other side.
+        """
+        return sign_test(self.each[against], self.each[side])
+
+    def _estimate(
+        self, values: Tensor, task: str | None, without: str | None, limits: tuple[float, float]
+    ) -> Estimate:
+        index = self._index(task, without)
+        texts, tasks = [self.texts[i] for i in index], [self.tasks[i] for i in index]
+        return over_prompts(values[index], texts, tasks, weights=self.images[index], limits=limits)
+
+    def _index(self, task: str | None, without: str | None = None) -> list[int]:
+        """Return the numbers of the prompts of one task, or of all tasks but one."""
+        return [i for i, t in enumerate(self.tasks) if task in (None, t) and t != without]
+
+    def _rows(self) -> list[tuple[str, str | None, str | None]]:
+        """Return each row's label, its task, and the task that it leaves out."""
+        names = self.task_names
+        rows: list[tuple[str, str | None, str | None]] = [(name, name, None) for name in names]
+        if self.overall:
+            rows.append((f"**{self.overall}**", None, None))
+            if self.without in names and len(names) > 1:
+                rows.append((f"**{self.overall} without {self.without}**", None, self.without))
+        return rows
 
     def to_markdown(self) -> str:
         """Return the table: one row per task, one column per side, each later side minus the first; 95 % intervals."""
@@ -120,26 +149,36 @@ class Scores:
         pairs = [(side, sides[0]) for side in sides[1:]]
         head = ["task", "prompts", "images", *sides, *(f"{a} - {b}" for a, b in pairs)]
         lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        for label, task in self._rows():
-            index = torch.cat(self._groups(task))
-            cells = [label, str(len(index)), str(int(self.images[index].sum()))]
-            cells += [format(self.estimate(side, task), spec) for side in sides]
-            cells += [format(self.gain(a, b, task), spec) for a, b in pairs]
+        for label, task, without in self._rows():
+            cells = [label, *map(str, self._counts(task, without))]
+            cells += [format(self.estimate(side, task, without=without), spec) for side in sides]
+            cells += [format(self.gain(a, b, task, without=without), spec) for a, b in pairs]
+            lines.append(f"| {' | '.join(cells)} |")
+        if pairs:
+            cells = ["images better, worse", *[""] * (2 + len(sides)), *(str(self.changes(a, b)) for a, b in pairs)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
+    def _counts(self, task: str | None, without: str | None) -> tuple[int, int]:
+        """Return the numbers of distinct prompts and of images."""
+        index = self._index(task, without)
+        return len({(self.tasks[i], self.texts[i]) for i in index}), int(self.images[index].sum())
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures as JSON values: by task and overall, for each side and each later side minus the first."""
+        """Return all figures as JSON values: by task and overall, for each side and each later side minus the first.
 
-        def bounds(estimate: Estimate) -> dict[str, float]:
-            return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-        sides = list(self.values)
+        The overall difference also has the numbers of images that are better (`mended`) and worse (`spoilt`), and the
+        p-value of the sign test.
+        """
+        first, *others = self.values
         table = {}
-        for label, task in self._rows():
-            index = torch.cat(self._groups(task))
-            row: dict[str, Any] = {"prompts": len(index), "images": int(self.images[index].sum())}
-            row |= {side: bounds(self.estimate(side, task)) for side in sides}
-            row |= {f"{side} - {sides[0]}": bounds(self.gain(side, sides[0], task)) for side in sides[1:]}
+        for label, task, without in self._rows():
+            prompts, images = self._counts(task, without)
+            row: dict[str, Any] = {"prompts": prompts, "images": images}
+            row |= {side: dict(vars(self.estimate(side, task, without=without))) for side in self.values}
+            for side in others:
+                row[f"{side} - {first}"] = dict(vars(self.gain(side, first, task, without=without)))
+                if task is None and without is None:
+                    row[f"{side} - {first}"] |= vars(self.changes(side, first))
             table[label.strip("*")] = row
         return table
