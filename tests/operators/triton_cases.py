@@ -305,8 +305,8 @@ def test_the_kernels_are_available() -> None:
 
 @pytest.mark.parametrize("drawn", [None, 3, (3, 4)])
 def test_what_is_recorded_is_what_is_computed(drawn: int | tuple[int, ...] | None) -> None:
-    from maskunet.maskers.base import Draw
     from maskunet.maskers.forms import FactoredLogits, PackedMask
+    from maskunet.maskers.layer_mask import Draw
     from maskunet.network import LayerSpec
     from maskunet.operators import using
 

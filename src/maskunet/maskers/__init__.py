@@ -8,13 +8,13 @@ from ..exports import exports
 
 # Settings are read by the command line before torch is imported.
 _PUBLIC = {
-    "BlockInput": "base",
+    "BlockInput": "layer_mask",
     "ComposedMask": "composed",
     "ComposedMasker": "composed",
     "ConditionalMasker": "conditional",
-    "Draw": "base",
+    "Draw": "layer_mask",
     "FixedMasks": "fixed",
-    "LayerMask": "base",
+    "LayerMask": "layer_mask",
     "LowRankMasker": "low_rank",
     "LowRankMaskerConfig": "config",
     "MaskGenerator": "generator",
@@ -39,13 +39,14 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .base import BlockInput, Draw, LayerMask, Masker
+    from .base import Masker
     from .building import build_masker, load
     from .composed import ComposedMask, ComposedMasker, parts_of
     from .conditional import ConditionalMasker
     from .config import LowRankMaskerConfig, MaskGeneratorConfig, TrainableConfig
     from .fixed import FixedMasks
     from .generator import MaskGenerator
+    from .layer_mask import BlockInput, Draw, LayerMask
     from .low_rank import LowRankMasker
     from .random import RandomMasks
     from .schedule import MaskSchedule

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..errors import CheckpointError, SettingError, TargetError
 from ..network import BlockSpec, LayerSpec, Network
-from .base import BlockInput, Draw, LayerMask, Masker
+from .base import Masker
+from .layer_mask import BlockInput, Draw, LayerMask
 
 _RULES = ("product", "majority")
 #: Names stand in the names of tensors, in files and on the command line, and cannot be taken for those of layers.

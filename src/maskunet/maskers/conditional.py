@@ -14,8 +14,9 @@ from ..errors import SettingError
 from ..network import BlockSpec, Network
 from ..settings import Targets
 from ..targets import describe
-from .base import BlockInput, LayerMask, Masker, module_key
+from .base import Masker, module_key
 from .config import ConditionalConfig
+from .layer_mask import BlockInput, LayerMask
 
 
 class ConditionalMasker(Masker):

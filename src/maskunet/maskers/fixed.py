@@ -12,8 +12,9 @@ from ..errors import CheckpointError, TargetError
 from ..network import BlockSpec, LayerSpec, Network
 from ..operators import is_binary, pack_bits, unpack_bits
 from ..targets import block_of
-from .base import BlockInput, LayerMask, Masker, module_key
+from .base import Masker, module_key
 from .forms import PackedMask
+from .layer_mask import BlockInput, LayerMask
 
 
 class FixedMasks(Masker):

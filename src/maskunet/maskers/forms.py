@@ -11,7 +11,7 @@ from ..errors import TargetError
 from ..network import LayerSpec
 from ..operators import factored_linear, factored_logits, layer_noise, packed_linear, unpack_bits
 from ..relaxation import derive_seed, gumbel_sigmoid, threshold
-from .base import Draw, LayerMask
+from .layer_mask import Draw, LayerMask
 
 Factors = tuple[Tensor, Tensor]
 

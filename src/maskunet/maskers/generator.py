@@ -30,10 +30,10 @@ from ..network import BlockSpec, LayerSpec
 from ..settings import Targets
 from ..targets import describe
 from .authors import from_authors_layout
-from .base import BlockInput, LayerMask
 from .conditional import ConditionalMasker, layer_key
 from .config import MaskGeneratorConfig
 from .forms import FactoredLogits
+from .layer_mask import BlockInput, LayerMask
 
 
 class _LayerFactors(nn.Module):

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from ..network import BlockSpec, LayerSpec
 from ..operators import pack_bits
 from ..relaxation import threshold
-from .base import BlockInput, LayerMask
 from .conditional import ConditionalMasker, layer_key
 from .config import LowRankMaskerConfig
 from .forms import ConstantLogits, FactoredLogits
+from .layer_mask import BlockInput, LayerMask
 
 
 class _LayerFactors(nn.Module):

@@ -12,8 +12,9 @@ from ..errors import SettingError
 from ..network import LayerSpec, Network
 from ..relaxation import derive_seed
 from ..targets import Targets, describe
-from .base import BlockInput, LayerMask, Masker
+from .base import Masker
 from .forms import BinaryMask
+from .layer_mask import BlockInput, LayerMask
 
 
 class RandomMasks(Masker):

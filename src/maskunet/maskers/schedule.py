@@ -13,8 +13,9 @@ from ..errors import CheckpointError, SettingError, TargetError
 from ..moving import outside_inference_mode
 from ..network import Network
 from ..operators import is_binary, pack_bits, unpack_bits
-from .base import BlockInput, LayerMask, Masker
+from .base import Masker
 from .forms import BinaryMask, PackedMask
+from .layer_mask import BlockInput, LayerMask
 
 _RULES = ("all", "any", "majority")
 

@@ -12,8 +12,9 @@ from torch import nn
 from ..errors import SettingError
 from ..network import Network
 from ..targets import Targets, describe
-from .base import BlockInput, LayerMask, Masker, module_key
+from .base import Masker, module_key
 from .forms import DenseLogits
+from .layer_mask import BlockInput, LayerMask
 
 
 class MaskTable(Masker):

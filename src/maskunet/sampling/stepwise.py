@@ -111,9 +111,8 @@ class StepwiseSampler:
             # The pipeline scales noise by its scheduler, whose last run may have had another number of steps.
             view = copy.copy(pipe)
             vars(view)["scheduler"] = self.scheduler
-            self.latents: Tensor = view.prepare_latents(
-                len(self.prompts), channels, self.height, self.width, dtype, self.device, self.generators
-            )
+            shape = len(self.prompts), channels, self.height, self.width
+            self.latents: Tensor = view.prepare_latents(*shape, dtype, self.device, self.generators)
         # The pipeline passes what its scheduler's `step` takes.
         self._step_options = pipe.prepare_extra_step_kwargs(self.generators, self._eta)
 

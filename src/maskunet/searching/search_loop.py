@@ -228,9 +228,8 @@ class _SearchLoop:
             is_last = k == iterations
             # With keep="last" the last iterate is kept for any reward.
             needs_reward = not is_last or config.keep == "best"
-            rewards, output, masks = self._evaluate(
-                k, rows, active, needs_gradient=not is_last, needs_reward=needs_reward
-            )
+            needs = {"needs_gradient": not is_last, "needs_reward": needs_reward}
+            rewards, output, masks = self._evaluate(k, rows, active, **needs)
             best.update(rewards, output, masks, rows, active)
             active = [i for i in active if not best.is_finished(i)]
             if is_last or not active or self._is_over():

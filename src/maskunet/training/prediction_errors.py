@@ -75,7 +75,7 @@ class GuidanceErrors:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the errors (B,); see `PredictionErrors`."""
-        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps).to(batch.prompt_embeds.dtype)
         target = self.guided(noisy, batch)
         prediction = self.pipe.unet(noisy, batch.timesteps, batch.prompt_embeds, **batch.conditions).sample
         errors = nn.functional.mse_loss(prediction.float(), target.float(), reduction="none")
