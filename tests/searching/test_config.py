@@ -36,6 +36,7 @@ BAD: dict[str, list[Any]] = {
     "reuse": ["yes"],
     "gradient_checkpointing": [0],
     "compare_base": [None],
+    "guidance_rescale": [-0.1, 1.1, NAN, None],
 }
 
 
