@@ -122,7 +122,24 @@ def test_keep_probability_in_the_tails() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_keep_probability_has_its_gradient_at_every_logit(dtype: torch.dtype) -> None:
-    values = [-math.inf, -1e4, -200.0, -20.0, -3.0, THRESHOLD, 0.0, 1.0, 2.0, 5.0, 9.0, 11.5, 12.0, 88.8, 1e4, math.inf]
+    values = [
+        -math.inf,
+        -1e4,
+        -200.0,
+        -20.0,
+        -3.0,
+        THRESHOLD,
+        0.0,
+        1.0,
+        2.0,
+        5.0,
+        9.0,
+        11.5,
+        12.0,
+        88.8,
+        1e4,
+        math.inf,
+    ]
     logits = torch.tensor(values, dtype=dtype, requires_grad=True)
     probability = keep_probability(logits)
     (gradient,) = torch.autograd.grad(probability.sum(), logits)

@@ -10,7 +10,7 @@ import torch
 
 from ..distributed import process_rank
 from ..errors import SettingError
-from ..pipelines import silence_loading
+from ..pipelines import quiet_loading
 from ..zoo.defaults import FEATURES, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, RESOLUTION
 from .bundled import is_bundled, model_name
 from .features import Features, load_features
@@ -20,6 +20,7 @@ from .published import GenerationSettings
 from .report import ImageReport
 
 
+@quiet_loading()
 def measure_images(
     images: str | Path,
     features: Sequence[str | Features] | str | Features | None = None,
@@ -82,7 +83,6 @@ def measure_images(
         raise SettingError(f"expected resolution to be an integer >= 8, got {resolution}")
     resolution = resolution or (RESOLUTION if bundled else 256)
     folder, (rank, world) = Path(images), process_rank()
-    silence_loading()
     # Networks are read before hours of work, by the process that measures.
     spaces = _load_spaces(
         FEATURES if features is None else features,

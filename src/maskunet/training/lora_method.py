@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +13,20 @@ from torch import nn
 
 from ..errors import DataError, SettingError
 from ..files import save_folder
+from ..generators import kept_generators
 from ..targets import Targets, describe
 from .base import Method
+from .restored import remove_empty_adapters
 
 _ADAPTER = "maskunet_training"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep PEFT from warning of adapters that the user has beside this one; they are restored after training."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a .peft_config. attribute|Adapter .* was active which is now")
+        yield
 
 
 class LoraMethod(Method):
@@ -56,10 +68,11 @@ class LoraMethod(Method):
         from diffusers.training_utils import cast_training_params
 
         layers = [layer.name for layer in describe(pipe.unet, self.targets).layers]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with kept_generators(torch.get_default_device()) as seed_generators:
+            seed_generators(seed)
             config = LoraConfig(r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=layers)
-            pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
+            with _without_warnings():
+                pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
         cast_training_params(pipe.unet, dtype=torch.float32)
         return pipe.unet  # type: ignore[no-any-return]
 
@@ -71,9 +84,11 @@ class LoraMethod(Method):
         """
         if _ADAPTER not in getattr(pipe.unet, "peft_config", {}):
             return
-        pipe.unet.delete_adapters(_ADAPTER)
+        with _without_warnings():
+            pipe.unet.delete_adapters(_ADAPTER)
         if not getattr(pipe.unet, "peft_config", None):
             pipe.unet.unload_lora()  # no other adapter is left, so the layers lose PEFT's wrappers
+        remove_empty_adapters(pipe.unet)
 
     def start_batch(self, seeds: Sequence[int]) -> None:
         """Do nothing.

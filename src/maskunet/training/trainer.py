@@ -25,11 +25,12 @@ from ..attaching import attachment_of, disabled
 from ..checkpoint import require_finite
 from ..data import CachedLatents, PromptEmbeds
 from ..errors import SettingError
+from ..generators import kept_generators
 from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards import Reward
-from ..sampling.freezing import frozen
-from .accelerator import build_accelerator, resolve_precision, start_trackers, tf32_products
+from ..sampling.freezing import checkpointed, frozen
+from .accelerator import build_accelerator, finished_trackers, resolve_precision, start_trackers, tf32_products
 from .arguments import RewardLike, Source, as_datasets, as_method, as_training_reward, check_arguments
 from .base import Method
 from .batches import BatchSampler
@@ -38,6 +39,7 @@ from .config import TrainConfig
 from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
+from .restored import kept_accelerate_state, restored_pipeline
 from .reward_objective import RewardObjective
 from .run_card import describe_run
 from .state import build_state
@@ -74,6 +76,7 @@ class Run:
 
 
 @torch.inference_mode(False)
+@kept_accelerate_state()
 def train(
     pipe: Any,
     method: Method | Masker | Source,
@@ -88,7 +91,9 @@ def train(
     """Train; the same call again resumes a run that was stopped.
 
     Args:
-        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL); its weights stay as they are unless the method is "full".
+        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL); its weights stay as they are unless the method is "full". It is
+            restored afterwards, also after an error: masker, adapters, modes, flags, gradient checkpointing and scheduler.
+            With several processes it stays on the device of its process.
         method: a `Method`; a masker to train; or the source of one: a folder, a hub id or "shapes-masker".
         dataset: cached latents and captions; or the source of a data set: a folder, a hub id, "shapes" or "shapes-art".
             `training.open_dataset` opens one with more options.
@@ -129,10 +134,11 @@ def train(
     # Noise is added on the training schedule, whichever scheduler samples.
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     num_timesteps = scheduler.config.num_train_timesteps
-    rng_state = torch.get_rng_state()
     with (
         tf32_products(accelerator.device, config.allow_tf32),
-        frozen(pipe, *(loaded_reward.models if loaded_reward else ())),
+        frozen(pipe, *_frozen_beside(pipe, method, loaded_reward)),
+        restored_pipeline(pipe),
+        kept_generators(accelerator.device) as seed_generators,
         contextlib.ExitStack() as cleanup,
     ):
         captions = [*dataset.captions, *(validation.captions if validation else ()), ""]
@@ -149,12 +155,12 @@ def train(
                 rewards.compare(reward_captions)
 
         if config.gradient_checkpointing:
-            pipe.unet.enable_gradient_checkpointing()
-            cleanup.callback(pipe.unet.disable_gradient_checkpointing)
-        cleanup.callback(torch.set_rng_state, rng_state)
+            cleanup.enter_context(checkpointed(pipe.unet))
         cleanup.callback(method.remove, pipe)
         trained = method.install(pipe, derive_seed(config.seed, "start"))
         state = build_state(trained, method, config, accelerator.scaler)
+        state.optimizer.zero_grad(set_to_none=True)
+        cleanup.callback(state.optimizer.zero_grad, set_to_none=True)  # an error may leave gradients
         first_step = state.load(saved)
         if is_main:
             checkpoints.drop_stats_after(first_step)
@@ -164,6 +170,7 @@ def train(
         guard = StepGuard(accelerator, optimizer, state.named, checkpoints)
         guard.load(saved)
         start_trackers(accelerator, config, first_step)
+        cleanup.enter_context(finished_trackers(accelerator))
         attachment = attachment_of(pipe)
         start_tau = 1.0 if attachment is None else attachment.masker.tau
         batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
@@ -176,8 +183,8 @@ def train(
             disable=not (progress and is_main),
         )
         for step in bar:
-            # Dropout layers draw from the global generator.
-            torch.manual_seed(derive_seed(config.seed, "step", step, rank))
+            # Dropout layers draw from the global generators.
+            seed_generators(derive_seed(config.seed, "step", step, rank))
             method.set_tau(_tau_at(step, start_tau, config))
             entry: dict[str, Any] = {"step": step + 1}
             mean_loss = torch.zeros((), device=accelerator.device)
@@ -238,6 +245,14 @@ def train(
             method.save(pipe, folder, card)
         accelerator.end_training()
     return Run(method, folder, stats, card)
+
+
+def _frozen_beside(pipe: Any, method: Method, reward: Reward | None) -> list[Any]:
+    """Return modules that a run must not train beside the pipeline's: the reward's, and a masker attached before."""
+    attachment = attachment_of(pipe)
+    former = None if attachment is None else attachment.masker
+    is_trained = isinstance(method, MaskMethod) and method.masker is former
+    return [*(reward.models if reward else ()), *(() if former is None or is_trained else (former,))]
 
 
 def _run_settings(
