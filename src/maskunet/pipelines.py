@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,28 @@ def silence_loading() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence loading inside the context; afterwards bars and notes are shown as before."""
+    import diffusers
+    import huggingface_hub.utils as hub
+    import transformers
+
+    logs = [library.utils.logging for library in (diffusers, transformers)]
+    former = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    shows_downloads = not hub.are_progress_bars_disabled()
+    silence_loading()
+    try:
+        yield
+    finally:
+        for log, verbosity, has_bars in former:
+            log.set_verbosity(verbosity)
+            if has_bars:
+                log.enable_progress_bar()
+        # transformers switches the hub's bars together with its own.
+        (hub.enable_progress_bars if shows_downloads else hub.disable_progress_bars)()
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,17 +82,33 @@ def test_float16_is_refused_where_it_cannot_train(precision: str, device: str) -
         module.resolve_precision(fake_pipe("cpu"), mu.TrainConfig(mixed_precision="fp16"))
 
 
-@pytest.mark.parametrize("former", [True, False])
+@pytest.fixture
+def matmul() -> Iterator[Any]:
+    """PyTorch's own flags, which a CPU build has as well."""
+    yield torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("former", ["highest", "high", "medium"])
 @pytest.mark.parametrize("allow", [True, False])
-def test_tf32_is_set_for_the_run_and_put_back(monkeypatch: pytest.MonkeyPatch, former: bool, allow: bool) -> None:
-    matmul = SimpleNamespace(allow_tf32=former)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+def test_tf32_is_set_for_the_run_and_put_back(matmul: Any, former: str, allow: bool) -> None:
+    torch.set_float32_matmul_precision(former)
+    before = (former, matmul.allow_tf32, matmul.fp32_precision)
     with contextlib.suppress(KeyboardInterrupt), module.tf32_products(torch.device("cuda"), allow):
         assert matmul.allow_tf32 is allow
         raise KeyboardInterrupt
-    assert matmul.allow_tf32 is former
+    assert (torch.get_float32_matmul_precision(), matmul.allow_tf32, matmul.fp32_precision) == before
     with module.tf32_products(torch.device("cpu"), allow):
-        assert matmul.allow_tf32 is former
+        assert (torch.get_float32_matmul_precision(), matmul.allow_tf32, matmul.fp32_precision) == before
+
+
+@pytest.mark.parametrize(("allow", "precision"), [(True, "tf32"), (False, "ieee")])
+def test_tf32_by_its_newer_name_is_put_back(matmul: Any, allow: bool, precision: str) -> None:
+    matmul.fp32_precision = "tf32"  # PyTorch then refuses to read the older flags
+    with module.tf32_products(torch.device("cuda"), allow):
+        assert matmul.fp32_precision == precision
+    assert matmul.fp32_precision == "tf32"
 
 
 class RecordTracker(GeneralTracker):

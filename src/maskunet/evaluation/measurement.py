@@ -10,7 +10,7 @@ import torch
 
 from ..distributed import process_rank
 from ..errors import SettingError
-from ..pipelines import default_guidance_scale, silence_loading
+from ..pipelines import default_guidance_scale, quiet_loading
 from ..sampling.inputs import checked_seeds
 from ..sampling.supported_pipelines import check_steps
 from ..zoo.defaults import FEATURES, NUM_INFERENCE_STEPS, RESOLUTION
@@ -23,6 +23,7 @@ from .published import FEATURE_NAMES, GenerationSettings
 from .report import ImageReport
 
 
+@quiet_loading()
 def measure_images(
     images: str | Path,
     features: Sequence[str | Features] | str | Features | None = None,
@@ -103,7 +104,6 @@ def measure_images(
             captions = prompts_beside(files)
     check_captions(captions, files)
     check_reference(files, real_files)
-    silence_loading()
     # Networks are read before hours of work, by the process that measures.
     torch_device = device or (pipe.unet.device if pipe is not None else "cpu")
     loaded = {

@@ -22,7 +22,7 @@ from ..attaching import Attachment, attach, attachment_of, reattach
 from ..distributed import process_rank
 from ..errors import SettingError
 from ..maskers import Masker
-from ..pipelines import silence_loading
+from ..pipelines import quiet_loading
 from ..rewards.base import Reward
 from ..rewards.registry import as_reward, parse_reward
 from ..sampling.generation import Side
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 Source = str | os.PathLike[str]
 
 
+@quiet_loading()
 def evaluate(
     pipe: Any,
     benchmark: str | Benchmark = "geneval",
@@ -139,7 +140,6 @@ def evaluate(
         raise SettingError(f"expected a Stable Diffusion pipeline to evaluate, got {type(pipe).__name__}")
     names = check_sides(pipe, sides, masker)
     config, reward_sources = check_search(names, reward, search_config, bundled=is_bundled(pipe))
-    silence_loading()
     if isinstance(benchmark, str):
         # Networks are read before hours of work, by the process that scores.
         loaded = load_benchmark(
@@ -201,6 +201,7 @@ def evaluate(
     return _finished(report, output_dir)
 
 
+@quiet_loading()
 def score_images(
     images: Source,
     benchmark: str | Benchmark = "geneval",
@@ -232,7 +233,6 @@ def score_images(
     check_benchmark(benchmark, detector=detector, clip=clip, vqa=vqa)
     name = benchmark if isinstance(benchmark, str) else type(benchmark).__name__
     if isinstance(benchmark, str):
-        silence_loading()
         options: dict[str, Any] = {"detector": detector, "clip": clip, "vqa": vqa, "device": device}
         benchmark = load_benchmark(benchmark, None, generates=False, **options)
     with contextlib.ExitStack() as stack:

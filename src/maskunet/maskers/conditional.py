@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import SettingError
+from ..generators import kept_generators
 from ..network import BlockSpec, Network
 from ..settings import Targets
 from ..targets import describe
@@ -72,8 +73,8 @@ class ConditionalMasker(Masker):
         network = describe(unet, config.targets)
         if seed is None:
             return cls(network, config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with kept_generators(torch.get_default_device()) as seed_generators:
+            seed_generators(seed)
             return cls(network, config)
 
     @property

@@ -1,4 +1,4 @@
-"""A context in which a pipeline's parameters need no gradient."""
+"""Contexts in which a pipeline's parameters need no gradient, and in which it checkpoints its gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 
+_CHECKPOINT = "_gradient_checkpointing_func"
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -31,6 +32,8 @@ def frozen(pipe: Any, *others: Any) -> Iterator[None]:
     modes = [(module, module.training) for module in modules]
     for network in networks:
         network.requires_grad_(False).eval()
+    for _, _, parameter in parameters:
+        parameter.grad = None  # else a method that trains them would add to it
     try:
         yield
     finally:
@@ -40,6 +43,29 @@ def frozen(pipe: Any, *others: Any) -> Iterator[None]:
                 p.grad = grad
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def checkpointed(*networks: Any) -> Iterator[None]:
+    """Checkpoint the gradients of networks inside the context; afterwards restore every module's own setting.
+
+    Args:
+        networks: networks of diffusers.
+    """
+    modules = [m for network in networks for m in network.modules() if hasattr(m, "gradient_checkpointing")]
+    former = [(m, m.gradient_checkpointing, m.__dict__.get(_CHECKPOINT)) for m in modules]
+    for network in networks:
+        network.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module, is_on, function in former:
+            module.gradient_checkpointing = is_on
+            if function is not None:
+                # An attached masker wraps the function at its calls, and unwraps it when it is detached.
+                setattr(module, _CHECKPOINT, getattr(function, "followed", function))
+            elif _CHECKPOINT in module.__dict__:
+                delattr(module, _CHECKPOINT)
 
 
 def _refuse_inference_tensors(networks: Sequence[Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,8 @@ def generate(
         "scheduler": type(pipe.scheduler).__name__,
         **options,
     }
-    bar_config = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(disable=True)
     images = []
-    try:
+    with _own_loop(pipe):
         for start in tqdm(range(0, len(prompts), batch_size), desc="generate", disable=not progress, leave=False):
             chunk = prompts[start : start + batch_size]
             # Noise is drawn on the CPU, so that a seed means the same image on every device.
@@ -103,9 +102,23 @@ def generate(
                 **options,
             ).images
             images.append(torch.from_numpy(np.asarray(output, np.float32)).permute(0, 3, 1, 2))
-    finally:
-        pipe.set_progress_bar_config(**{"disable": False} | bar_config)
     return GeneratedImages(torch.cat(images), prompts, seeds, settings)
+
+
+@contextlib.contextmanager
+def _own_loop(pipe: Any) -> Iterator[None]:
+    """Give a pipeline's loop a scheduler of its own and no progress bar inside the context."""
+    scheduler, pipe.scheduler = pipe.scheduler, copy.deepcopy(pipe.scheduler)
+    bar_config = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
+        if bar_config is None:
+            vars(pipe).pop("_progress_bar_config", None)
+        else:
+            pipe._progress_bar_config = bar_config
 
 
 def _step_callback(

@@ -11,7 +11,7 @@ import torch
 from ..attaching import attachment_of, reattach
 from ..errors import DataError
 from ..rewards.base import Reward
-from ..sampling.freezing import frozen
+from ..sampling.freezing import checkpointed, frozen
 from ..sampling.offload import upcast_decoder, without_offload
 from ..sampling.stepwise import StepwiseSampler
 from .config import SearchConfig
@@ -37,18 +37,14 @@ def prepared_pipeline(pipe: Any, config: SearchConfig, decoder: Any) -> Iterator
         )
     others = [m for m in (decoder, attached and attached.masker) if isinstance(m, torch.nn.Module)]
     networks = [m for m in (pipe.unet, pipe.vae, decoder) if hasattr(m, "is_gradient_checkpointing")]
-    checkpointed = [m for m in networks if config.gradient_checkpointing and not m.is_gradient_checkpointing]
-    checkpointed = [m for m in checkpointed if getattr(m, "_supports_gradient_checkpointing", False)]
+    networks = [m for m in networks if config.gradient_checkpointing and not m.is_gradient_checkpointing]
+    networks = [m for m in networks if getattr(m, "_supports_gradient_checkpointing", False)]
     with without_offload(pipe.unet, pipe.vae, decoder):
         try:
-            with frozen(pipe, *others), upcast_decoder(pipe):
-                for network in checkpointed:
-                    network.enable_gradient_checkpointing()
+            with frozen(pipe, *others), upcast_decoder(pipe), checkpointed(*networks):
                 yield
         finally:
             reattach(pipe, attached)
-            for network in checkpointed:
-                network.disable_gradient_checkpointing()
 
 
 def needs_gradient_scaling(sampler: StepwiseSampler, decoder: Any, reward: Reward) -> bool:

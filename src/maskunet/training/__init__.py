@@ -17,7 +17,7 @@ _PUBLIC = {
     "MaskLoraMethod": "methods",
     "MaskMethod": "mask_method",
     "Method": "base",
-    "Run": "trainer",
+    "Run": "run",
     "TrainConfig": "config",
     "build_method": "methods",
     "open_dataset": "dataset",
@@ -50,4 +50,5 @@ if TYPE_CHECKING:
     from .lora_method import LoraMethod
     from .mask_method import MaskMethod
     from .methods import METHODS, MaskLoraMethod, build_method
-    from .trainer import Run, train
+    from .run import Run
+    from .trainer import train

@@ -65,12 +65,23 @@ def tf32_products(device: torch.device, allow: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul = torch.backends.cuda.matmul
-    former, matmul.allow_tf32 = matmul.allow_tf32, allow
+    matmul: Any = torch.backends.cuda.matmul
+    backend = getattr(matmul, "fp32_precision", None)  # PyTorch's newer name for the same; it refuses to mix the two
+    former: str | None = None
+    is_allowed = False
+    with contextlib.suppress(RuntimeError):  # raised where the user has set the newer one
+        former, is_allowed = torch.get_float32_matmul_precision(), matmul.allow_tf32
+    if former is None:
+        matmul.fp32_precision = "tf32" if allow else "ieee"
+    elif is_allowed != allow:
+        torch.set_float32_matmul_precision("high" if allow else "highest")
     try:
         yield
     finally:
-        matmul.allow_tf32 = former
+        if former is not None:
+            torch.set_float32_matmul_precision(former)
+        if backend is not None:
+            matmul.fp32_precision = backend
 
 
 def build_accelerator(pipe: Any, config: TrainConfig, folder: Path) -> Accelerator:
@@ -138,6 +149,21 @@ def _tracker_name(config: TrainConfig) -> str | None:
         package = f"'maskunet[{name}]'" if name in _EXTRAS else name.replace("_", "-")
         raise SettingError(f"expected {name} for report_to={name!r}, it is not installed; pip install {package}")
     return name
+
+
+@contextlib.contextmanager
+def finished_trackers(accelerator: Accelerator) -> Iterator[None]:
+    """Close the run's trackers if the context ends by an error; without one, `end_training` closes them.
+
+    Args:
+        accelerator: the run's accelerator.
+    """
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, steps_done: int) -> None:

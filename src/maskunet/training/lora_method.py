@@ -13,10 +13,20 @@ from torch import nn
 
 from ..errors import DataError, SettingError
 from ..files import save_folder
+from ..generators import kept_generators
 from ..targets import Targets, describe
 from .base import Method
+from .restored import is_adapted, remove_empty_adapters
 
 _ADAPTER = "maskunet_training"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep PEFT from warning of adapters that the user has beside this one; they are restored after training."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a .peft_config. attribute|Adapter .* was active which is now")
+        yield
 
 
 class LoraMethod(Method):
@@ -55,24 +65,23 @@ class LoraMethod(Method):
         """
         try:
             from peft import LoraConfig
-            from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError as error:
             raise DataError("expected peft for LoRA, it is not installed; pip install 'maskunet[train]'") from error
         from diffusers.training_utils import cast_training_params
 
         layers = [layer.name for layer in describe(pipe.unet, self.targets).layers]
-        adapted = [module for module in pipe.unet.modules() if isinstance(module, BaseTunerLayer)]
+        adapted = [module for module in pipe.unet.modules() if is_adapted(module)]
         if any(getattr(module, "merged", False) for module in adapted):
             raise DataError(
                 "expected adapters beside the weights for LoRA, got fused ones; call pipe.unfuse_lora(), or "
                 "pipe.unload_lora_weights() to keep them in the weights"
             )
-        self._former = {module: (list(module.active_adapters), module.disable_adapters) for module in adapted}
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
-            torch.manual_seed(seed)
+        self._former = {module: (list(module.active_adapters), module._disable_adapters) for module in adapted}
+        with kept_generators(torch.get_default_device()) as seed_generators:
+            seed_generators(seed)
             config = LoraConfig(r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=layers)
-            pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
+            with _without_warnings():
+                pipe.unet.add_adapter(config, adapter_name=_ADAPTER)
         for module, (active, is_off) in self._former.items():
             module.enable_adapters(True)
             module.set_adapter([*([] if is_off else active), _ADAPTER])
@@ -89,15 +98,14 @@ class LoraMethod(Method):
         """
         if _ADAPTER not in getattr(pipe.unet, "peft_config", {}):
             return
+        with _without_warnings():
+            pipe.unet.delete_adapters(_ADAPTER)
         for module, (active, is_off) in self._former.items():
-            module.set_adapter(active)
-            module.enable_adapters(not is_off)
-        pipe.unet.delete_adapters(_ADAPTER)
+            module._active_adapter, module._disable_adapters = active, is_off
+        self._former = {}
         if not getattr(pipe.unet, "peft_config", None):
             pipe.unet.unload_lora()  # no other adapter is left, so the layers lose PEFT's wrappers
-        else:
-            _unwrap(pipe.unet, set(self._former))
-        self._former = {}
+        remove_empty_adapters(pipe.unet)
 
     @contextlib.contextmanager
     def base_model(self, pipe: Any) -> Iterator[None]:
@@ -149,13 +157,3 @@ class LoraMethod(Method):
     def settings(self) -> dict[str, Any]:
         """Targets and rank."""
         return {"targets": self.targets, "rank": self.rank}
-
-
-def _unwrap(unet: nn.Module, kept: set[Any]) -> None:
-    """Replace the adapter layers by their layers, except for some."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(unet.named_modules()):
-        if isinstance(module, BaseTunerLayer) and module not in kept:
-            parent, _, attribute = name.rpartition(".")
-            setattr(unet.get_submodule(parent), attribute, module.get_base_layer())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ from tqdm.auto import tqdm
 from ..attaching import attachment_of, disabled
 from ..checkpoint import require_finite
 from ..data import CachedLatents, PromptEmbeds
-from ..errors import SettingError
+from ..generators import kept_generators
 from ..maskers import Masker
 from ..relaxation import derive_seed
 from ..rewards import Reward
-from ..sampling.freezing import frozen
-from .accelerator import build_accelerator, end_run, resolve_precision, start_trackers, tf32_products
+from ..sampling.freezing import checkpointed, frozen
+from .accelerator import (
+    build_accelerator,
+    end_run,
+    finished_trackers,
+    resolve_precision,
+    start_trackers,
+    tf32_products,
+)
 from .arguments import (
     RewardLike,
     Source,
@@ -48,42 +55,17 @@ from .mask_method import MaskMethod
 from .objective import Objective, weigh_losses
 from .optimizer import averaged_weights
 from .prediction_errors import build_errors
+from .restored import kept_accelerate_state, restored_pipeline
 from .reward_objective import RewardObjective
+from .run import Run
 from .run_card import describe_run
 from .state import build_state
 from .step_guard import StepGuard, finite_figures
 from .validation import Validation
 
 
-@dataclass(frozen=True)
-class Run:
-    """The result of a training run.
-
-    Args:
-        method: the method with its trained parameters, removed from the pipeline.
-        folder: the run's folder.
-        stats: entries of the log, `stats.jsonl`.
-        card: what the model card says about the run, for a masker's `save_pretrained` and `push_to_hub`.
-    """
-
-    method: Method
-    folder: Path
-    stats: list[dict[str, Any]]
-    card: dict[str, Any]
-
-    @property
-    def masker(self) -> Masker:
-        """The trained masker, in evaluation mode.
-
-        Raises:
-            SettingError: the method trains no masker.
-        """
-        if not isinstance(self.method, MaskMethod):
-            raise SettingError(f"expected a run that trains a masker, method {self.method.name!r} does not")
-        return self.method.masker
-
-
 @torch.inference_mode(False)
+@kept_accelerate_state()
 def train(
     pipe: Any,
     method: Method | Masker | Source,
@@ -98,7 +80,9 @@ def train(
     """Train; the same call again resumes a run that was stopped.
 
     Args:
-        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL); its weights stay as they are unless the method is "full".
+        pipe: a Stable Diffusion pipeline (1.x, 2.x, XL); its weights stay as they are unless the method is "full". It is
+            restored afterwards, also after an error: masker, adapters, modes, flags, gradient checkpointing and scheduler.
+            With several processes it stays on the device of its process.
         method: a `Method`; a masker to train; or the source of one: a folder, a hub id or "shapes-masker".
         dataset: cached latents and captions; or the source of a data set: a folder, a hub id, "shapes" or "shapes-art".
             `training.open_dataset` opens one with more options.
@@ -141,10 +125,11 @@ def train(
     if is_main:
         checkpoints.create_folder()
     accelerator.wait_for_everyone()
-    rng_state = torch.get_rng_state()
     with (
         tf32_products(accelerator.device, config.allow_tf32),
-        frozen(pipe, *(loaded_reward.models if loaded_reward else ()), *([kept.masker] if kept else ())),
+        frozen(pipe, *_frozen_beside(pipe, method, loaded_reward)),
+        restored_pipeline(pipe),
+        kept_generators(accelerator.device) as seed_generators,
         contextlib.ExitStack() as cleanup,
     ):
         captions = [*dataset.captions, *(validation.captions if validation else ()), "", config.negative_prompt]
@@ -165,12 +150,12 @@ def train(
                 rewards.compare(reward_captions)
 
         if config.gradient_checkpointing:
-            pipe.unet.enable_gradient_checkpointing()
-            cleanup.callback(pipe.unet.disable_gradient_checkpointing)
-        cleanup.callback(torch.set_rng_state, rng_state)
+            cleanup.enter_context(checkpointed(pipe.unet))
         cleanup.callback(method.remove, pipe)
         trained = method.install(pipe, derive_seed(config.seed, "start"))
         state = build_state(trained, method, config, accelerator.scaler)
+        state.optimizer.zero_grad(set_to_none=True)
+        cleanup.callback(state.optimizer.zero_grad, set_to_none=True)  # an error may leave gradients
         first_step = state.load(saved)
         if is_main:
             checkpoints.drop_stats_after(first_step)
@@ -180,6 +165,7 @@ def train(
         guard = StepGuard(accelerator, optimizer, state.named, checkpoints)
         guard.load(saved)
         start_trackers(accelerator, config, first_step)
+        cleanup.enter_context(finished_trackers(accelerator))
         attachment = attachment_of(pipe)
         if attachment is not None and kept is None and config.objective == "guidance":
             attachment.masker.replaced_guidance = config.guidance_scale
@@ -196,8 +182,8 @@ def train(
             disable=not (progress and is_main),
         )
         for step in bar:
-            # Dropout layers draw from the global generator.
-            torch.manual_seed(derive_seed(config.seed, "step", step, rank))
+            # Dropout layers draw from the global generators.
+            seed_generators(derive_seed(config.seed, "step", step, rank))
             method.set_tau(_tau_at(step, start_tau, config))
             entry: dict[str, Any] = {"step": step + 1}
             mean_loss = torch.zeros((), device=accelerator.device)
@@ -258,6 +244,14 @@ def train(
             method.save(pipe, folder, card)
         end_run(accelerator)
     return Run(method, folder, stats, card)
+
+
+def _frozen_beside(pipe: Any, method: Method, reward: Reward | None) -> list[Any]:
+    """Return modules that a run must not train beside the pipeline's: the reward's, and a masker attached before."""
+    attachment = attachment_of(pipe)
+    former = None if attachment is None else attachment.masker
+    is_trained = isinstance(method, MaskMethod) and method.masker is former
+    return [*(reward.models if reward else ()), *(() if former is None or is_trained else (former,))]
 
 
 def _run_settings(
