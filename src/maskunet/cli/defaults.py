@@ -23,7 +23,7 @@ def is_bundled(model: str | None) -> bool:
     Args:
         model: value of `--model`.
     """
-    return model == "shapes"
+    return getattr(model, "model", model) == "shapes"
 
 
 def guidance_scale(model: str | None, value: float | None, other: float = GUIDANCE_SCALE) -> float:

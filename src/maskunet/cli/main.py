@@ -18,6 +18,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .model_flags import add_model_flags
 from .search import search
 from .train import train
 from .ui import ui
@@ -75,6 +76,7 @@ app.add_typer(analyze_app, name="analyze")
 for _command in (info, convert, ui):
     app.command(cls=Command)(_command)
 app.add_typer(zoo_app, name="zoo")
+add_model_flags(app)
 
 
 def main() -> None:

@@ -164,6 +164,7 @@ def train(
 
     from .. import pipelines
     from ..distributed import process_rank
+    from ..sampling.supported_pipelines import check_input_channels
     from ..training import build_method, open_dataset
     from ..training import train as run_training
     from ..training.accelerator import resolve_precision
@@ -199,6 +200,7 @@ def train(
         "max_samples": max_train_samples,
         "cache_dir": cache_dir,
     }
+    check_input_channels(pipe)
     resolve_precision(pipe, config)  # refused before images are encoded
     data, held_out = open_dataset(pipe, dataset, config, **options)
     process, processes = process_rank()
