@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..attaching import disabled
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
-from .supported_pipelines import check_is_pipeline
+from .supported_pipelines import check_input_channels, check_is_pipeline
 
 #: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -46,7 +46,7 @@ def generate(
         on_step: called after every denoising step with the finished share of the work, in (0, 1].
 
     Raises:
-        DataError: no prompts.
+        DataError: no prompts, or a model that needs an image beside them.
         SettingError: another number of seeds, or an option out of range.
         TargetError: no pipeline.
     """
@@ -59,6 +59,7 @@ def generate(
         batch_size=batch_size,
     )
     check_is_pipeline(pipe)
+    check_input_channels(pipe)
     settings = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
