@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskunet"
 # other, nor anything above them.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "exports", "version", "allocator", "machine", "distributed", "generators", "moving"),
-    ("relaxation", "settings", "files", "pretrained", "network", "quantised"),
+    ("relaxation", "settings", "files", "pretrained", "network", "quantised", "model_files"),
     ("operators", "targets", "diffusion", "metrics", "images", "plotting", "pipelines"),
     ("checkpoint", "rewards", "shapes", "charts"),
     ("maskers", "data"),

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError, SettingError, first_line
+from .model_files import ModelSource, choose_variant, fit_pipeline, put_unet, read_single_file
 from .moving import outside_inference_mode
-from .pretrained import bundled_path, local_path
+from .pretrained import bundled_path, is_hub_id, local_path
 from .settings import BUNDLED_GUIDANCE_SCALE, GUIDANCE_SCALE
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,9 @@ def load_pipeline(
     device: torch.device | str = "cpu",
     scheduler: str | None = None,
     revision: str | None = None,
+    variant: str | None = None,
+    unet: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Load a Stable Diffusion pipeline.
 
@@ -150,18 +154,28 @@ def load_pipeline(
         device: device of its weights.
         scheduler: a key of `SCHEDULERS`; the checkpoint's own if None.
         revision: branch, tag or commit on the hub.
+        variant: variant of the weights, such as "fp16"; the plain ones, or else the only one, if None.
+        unet: a U-Net that replaces the pipeline's: its folder, a folder with a `unet/`, a `.safetensors` file or a hub id.
+        config: for a file, a pipeline's folder or hub id with its configs and tokenizer; those of its kind on the hub if
+            None.
 
     Raises:
         CheckpointError: the source is missing or not a readable pipeline.
-        SettingError: an unknown scheduler.
+        SettingError: an unknown scheduler, or an option that the source does not take.
     """
+    if isinstance(source, ModelSource):
+        options = {"revision": revision, "variant": variant, "unet": unet, "config": config} | source.options
+        return load_pipeline(source.model, dtype=dtype, device=device, scheduler=scheduler, **options)
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise SettingError(f"expected a scheduler among {', '.join(SCHEDULERS)}, got {scheduler!r}")
     text = os.fspath(source)
-    pipe = _read(os.fspath(bundled_path("shapes")) if text == "shapes" else text, dtype, revision)
+    path = os.fspath(bundled_path("shapes")) if text == "shapes" else text
+    pipe = _read(path, dtype, revision, variant, None if config is None else os.fspath(config))
     if not hasattr(pipe, "unet"):
         raise CheckpointError(f"expected a pipeline with a U-Net in {text!r}, got {type(pipe).__name__}")
-    pipe = pipe.to(device)
+    if unet is not None:
+        pipe = put_unet(pipe, os.fspath(unet))
+    pipe = fit_pipeline(pipe).to(device)
     if scheduler is not None:
         import diffusers
 
@@ -170,50 +184,76 @@ def load_pipeline(
     return pipe
 
 
-def _read_single_file(text: str, **options: Any) -> Any:
-    """Read a .safetensors file of Stable Diffusion 1.x, 2.x or XL."""
-    import diffusers
-    from safetensors import safe_open
-
-    with safe_open(text, "pt") as file:
-        # Only XL has a second text encoder.
-        is_xl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118
-    pipeline_class = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
-    return pipeline_class.from_single_file(text, **options)
-
-
-def _read(text: str, dtype: torch.dtype, revision: str | None) -> Any:
+def _read(text: str, dtype: torch.dtype, revision: str | None, variant: str | None, config: str | None) -> Any:
     import diffusers
 
     path = local_path(text)
-    options: dict[str, Any] = {"dtype": dtype}
-    if path.is_file():
+    is_file, is_hub = path.is_file(), is_hub_id(text)
+    _refuse_unread({"revision": revision}, is_hub, "a hub id", text)
+    _refuse_unread({"config": config}, is_file, "a .safetensors file", text)
+    _refuse_unread({"variant": variant}, not is_file, "a folder or a hub id", text)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if is_file:
         if path.suffix != ".safetensors":
             raise CheckpointError(
                 f"expected a folder or a .safetensors file, got {text!r}; pickled checkpoints are not read. Convert it "
                 "with diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors."
             )
-        reader, kind = _read_single_file, "file"
+        kind = "file"
     elif path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise CheckpointError(
-                f"expected a pipeline's folder with a model_index.json, {text!r} has none. Pass the folder above unet/ "
-                "and vae/."
-            )
-        reader, kind = diffusers.DiffusionPipeline.from_pretrained, "folder"
-        options |= {"local_files_only": True, "use_safetensors": True}
-    elif text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        reader, kind = diffusers.DiffusionPipeline.from_pretrained, "hub id"
-        options |= {"revision": revision, "use_safetensors": True}
+        _check_folder(path, text)
+        kind = "folder"
+        names = [f"{file.parent.name}/{file.name}" for file in path.glob("*/*")]
+        options |= {"local_files_only": True, "variant": choose_variant(names, variant, text)}
+    elif is_hub:
+        kind = "hub id"
+        names = _hub_files(text, revision)
+        options |= {"revision": revision, "variant": choose_variant(names, variant, text) if names else variant}
     else:
         raise CheckpointError(
             f"expected 'shapes', a pipeline's folder, a .safetensors file or a hub id like 'user/name', got {text!r}, "
             "which does not exist"
         )
     try:
-        return reader(str(path) if kind != "hub id" else text, **options)
+        if is_file:
+            return read_single_file(path, dtype=dtype, config=config)
+        return diffusers.DiffusionPipeline.from_pretrained(text if is_hub else str(path), **options)
+    except CheckpointError:
+        raise
     except Exception as error:
         # diffusers, safetensors and hub clients raise types of their own; a bad file must still end in one clear line.
         raise CheckpointError(
             f"expected a pipeline that diffusers can read, the {kind} {text!r} is not: {first_line(error)}"
         ) from error
+
+
+def _refuse_unread(options: dict[str, str | None], is_read: bool, expected: str, text: str) -> None:
+    for name, value in options.items():
+        if value is not None and not is_read:
+            raise SettingError(
+                f"expected {name} (--{name}) with {expected} as model, got {value!r:.80} with {text!r:.80}"
+            )
+
+
+def _check_folder(path: Path, text: str) -> None:
+    """Refuse a folder that is no pipeline's."""
+    if (path / "model_index.json").is_file():
+        return
+    if (path / "config.json").is_file() and "UNet" in (path / "config.json").read_text(errors="replace"):
+        raise CheckpointError(
+            f"expected a pipeline's folder, {text!r} holds a U-Net alone; pass it as unet (--unet) with a base model"
+        )
+    raise CheckpointError(
+        f"expected a pipeline's folder with a model_index.json, {text!r} has none. Pass the folder above unet/ and vae/, or "
+        "pass a unet/ alone as unet (--unet) with a base model."
+    )
+
+
+def _hub_files(repository: str, revision: str | None) -> list[str]:
+    """The files of a hub repository; none where they cannot be listed, so that diffusers says why."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return list_repo_files(repository, revision=revision)
+    except Exception:  # the hub's clients raise types of their own
+        return []

@@ -23,6 +23,7 @@ def is_bundled(model: str | None) -> bool:
     Args:
         model: value of `--model`: its name, or the path of its folder.
     """
+    model = getattr(model, "model", model)
     if model is None or "\0" in model:
         return False
     return model == "shapes" or (Path(model).name == "shapes" and Path(model).resolve() == _BUNDLED_FOLDER.resolve())

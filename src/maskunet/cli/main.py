@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .info import info
+from .model_flags import add_model_flags
 from .search import search
 from .train import train
 from .ui import ui
@@ -76,6 +77,7 @@ app.add_typer(analyze_app, name="analyze")
 for _command in (info, convert, export, ui):
     app.command(cls=Command)(_command)
 app.add_typer(zoo_app, name="zoo")
+add_model_flags(app)
 
 
 def main() -> None:

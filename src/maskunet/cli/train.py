@@ -179,6 +179,7 @@ def train(
 
     from .. import pipelines
     from ..distributed import process_rank
+    from ..sampling.supported_pipelines import check_input_channels
     from ..training import build_method, open_dataset
     from ..training import train as run_training
     from ..training.accelerator import resolve_precision
@@ -216,6 +217,7 @@ def train(
         "max_samples": max_train_samples,
         "cache_dir": cache_dir,
     }
+    check_input_channels(pipe)
     resolve_precision(pipe, config)  # refused before images are encoded
     check_scheduler(pipe, config)
     data, held_out = open_dataset(pipe, dataset, config, **options)

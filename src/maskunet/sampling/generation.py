@@ -17,7 +17,7 @@ from ..moving import outside_inference_mode
 from ..pipelines import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
-from .supported_pipelines import check_call, check_is_pipeline
+from .supported_pipelines import check_call, check_input_channels, check_is_pipeline
 
 #: One side of a comparison: images (N, 3, H, W) in [0, 1] for N prompts and N seeds. The interface of all benchmarks.
 Side = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -57,7 +57,7 @@ def generate(
         on_step: called after every denoising step with the finished share of the work, in (0, 1].
 
     Raises:
-        DataError: no prompts.
+        DataError: no prompts, or a model that needs an image beside them.
         SettingError: another number of seeds, an option out of range, or one that this kind of pipeline does not have.
         TargetError: no pipeline.
     """
@@ -73,6 +73,7 @@ def generate(
         batch_size=batch_size,
     )
     check_is_pipeline(pipe)
+    check_input_channels(pipe)
     if guidance_scale is None:
         guidance_scale = default_guidance_scale(pipe)
     further = {"guidance_rescale": guidance_rescale or None, "height": height, "width": width}

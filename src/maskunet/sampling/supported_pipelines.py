@@ -54,6 +54,23 @@ def check_is_pipeline(pipe: Any) -> None:
         )
 
 
+def check_input_channels(pipe: Any) -> None:
+    """Refuse a U-Net that reads an image beside the noise, as those of inpainting and editing models do.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Raises:
+        DataError: its input channels are more than its latents'.
+    """
+    channels, latents = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if channels != latents:
+        raise DataError(
+            f"expected a text-to-image U-Net of {latents} input channels, got {channels} channels: inpainting and editing "
+            "models also need an image; call the pipeline yourself, with maskunet.attach and .detach around it"
+        )
+
+
 def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline that does more than text to image, or whose scheduler is not supported.
 

@@ -17,7 +17,7 @@ from ..maskers import Masker
 from ..maskers import load as load_masker
 from ..pipelines import default_guidance_scale
 from ..rewards import Reward, as_reward
-from ..sampling.supported_pipelines import check_steps
+from ..sampling.supported_pipelines import check_input_channels, check_steps
 from .base import Method
 from .config import TrainConfig
 from .dataset import open_dataset
@@ -39,6 +39,7 @@ def check_arguments(pipe: Any, method: Any, dataset: Any, validation: Any, rewar
         config: a `TrainConfig`.
 
     Raises:
+        DataError: a model that needs an image beside the prompt.
         SettingError: an argument is of another type, or reward and objective do not fit.
     """
     if not isinstance(config, TrainConfig):
@@ -47,6 +48,7 @@ def check_arguments(pipe: Any, method: Any, dataset: Any, validation: Any, rewar
         raise SettingError(
             f"expected a Stable Diffusion pipeline with unet, vae and scheduler, got {type(pipe).__name__}"
         )
+    check_input_channels(pipe)
     if not isinstance(method, Method | Masker | str | os.PathLike):
         raise SettingError(
             "expected a method: a Method, a Masker, or a masker's folder, hub id or bundled name, got "

@@ -13,6 +13,7 @@ from typing import Any
 from .. import pipelines
 from ..errors import DataError
 from ..maskers import Masker, load
+from ..model_files import model_name
 from ..rewards import Reward, parse_reward
 from ..settings import GUIDANCE_SCALE
 from ..zoo import defaults
@@ -55,7 +56,7 @@ class OfferedModels:
             raise DataError("expected at least one model, got none")
         self._models = _short_names(models)
         names_bundled = bool({BUNDLED, _BUNDLED_MASKER} & set(maskers))
-        bundled = [_BUNDLED_MASKER] if BUNDLED in models and not names_bundled else []
+        bundled = [_BUNDLED_MASKER] if BUNDLED in map(model_name, models) and not names_bundled else []
         self._maskers = _short_names([_BUNDLED_MASKER if m == BUNDLED else m for m in [*maskers, *bundled]])
         self._rewards, self._folder, self._scheduler = list(rewards), folder, scheduler
         self._device = pipelines.choose_device(device)
@@ -80,7 +81,7 @@ class OfferedModels:
         Args:
             model: name of an offered model.
         """
-        return self._source(model) == BUNDLED
+        return model_name(self._source(model)) == BUNDLED
 
     def guidance_scale(self, model: str) -> float:
         """Return a model's default strength of classifier-free guidance.
