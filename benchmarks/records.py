@@ -12,7 +12,10 @@ import torch
 
 from maskunet.files import make_folder, save_json, save_text
 from maskunet.metrics.intervals import Estimate, student
+from maskunet.zoo.defaults import CHANCE_TASK
 
+#: What brackets mean in records of means over prompts, from which no other interval can be computed.
+OLD_BOOTSTRAP = "95 % percentile bootstrap over prompts, with repeats of a prompt as if distinct (a little too narrow)"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -77,14 +80,46 @@ def over_runs(values: Sequence[float]) -> Estimate:
     return student(torch.tensor(values, dtype=torch.float64))
 
 
-def mean_text(values: Sequence[float]) -> str:
-    """Return "mean [low, high]" with Student's 95 % interval; the mean alone for a single run.
+def mean_text(values: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """Return "mean [low, high]" with Student's 95 % interval; the mean alone for a single run, or for runs that agree.
 
     Args:
         values: one figure per run.
+        limits: bounds of the interval: (0, 1) for shares.
     """
     estimate = over_runs(values)
-    return f"{estimate.value:.3f}" if math.isnan(estimate.low) else f"{estimate:.3f}"
+    low, high = max(limits[0], estimate.low), min(limits[1], estimate.high)
+    if math.isnan(estimate.low) or f"{low:.3f}" == f"{high:.3f}":
+        return f"{estimate.value:.3f}"
+    return f"{Estimate(estimate.value, low, high):.3f}"
+
+
+def share_text(values: Sequence[float]) -> str:
+    """Return the mean of shares with Student's 95 % interval, within [0, 1].
+
+    Args:
+        values: one share per run.
+    """
+    return mean_text(values, (0.0, 1.0))
+
+
+def without_chance_task(accuracy: dict[str, float]) -> float:
+    """Return the mean accuracy over all tasks but the one that the bundled model cannot do.
+
+    Args:
+        accuracy: share of right images by task, with "overall".
+    """
+    values = [value for task, value in accuracy.items() if task not in (CHANCE_TASK, "overall")]
+    return sum(values) / len(values)
+
+
+def signed(estimate: Estimate) -> str:
+    """Return a difference as "+0.061 [+0.025, +0.098]".
+
+    Args:
+        estimate: the difference.
+    """
+    return f"{estimate:+.3f}"
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -107,11 +142,11 @@ def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
     return [float(f"{value:.{digits}g}") for value in values]
 
 
-def bounds(estimate: Estimate, digits: int = 4) -> list[float]:
-    """Return an estimate as [value, low, high].
+def bounds(estimate: Estimate, digits: int = 4) -> list[float | None]:
+    """Return an estimate as [value, low, high]; a bound that does not exist is None.
 
     Args:
         estimate: a figure with its interval.
         digits: decimal places.
     """
-    return [round(x, digits) for x in (estimate.value, estimate.low, estimate.high)]
+    return [None if math.isnan(x) else round(x, digits) for x in (estimate.value, estimate.low, estimate.high)]

@@ -18,14 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.records import RESULTS, bounds, machine_line, markdown_table, read_record, save_record
+from benchmarks.records import (
+    OLD_BOOTSTRAP,
+    RESULTS,
+    bounds,
+    machine_line,
+    markdown_table,
+    read_record,
+    save_record,
+    signed,
+    without_chance_task,
+)
 from benchmarks.studies import generation_methods, rivals
 from benchmarks.studies.generation_methods import METHODS, GenerationMethod
+from benchmarks.studies.report import CHANCE_NOTE
 from benchmarks.studies.search import SearchStudyConfig, run_search_study
 from maskunet import rewards
 from maskunet.allocator import keep_freed_memory
 from maskunet.machine import machine
-from maskunet.metrics.intervals import bootstrap
+from maskunet.metrics.intervals import Estimate, over_prompts
 from maskunet.rewards import Reward
 from maskunet.shapes.scenes import held_out_prompts
 
@@ -139,14 +150,18 @@ VARIANTS = REFERENCE | BUDGETS | LAYERS | PARTICLES | DRAFTS | EXTRAS
 RECORDED = ("n", "reward", "referee", "accuracy", "fid", "forwards")
 
 
-def minus_plain(cell: dict[str, Any], plain: dict[str, Any]) -> dict[str, list[float]]:
+def minus_plain(cell: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     """Return [value, low, high] of the differences to plain sampling, paired by prompt and noise; tasks weigh equally."""
-    tasks = [p.task for p in held_out_prompts(len(cell["each"]["correct"]), CONFIG.split)]
-    groups = [torch.tensor([i for i, t in enumerate(tasks) if t == task]) for task in dict.fromkeys(tasks)]
-    differences = {}
-    for name, key in (("reward", "reward"), ("referee", "referee"), ("overall", "correct")):
+    prompts = held_out_prompts(len(cell["each"]["correct"]), CONFIG.split)
+    texts, tasks = [p.prompt for p in prompts], [p.task for p in prompts]
+    differences: dict[str, Any] = {"over": "distinct prompts"}
+    for name, key, limits in (
+        ("reward", "reward", None),
+        ("referee", "referee", None),
+        ("overall", "correct", (-1.0, 1.0)),
+    ):
         values, reference = (torch.tensor(c["each"][key], dtype=torch.float) for c in (cell, plain))
-        differences[name] = bounds(bootstrap(values - reference, groups))
+        differences[name] = bounds(over_prompts(values - reference, texts, tasks, limits=limits))
     return differences
 
 
@@ -154,19 +169,19 @@ def table(record: dict[str, Any]) -> str:
     """Return the record as Markdown: one table per reward; a figure that was not recorded is left empty."""
     parts = [
         "Variants of mask search alone (preset `masks`) unless the name says otherwise; K is the number of iterations per "
-        "step. Differences of the judge's overall accuracy to plain sampling are paired by prompt and noise; brackets: 95 % "
-        "bootstrap over prompts within tasks."
+        f"step. Differences of the judge's overall accuracy to plain sampling are paired by prompt and noise. {CHANCE_NOTE}"
     ]
     for reward, entry in record.items():
         config = entry["config"]
         rows = []
+        differences = [cell.get("minus_plain", {}) for cells in entry["cells"].values() for cell in cells]
+        brackets = "95 % over distinct prompts" if all(d.get("over") for d in differences if d) else OLD_BOOTSTRAP
         for name, cells in entry["cells"].items():
             for cell in cells:
                 difference = cell.get("minus_plain", {}).get("overall")
                 paired = None
                 if difference is not None and name != "plain":
-                    value, low, high = difference
-                    paired = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+                    paired = signed(Estimate(*difference))
                 rows.append(
                     [
                         name,
@@ -175,14 +190,17 @@ def table(record: dict[str, Any]) -> str:
                         f"{cell['referee']:.3f}" if "referee" in cell else None,
                         f"{cell['accuracy']['overall']:.3f}",
                         paired,
+                        f"{without_chance_task(cell['accuracy']):.3f}",
                     ]
                 )
         parts += [
             f"## Reward `{reward}`",
             f"{config['prompts']} {SPLITS[config['split']]} prompts, one set of noises, "
             f"{config['num_inference_steps']} DDIM steps, guidance {config['guidance_scale']:g}; "
-            f"{machine_line(entry['machine'])}.",
-            markdown_table(["variant", "forwards", "reward", "referee", "overall", "minus plain"], rows),
+            f"{machine_line(entry['machine'])}. Brackets: {brackets}.",
+            markdown_table(
+                ["variant", "forwards", "reward", "referee", "overall", "minus plain", "without position"], rows
+            ),
         ]
     return "\n\n".join(parts)
 

@@ -4,8 +4,8 @@
     python -m benchmarks.syngen --split val --resolutions 4 8     # three quarters of an hour; syngen_validation.{json,md}
 
 The default scale and resolution were selected on validation prompts. Sides named "entities" also separate shapes without a
-colour. All sides start from the same noise: differences to the first side are paired by prompt, intervals are bootstraps
-over prompts. Finished cells are saved in runs/syngen.
+colour. All sides start from the same noise: differences to the first side are paired by prompt and noise, intervals are over
+distinct prompts. Finished cells are saved in runs/syngen.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import RESULTS, machine_line, markdown_table, save_record
+from benchmarks.records import OLD_BOOTSTRAP, RESULTS, machine_line, markdown_table, save_record, without_chance_task
 from benchmarks.studies import rivals
+from benchmarks.studies.report import CHANCE_NOTE
 from benchmarks.studies.world import cached_cell, match_prompts
 from maskunet import attach, detach, load, zoo
 from maskunet.allocator import keep_freed_memory
 from maskunet.evaluation.scores import Score, Scores
 from maskunet.machine import machine
+from maskunet.metrics.intervals import Changes
 from maskunet.relaxation import derive_seed
 from maskunet.sampling import Side
 from maskunet.shapes.scenes import Prompt, held_out_prompts
 from maskunet.shapes.vocabulary import TASKS
 from maskunet.syngen import shapes_phrases, syngen_side
+from maskunet.zoo.defaults import CHANCE_TASK
 
 #: Tasks with two words to bind or to separate.
 BINDING = ("two_object", "colors", "position", "color_attr")
@@ -104,19 +107,29 @@ def measure(side: Side, prompts: list[Prompt], seed: int, args: argparse.Namespa
 def table(record: dict[str, Any]) -> str:
     """Return the record as Markdown: one row per side, one column per task."""
     scores, config = record["scores"], record["study"]
-    sides = list(record["seconds"])
-    rows = []
+    sides, tasks = list(record["seconds"]), [name for name in scores if not name.startswith("overall")]
+    rows, is_over_distinct = [], "verdicts" in record
     for side in sides:
         difference = scores["overall"].get(f"{side} - {sides[0]}")
-        paired = None
+        paired = changes = None
         if difference is not None:
             paired = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        rows.append([side, *(f"{row[side]['value']:.3f}" for row in scores.values()), paired])
+        if difference is not None and is_over_distinct:
+            changes = str(Changes(difference["mended"], difference["spoilt"], difference["p"]))
+        by_task = {name: scores[name][side]["value"] for name in tasks}
+        means = [scores["overall"][side]["value"], without_chance_task(by_task)]
+        rows.append([side, *(f"{value:.3f}" for value in (*by_task.values(), *means)), paired, changes])
+    brackets = "95 % over distinct prompts" if is_over_distinct else OLD_BOOTSTRAP
+    header = ["side", *tasks, "overall", "without position", f"overall minus {sides[0]}", "mended, spoilt"]
     return (
         f"{config['prompts']} {config['split']} prompts per task, {config['seeds']} noises each, {config['steps']} DDIM "
         f"steps, guidance {config['guidance_scale']:g}; share of images that match their prompt. Differences are paired by "
-        f"prompt; brackets: 95 % bootstrap over prompts. {machine_line(record['machine'])}.\n\n"
-        + markdown_table(["side", *scores, f"overall minus {sides[0]}"], rows)
+        f"prompt and noise; brackets: {brackets}. {CHANCE_NOTE} {machine_line(record['machine'])}.\n\n"
+        + (
+            markdown_table(header, rows)
+            if is_over_distinct
+            else markdown_table(header[:-1], [row[:-1] for row in rows])
+        )
     )
 
 
@@ -138,16 +151,20 @@ def main() -> None:
             run = partial(measure, setup.side, prompts, seed, args)
             cell = cached_cell(path, run, json.dumps(setup.settings, sort_keys=True))
             pairs = zip(prompts, cell["correct"], strict=True)
-            scores[name] += [Score(i, p.task, float(c)) for i, (p, c) in enumerate(pairs)]
+            scores[name] += [Score(i, p.task, float(c), p.prompt) for i, (p, c) in enumerate(pairs)]
             seconds[name].append(cell["seconds"])
             print(
                 f"{name}, seed {seed}: {sum(cell['correct'])} of {len(prompts)}, {cell['seconds']:.0f} s", flush=True
             )
-    result = Scores.gather(scores)
+    result = Scores.gather(scores, without=CHANCE_TASK)
     record = {
         "study": {k: v for k, v in vars(args).items() if k not in ("work", "output")},
         "scores": result.to_dict(),
         "seconds": seconds,
+        # One digit per image in the order of the prompts, so that intervals can be computed again.
+        "verdicts": {
+            side: "".join(f"{value:.0f}" for value in values.tolist()) for side, values in result.each.items()
+        },
         "minus masker": {
             side: {task: vars(result.gain(side, "masker", task)) for task in result.task_names}
             | {"overall": vars(result.gain(side, "masker"))}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import half_width, markdown_table, mean_text, over_runs
+from benchmarks.records import half_width, markdown_table, mean_text, over_runs, share_text, without_chance_task
+from benchmarks.studies.report import CHANCE_NOTE
 from maskunet.plotting import COLOURS, MARKERS, new_figure, save_figure
 
 
@@ -27,15 +28,16 @@ def amortised_markdown(record: dict[str, Any]) -> str:
                 f"{selected[name]:g}" if name in selected else None,
                 mean_text([c["reward"] for c in cells]),
                 mean_text([c["referee"] for c in cells]),
-                mean_text(overall),
+                share_text(overall),
                 None if name == "base" else mean_text([o - base["accuracy"]["overall"] for o in overall]),
+                share_text([without_chance_task(c["accuracy"]) for c in cells]),
                 mean_text([c["fid"]["clip"] for c in cells]),
                 mean_text([c["fid"]["vae"] for c in cells]),
                 f"{sum(densities) / len(densities):.4f}" if densities else None,
             ]
         )
     tasks = list(base["accuracy"])
-    by_task = [[n, *(mean_text([c["accuracy"][t] for c in cells]) for t in tasks)] for n, cells in all_cells.items()]
+    by_task = [[n, *(share_text([c["accuracy"][t] for c in cells]) for t in tasks)] for n, cells in all_cells.items()]
     validation = [("base", None, record["validation"]["base"])]
     validation += [(name, rate, cell) for name in selected for rate, cell in record["validation"][name].items()]
     rates = [
@@ -49,14 +51,25 @@ def amortised_markdown(record: dict[str, Any]) -> str:
         ]
         for name, rate, c in validation
     ]
-    columns = ["method", "rate", "reward", "referee", "overall", "minus base", "FID, CLIP", "FID, VAE", "density"]
+    columns = [
+        "method",
+        "rate",
+        "reward",
+        "referee",
+        "overall",
+        "minus base",
+        "without position",
+        "FID, CLIP",
+        "FID, VAE",
+    ]
+    columns.append("density")
     return "\n\n".join(
         [
             f"{config['steps']} steps with {config['reward_batch_size']} rewarded samples each; {config['prompts']} test "
             f"prompts, {config['num_inference_steps']} DPM-Solver++ steps, guidance {config['guidance_scale']:g}, the same "
             f"noise for all. Optimised reward: `{config['reward']}`, weight {config['reward_weight']:g}. Brackets: "
-            f"Student's 95 % interval over {config['seeds']} training seeds. The referee is another reward, trained "
-            "separately.",
+            f"Student's 95 % interval over {config['seeds']} training seeds, for these prompts and noises; no brackets: the "
+            f"seeds agree. The referee is another reward, trained separately. {CHANCE_NOTE}",
             markdown_table(columns, rows),
             markdown_table(["method", *tasks], by_task),
             "Learning rates on validation prompts, one seed; the judge selects.",

@@ -114,8 +114,10 @@ def run_demo(output: Path, *, count: int, steps: int, guidance_scale: float, see
     summary = [
         f"{count} held-out prompts: combinations that training never drew, except for the eight single objects. One image "
         f"each without and with masks, from the same noise: {steps} DDIM steps, guidance {guidance_scale:g}, seed {seed}. "
-        "A judge that reads nothing but pixels decides which images show their prompt. Brackets are 95 % intervals; an "
-        "interval of the difference that contains zero is compatible with no effect. This masker is not shown to help; "
+        "A judge that reads nothing but pixels decides which images show their prompt. The model ignores words of relation, "
+        "so position stands at chance and overall is shown with and without it. Brackets are 95 % intervals over distinct "
+        "prompts; an interval of the difference that contains zero is compatible with no effect. This masker is not shown "
+        "to help; "
         "docs/reproduction.md says why, and `maskunet search` is what gains most.",
         f"On {_RECORDED} of the prompts the masks switch off {switched_off:.2f} % of {masker.network.weights:,} weights in "
         f"{len(layers)} attention projections of the decoder. Which ones depends on the timestep and on the sample; the "
