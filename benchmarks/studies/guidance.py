@@ -19,9 +19,10 @@ import torch
 
 from benchmarks.records import bounds
 from benchmarks.studies.world import Sampling, Split, World, cached_cell, load_base, match_prompts
-from maskunet.attaching import attach, detach
-from maskunet.maskers import FixedMasks, LowRankMaskerConfig, MaskTable
-from maskunet.metrics.intervals import bootstrap
+from maskunet.attaching import attach
+from maskunet.maskers import LowRankMaskerConfig, MaskTable
+from maskunet.merging import merge
+from maskunet.metrics.intervals import Estimate, over_prompts
 from maskunet.relaxation import derive_seed
 from maskunet.sampling import generate
 from maskunet.shapes.scenes import held_out_prompts
@@ -150,9 +151,8 @@ class GuidanceStudy:
             figures["parameters"] = sum(p.numel() for n, p in pipe.unet.named_parameters() if "lora_" in n)
         else:
             figures["density"] = last["density"]
-            attach(pipe, run.masker)
-        if side.kind == "constant":
-            write_weights(pipe, run.masker)  # as fast as the base: masks are multiplied once
+            # Merged, the model is as fast as the base.
+            (merge if side.kind == "constant" else attach)(pipe, run.masker)
         return pipe, figures
 
     def measure(self, pipe: Any, split: Split, calls: int, scale: float) -> dict[str, Any]:
@@ -192,38 +192,6 @@ class GuidanceStudy:
         cell = cached_cell(self.work / "cells" / file, lambda: self.measure(load(), split, calls, scale))
         self.log(f"{name}, {split}, {calls} calls: {share_right(cell['verdicts']):.3f} right, FID {cell['fid']:.2f}")
         return cell
-
-
-def write_weights(pipe: Any, masker: Any) -> None:
-    """Multiply the weights of a pipeline by constant masks, for good.
-
-    Args:
-        pipe: the pipeline.
-        masker: a `MaskTable` or `FixedMasks`.
-    """
-    from maskunet.relaxation import threshold
-    from maskunet.targets import maskable_layers
-
-    detach(pipe)
-    layers = maskable_layers(pipe.unet)
-    with torch.no_grad():
-        for layer in masker.network.layers:
-            mask = (
-                masker[layer.name] if isinstance(masker, FixedMasks) else threshold(table_logits(masker, layer.name))
-            )
-            layers[layer.name].weight.mul_(mask)  # type: ignore[operator, union-attr]
-
-
-def table_logits(masker: MaskTable, layer: str) -> torch.Tensor:
-    """Return the logits of a table's layer.
-
-    Args:
-        masker: the table.
-        layer: name of the layer.
-    """
-    from maskunet.maskers.base import module_key
-
-    return masker.logits[module_key(layer)].detach()
 
 
 def share_right(verdicts: str) -> float:
@@ -307,20 +275,13 @@ def _compared(
     return result
 
 
-def paired_difference(first: str, second: str, prompts: Sequence[str]) -> Any:
-    """Return the difference in the share of right images, with a bootstrap interval over distinct prompts.
+def paired_difference(first: str, second: str, prompts: Sequence[str]) -> Estimate:
+    """Return the difference in the share of right images, the mean over tasks, with an interval over distinct prompts.
 
     Args:
         first: verdicts of one side.
         second: verdicts of the other, of the same prompts and noise.
-        prompts: the prompts; repeats of one prompt are resampled together.
+        prompts: the prompts; tasks alternate, and repeats of one prompt belong together.
     """
-    values, weights, groups = [], [], []
-    for task in range(6):
-        by_prompt: dict[str, list[int]] = {}
-        for i in range(task, len(first), 6):
-            by_prompt.setdefault(prompts[i], []).append(int(first[i]) - int(second[i]))
-        groups.append(torch.arange(len(values), len(values) + len(by_prompt)))
-        values += [sum(v) / len(v) for v in by_prompt.values()]
-        weights += [float(len(v)) for v in by_prompt.values()]
-    return bootstrap(torch.tensor(values), groups, torch.tensor(weights))
+    values = torch.tensor([float(a) - float(b) for a, b in zip(first, second, strict=True)])
+    return over_prompts(values, prompts, [i % 6 for i in range(len(values))], limits=(-1.0, 1.0))

@@ -64,8 +64,8 @@ def guidance_markdown(record: dict[str, Any]) -> str:
             f"{config['guidance_scale']:g} after {config['steps']} steps of {config['train_batch_size']} samples. "
             "Means over training seeds.",
             markdown_table(["side", *(f"{c} calls" for c in calls)], rows),
-            "Paired differences in the share of right images to guidance, first training seed, 95 % bootstrap over distinct "
-            "prompts.",
+            "Paired differences in the share of right images to guidance, first training seed, 95 % interval over "
+            "distinct prompts.",
             markdown_table(
                 ["side", "calls", "minus guidance, same calls", "minus guidance, twice the calls"], differences
             ),
