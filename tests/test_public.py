@@ -64,7 +64,10 @@ def test_every_public_function_documents_its_arguments() -> None:
     [
         (lambda pipe: mu.attach(pipe, 3), "a hub id or a bundled name to attach, got int"),
         (lambda pipe: mu.attach(pipe, None), "a hub id or a bundled name to attach, got NoneType"),
-        (lambda pipe: mu.attach(pipe, mu.LowRankMasker), "a hub id or a bundled name to attach, got ABCMeta"),
+        (
+            lambda pipe: mu.attach(pipe, mu.LowRankMasker),
+            "a hub id or a bundled name to attach, got the class LowRankMasker",
+        ),
         (lambda pipe: mu.attach(pipe, "no-such-masker"), "got 'no-such-masker', which does not exist"),
         (
             lambda pipe: mu.attach(pipe, mu.LowRankMasker.for_unet(pipe), seed="a"),

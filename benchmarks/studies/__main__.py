@@ -169,14 +169,20 @@ def search(
 
 
 @app.command()
-def guidance(output: Output = None, work: Work = None, share: Share = 1.0, seeds: Seeds = 3) -> None:
+def guidance(
+    output: Output = None,
+    work: Work = None,
+    share: Share = 1.0,
+    seeds: Seeds = 3,
+    side: Annotated[list[str] | None, typer.Option(help="A trained side; repeatable; all by default.")] = None,
+) -> None:
     """Train masks and LoRA to do the work of guidance, and measure quality against network calls."""
     from benchmarks.studies.guidance import GuidanceConfig, run_guidance
     from benchmarks.studies.guidance_report import guidance_markdown, plot_guidance
     from benchmarks.studies.trial import shortened
 
     config = shortened(GuidanceConfig(seeds=seeds), share)
-    run = partial(run_guidance, work or Path("runs/guidance"), config, log=typer.echo)
+    run = partial(run_guidance, work or Path("runs/guidance"), config, names=side, log=typer.echo)
     _run_and_save("guidance", "Guidance for free", output, share == 1.0, run, guidance_markdown, plot_guidance)
 
 

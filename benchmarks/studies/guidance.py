@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from benchmarks.records import bounds
 from benchmarks.studies.world import Sampling, Split, World, cached_cell, load_base, match_prompts
 from maskunet.attaching import attach
+from maskunet.errors import SettingError
 from maskunet.maskers import LowRankMaskerConfig, MaskTable
 from maskunet.merging import merge
 from maskunet.metrics.intervals import Estimate, over_prompts
@@ -141,10 +141,9 @@ class GuidanceStudy:
             mask = LowRankMaskerConfig(targets=side.targets, initial_logit=side.initial_logit)
             kind = "lora" if side.kind == "lora" else "mask"
             method = build_method(kind, pipe, mask, gumbel=False, seed=seed)
-        start = time.monotonic()
         run = train(pipe, method, data, training, folder, validation=held_out, progress=False)
         last = run.stats[-1]
-        figures = {"minutes": round((time.monotonic() - start) / 60, 1), "gain": last["gain"]}
+        figures = {"gain": last["gain"]}
         figures["parameters"] = sum(p.numel() for p in getattr(run.method, "masker", pipe.unet).parameters())
         if side.kind == "lora":
             pipe.load_lora_weights(folder / "lora")
@@ -205,16 +204,23 @@ def share_right(verdicts: str) -> float:
 
 
 def run_guidance(
-    work: Path, config: GuidanceConfig | None = None, *, log: Callable[[str], None] = logger.info
+    work: Path,
+    config: GuidanceConfig | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    log: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Run every missing cell and return the whole record.
 
     Args:
         work: folder of the runs and the finished cells; the same call resumes there.
         config: settings.
+        names: trained sides among `SIDES`; all if None.
         log: receives one line per finished cell.
     """
     config = config or GuidanceConfig()
+    if unknown := set(names or ()) - set(SIDES):
+        raise SettingError(f"expected sides among {', '.join(SIDES)}, got {', '.join(sorted(unknown))}")
     study = GuidanceStudy(work, config, log)
     validation = {
         scale: {
@@ -230,7 +236,7 @@ def run_guidance(
     }
     training: dict[str, list[dict[str, Any]]] = {}
     for seed in range(config.seeds):
-        for name in SIDES:
+        for name in names or SIDES:
             figures_of = work / "cells" / f"training-{name.replace(', ', '-').replace(' ', '_')}-{seed}.json"
             loaded: list[Any] = []
 
@@ -242,7 +248,9 @@ def run_guidance(
             by_calls = {c: study.cell(f"{name}, {seed}", "test", c, 1.0, load) for c in config.calls}
             cells.setdefault(name, []).append(by_calls)
             figures = cached_cell(figures_of, lambda load=load, loaded=loaded: (load(), loaded[0][1])[1])
-            training.setdefault(name, []).append({k: v for k, v in figures.items() if k != "settings"})
+            training.setdefault(name, []).append(
+                {k: v for k, v in figures.items() if k not in ("settings", "minutes")}
+            )
     return {
         "version": __version__,
         "config": asdict(config),

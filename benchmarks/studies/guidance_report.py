@@ -47,7 +47,6 @@ def guidance_markdown(record: dict[str, Any]) -> str:
             f"{runs[0]['parameters']:,}",
             " ".join(f"{run['density']:.4f}" for run in runs) if "density" in runs[0] else None,
             " ".join(f"{cells[name][i]['10']['right']:.3f}" for i in range(len(runs))) if "10" in calls else None,
-            " ".join(f"{run['minutes']:g}" for run in runs),
         ]
         for name, runs in record["training"].items()
     ]
@@ -70,9 +69,7 @@ def guidance_markdown(record: dict[str, Any]) -> str:
                 ["side", "calls", "minus guidance, same calls", "minus guidance, twice the calls"], differences
             ),
             "Training.",
-            markdown_table(
-                ["side", "seeds", "parameters", "density", "right at 10 calls, by seed", "minutes, by seed"], spread
-            ),
+            markdown_table(["side", "seeds", "parameters", "density", "right at 10 calls, by seed"], spread),
             f"Guidance by scale on {config['validation_prompts']} validation prompts.",
             markdown_table(["scale", *(f"{c} calls" for c in validation_calls)], scales),
         ]

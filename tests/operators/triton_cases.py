@@ -260,7 +260,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "row": ({"row": torch.zeros(1)}, "expected factors"),
     "sets": ({"left": torch.zeros(3, 5, 2)}, "expected a batch that is a multiple of the 3 masks"),
     "no sets": ({"left": torch.zeros(0, 5, 2), "seed": None}, "expected a batch"),
-    "tau": ({"tau": 0.0}, "expected a temperature"),
+    "tau": ({"tau": 0.0}, "expected a finite temperature"),
     "seed": ({"seed": torch.zeros(2)}, "expected seeds as integers"),
     "seeds": ({"seed": torch.arange(3), "x": torch.zeros(6, 1, 7)}, "expected a multiple or a divisor"),
     "double": ({"x": torch.zeros(4, 3, 7).double()}, "expected inputs and weight of one dtype"),

@@ -133,7 +133,7 @@ def test_wrong_targets_are_reported_before_anything_is_drafted(pipe: Any) -> Non
 
 def test_a_search_without_config_drafts(pipe: Any) -> None:
     result = mu.search(pipe, PROMPTS, redness, seeds=SEEDS, progress=False)
-    assert result.config == SearchConfig()
+    assert result.config == SearchConfig(guidance_scale=7.5)  # the model's default
     assert all(
         start in {candidate_seeds([seed], j)[0] for j in range(7)}
         for seed, start in zip(SEEDS, result.start_seeds, strict=True)

@@ -13,6 +13,7 @@ TABLES = {
     "ablations": "studies.report.ablations_markdown",
     "amortised": "studies.amortised_report.amortised_markdown",
     "batched_layers": "batched_layers.table",
+    "guidance": "studies.guidance_report.guidance_markdown",
     "mask_forms": "studies.report.ablations_markdown",
     "masked_forward": "masked_forward.table",
     "masked_layers": "masked_layers.table",

@@ -16,7 +16,7 @@ import maskunet as mu
 from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.errors import DataError
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import objective, validation
+from maskunet.training import prediction_errors
 from maskunet.training.batches import BatchSampler
 from maskunet.zoo.dataset import encode_scenes
 
@@ -89,17 +89,16 @@ def test_a_run_in_bfloat16_adds_noise_in_float32(
     """In training and in validation; only the U-Net's input is cast."""
     pipe.unet.to(torch.bfloat16)  # the other networks are shared by the tests
     calls: list[tuple[Tensor, ...]] = []
-    for module in (objective, validation):
-        errors = module.diffusion_errors
+    real = prediction_errors.diffusion_errors
 
-        def recorded(unet: Any, schedule: Any, *inputs: Tensor, real: Any = errors, **conditions: Any) -> Tensor:
-            hook = unet.register_forward_pre_hook(lambda _, args: calls.append((*inputs, args[0])))
-            try:
-                return real(unet, schedule, *inputs, **conditions)  # type: ignore[no-any-return]
-            finally:
-                hook.remove()
+    def recorded(unet: Any, schedule: Any, *inputs: Tensor, **conditions: Any) -> Tensor:
+        hook = unet.register_forward_pre_hook(lambda _, args: calls.append((*inputs, args[0])))
+        try:
+            return real(unet, schedule, *inputs, **conditions)
+        finally:
+            hook.remove()
 
-        monkeypatch.setattr(module, "diffusion_errors", recorded)
+    monkeypatch.setattr(prediction_errors, "diffusion_errors", recorded)
     mu.train(pipe, masker(pipe), dataset, CONFIG, tmp_path, progress=False)
     assert len(calls) == 4  # the base's validation, a step, the masker's validation and its density
     for latents, embeds, noise, timesteps, noisy in calls:

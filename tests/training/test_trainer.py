@@ -16,7 +16,7 @@ from maskunet.data import CachedLatents
 from maskunet.errors import CheckpointError, SettingError
 from maskunet.maskers import Masker, MaskTable, RandomMasks
 from maskunet.shapes.scenes import training_scene
-from maskunet.training import objective as module
+from maskunet.training import prediction_errors as module
 from maskunet.zoo.dataset import encode_scenes
 
 CONFIG = mu.TrainConfig(

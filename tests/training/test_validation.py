@@ -23,6 +23,7 @@ from maskunet.sampling import generate
 from maskunet.shapes.scenes import training_scene
 from maskunet.training import build_method
 from maskunet.training.batches import BatchSampler
+from maskunet.training.prediction_errors import DiffusionErrors
 from maskunet.training.validation import Validation
 from maskunet.zoo.dataset import encode_scenes
 
@@ -106,7 +107,9 @@ def test_the_gain_has_students_interval_over_images(
     config = mu.TrainConfig(validation_samples=8, validation_batch_size=4, caption_dropout=0.5, seed=3)
     sampler = BatchSampler(pipe, data, PromptEmbeds(pipe), config, 1000)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    validation = Validation(pipe, sampler, scheduler, config, tmp_path, Accelerator(cpu=True))
+    validation = Validation(
+        pipe, sampler, DiffusionErrors(pipe.unet, scheduler), config, tmp_path, Accelerator(cpu=True)
+    )
     mu.attach(pipe, MaskTable.for_unet(pipe.unet, initial_logit=-5.0))
     seed = derive_seed(3, "validation")
     gains: dict[int, list[float]] = {}

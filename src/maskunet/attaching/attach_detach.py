@@ -114,8 +114,9 @@ def _opened(masker: Any, model: Any, compose: str | None = None) -> Masker:
     if isinstance(masker, str | os.PathLike):
         masker = load(masker, model)
     if not isinstance(masker, Masker):
+        kind = f"the class {masker.__name__}" if isinstance(masker, type) else type(masker).__name__
         raise SettingError(
-            f"expected a masker, its folder, a hub id or a bundled name to attach, got {type(masker).__name__}; build one "
+            f"expected a masker, its folder, a hub id or a bundled name to attach, got {kind}; build one "
             "with maskunet.LowRankMasker.for_unet(pipe.unet)"
         )
     check_fits(unet_of(model), masker.network)

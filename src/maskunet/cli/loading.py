@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from ..errors import DataError
-from ..pretrained import local_path
 from ..zoo import defaults as bundled
 from .checks import check_operators
 from .defaults import is_bundled
@@ -122,6 +121,8 @@ def masker_sources(values: Sequence[str]) -> dict[str, str]:
     Raises:
         DataError: a name without a source, or one that stands there twice.
     """
+    from ..pretrained import local_path
+
     sources: dict[str, str] = {}
     for number, value in enumerate(values, 1):
         name, _, source = value.partition("=")
