@@ -1,26 +1,34 @@
-"""The compatibility page lists exactly what the matrix of tests runs."""
+"""The compatibility page lists exactly what the matrices of tests run."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def names(constant: str) -> list[str]:
-    tree = ast.parse((ROOT / "tests" / "compatibility" / "test_matrix.py").read_text())
-    values = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == constant
-    ]
-    return list(ast.literal_eval(values[0]))
+def names(module: str, constant: str) -> list[str]:
+    tree = ast.parse((ROOT / "tests" / "compatibility" / f"{module}.py").read_text())
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and getattr(target, "id", "") == constant:
+            assert node.value is not None
+            return list(ast.literal_eval(node.value))
+    raise AssertionError(f"no {constant} in {module}")
 
 
-def test_the_page_is_the_matrix() -> None:
-    lines = [line for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines() if line.startswith("|")]
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert head == ["pipeline", *names("MASKERS")]
-    assert [row[0] for row in rows] == names("PIPELINES")
-    assert all(cell == "✓" for row in rows for cell in row[1:])
+@pytest.mark.parametrize(
+    ("head", "module", "rows", "columns"),
+    [("pipeline", "test_matrix", "PIPELINES", "MASKERS"), ("scheduler", "test_schedulers", "SCHEDULERS", "MASKS")],
+)
+def test_the_page_is_the_matrix(head: str, module: str, rows: str, columns: str) -> None:
+    lines = (ROOT / "docs" / "compatibility.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {head} |"))
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    header, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
+    assert header == [head, *names(module, columns)]
+    assert [row[0] for row in cells] == names(module, rows)
+    assert all(cell == "✓" for row in cells for cell in row[1:])
