@@ -22,7 +22,11 @@ def names(module: str, constant: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("head", "module", "rows", "columns"),
-    [("pipeline", "test_matrix", "PIPELINES", "MASKERS"), ("scheduler", "test_schedulers", "SCHEDULERS", "MASKS")],
+    [
+        ("pipeline", "test_matrix", "PIPELINES", "MASKERS"),
+        ("scheduler", "test_schedulers", "SCHEDULERS", "MASKS"),
+        ("U-Net", "test_unet_states", "STATES", "MASKERS"),
+    ],
 )
 def test_the_page_is_the_matrix(head: str, module: str, rows: str, columns: str) -> None:
     lines = (ROOT / "docs" / "compatibility.md").read_text().splitlines()
