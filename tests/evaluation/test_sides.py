@@ -14,7 +14,7 @@ from maskunet.attaching import attachment_of
 from maskunet.errors import DataError, SettingError
 from maskunet.evaluation import search_side
 from maskunet.evaluation.published import read_sides
-from maskunet.evaluation.sides import build_sides, search_settings
+from maskunet.evaluation.sides import build_sides, replaces_guidance, search_settings, search_side
 from maskunet.maskers import RandomMasks
 from maskunet.rewards import FunctionReward
 from maskunet.sampling import pipeline_side
@@ -100,3 +100,18 @@ def test_all_sides_rescale_guidance_alike(pipe: Any, rescale: float) -> None:
     for record in (built.settings["base"], built.settings["search"], built.settings["search"]["search"]):
         assert record.get("guidance_rescale", 0.0) == rescale
         assert ("guidance_rescale" in record) == bool(rescale)
+
+
+def test_masks_that_replace_guidance_have_a_scale_of_their_own(pipe: Any) -> None:
+    masker = RandomMasks.for_unet(pipe.unet, density=0.8, seed=0)
+    masker.replaced_guidance = 3.0
+    mu.attach(pipe, masker)
+    assert replaces_guidance(pipe)
+    built = build_sides(
+        pipe, ["base", "masker"], **GENERATION, masked_guidance_scale=1.0, masker="m", reward=None, reward_sources=None,
+        search_config=SearchConfig(), batch_size=2, search_batch_size=1, settings={},
+    )  # fmt: skip
+    assert [built.settings[name]["guidance_scale"] for name in ("base", "masker")] == [4.0, 1.0]
+    for name, scale, masks in (("base", 4.0, False), ("masker", 1.0, True)):
+        expected = pipeline_side(pipe, num_inference_steps=3, guidance_scale=scale, masks=masks)(PROMPTS, SEEDS)
+        assert torch.equal(built.sides[name](PROMPTS, SEEDS), expected)

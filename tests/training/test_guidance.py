@@ -13,6 +13,8 @@ import maskunet as mu
 from maskunet import zoo
 from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.errors import SettingError
+from maskunet.pipelines import default_guidance_scale
+from maskunet.sampling import generate
 from maskunet.training import TrainConfig, build_method
 from maskunet.training.batches import BatchSampler
 from maskunet.training.prediction_errors import GuidanceErrors
@@ -166,6 +168,11 @@ def test_the_masker_knows_the_guidance_that_it_replaces(
     assert "guidance of scale 3 in one call per step" in card
     assert 'pipe("a prompt", guidance_scale=1)' in card
     mu.attach(pipe, masker)
+    assert (
+        default_guidance_scale(pipe) == generate(pipe, ["a b"], num_inference_steps=1).settings["guidance_scale"] == 1
+    )
+    with mu.disabled(pipe):
+        assert default_guidance_scale(pipe) == 7.5
     options: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
     with caplog.at_level(logging.WARNING, logger="maskunet"):
         pipe("a b", guidance_scale=1.0, **options)
