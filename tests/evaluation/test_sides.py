@@ -14,7 +14,7 @@ from maskunet.attaching import attachment_of
 from maskunet.errors import DataError, SettingError
 from maskunet.evaluation import search_side
 from maskunet.evaluation.published import read_sides
-from maskunet.evaluation.sides import build_sides, replaces_guidance, search_settings, search_side
+from maskunet.evaluation.sides import build_sides, replaces_guidance, search_settings
 from maskunet.maskers import RandomMasks
 from maskunet.rewards import FunctionReward
 from maskunet.sampling import pipeline_side
