@@ -15,7 +15,6 @@ from .errors import CheckpointError, SettingError, first_line
 from .model_files import ModelSource, choose_variant, fit_pipeline, put_unet, read_single_file
 from .moving import outside_inference_mode
 from .pretrained import bundled_path, is_hub_id, local_path
-from .settings import BUNDLED_GUIDANCE_SCALE, GUIDANCE_SCALE
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +38,6 @@ def is_bundled(pipe: Any) -> bool:
     """
     name = getattr(pipe, "name_or_path", None)
     return bool(name) and Path(str(name)).resolve() == bundled_path("shapes").resolve()
-
-
-def default_guidance_scale(pipe: Any) -> float:
-    """Return the strength of classifier-free guidance that every command and function uses for a model by default.
-
-    It is 1, so none, under masks that were trained to replace guidance.
-
-    Args:
-        pipe: a pipeline.
-    """
-    attachment = vars(getattr(pipe, "unet", None) or object).get("_maskunet_attachment")
-    if attachment is not None and attachment.enabled and attachment.masker.replaced_guidance is not None:
-        return 1.0
-    return BUNDLED_GUIDANCE_SCALE if is_bundled(pipe) else GUIDANCE_SCALE
 
 
 def silence_loading() -> None:

@@ -25,7 +25,7 @@ from .errors import SettingError
 #: A preset's name, a regular expression that must match whole layer names, or a list of name suffixes.
 Targets = str | Sequence[str]
 
-#: Default guidance of every model, and of the bundled one; `pipelines.default_guidance_scale` decides.
+#: Default guidance of every model, and of the bundled one; `sampling.guidance_scale` decides.
 GUIDANCE_SCALE, BUNDLED_GUIDANCE_SCALE = 7.5, 4.0
 #: Bounds that several configs share: guidance overflows float16 long before, and no image is as large.
 MAX_GUIDANCE_SCALE, MAX_PIXELS = 1000.0, 16384

@@ -14,10 +14,11 @@ from maskunet.attaching import attachment_of
 from maskunet.errors import DataError, SettingError
 from maskunet.evaluation import search_side
 from maskunet.evaluation.published import read_sides
-from maskunet.evaluation.sides import build_sides, replaces_guidance, search_settings
+from maskunet.evaluation.sides import build_sides, search_settings
 from maskunet.maskers import RandomMasks
 from maskunet.rewards import FunctionReward
 from maskunet.sampling import pipeline_side
+from maskunet.sampling.guidance_scale import replaces_guidance
 from maskunet.searching import SearchConfig
 
 PROMPTS, SEEDS = ["a b", "c d"], [4, 9]

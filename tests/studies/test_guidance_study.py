@@ -10,6 +10,8 @@ from benchmarks.studies import guidance
 from benchmarks.studies.guidance import GuidanceConfig, paired_difference, run_guidance, share_right
 from benchmarks.studies.guidance_report import guidance_markdown, plot_guidance
 
+from maskunet.machine import machine
+
 
 def test_tasks_weigh_the_same() -> None:
     assert share_right("1000001") == pytest.approx(1 / 6)
@@ -41,7 +43,7 @@ def test_a_short_study_resumes_and_is_reported(tmp_path: Path, monkeypatch: pyte
     assert record["training"]["LoRA, decoder attention"][0]["parameters"] > 0
     monkeypatch.setattr(guidance, "generate", None)  # every cell is on disk
     assert run_guidance(tmp_path / "work", config) == record
-    text = guidance_markdown(record)
+    text = guidance_markdown(record | {"machine": machine()})
     assert "constant masks, every layer" in text
     assert plot_guidance(record, tmp_path) == [tmp_path / "guidance.png"]
 

@@ -13,8 +13,8 @@ import maskunet as mu
 from maskunet import zoo
 from maskunet.data import CachedLatents, PromptEmbeds
 from maskunet.errors import SettingError
-from maskunet.pipelines import default_guidance_scale
 from maskunet.sampling import generate
+from maskunet.sampling.guidance_scale import default_guidance_scale
 from maskunet.training import TrainConfig, build_method
 from maskunet.training.batches import BatchSampler
 from maskunet.training.prediction_errors import GuidanceErrors

@@ -19,8 +19,8 @@ from ..evaluation.bundled import is_bundled, model_name
 from ..machine import machine
 from ..maskers import Masker
 from ..metrics.geneval_rules import check
-from ..pipelines import default_guidance_scale
 from ..sampling import pipeline_side
+from ..sampling.guidance_scale import default_guidance_scale
 from ..sampling.stepwise import StepwiseSampler
 from ..shapes.judge import judge
 from ..shapes.scenes import Prompt, held_out_prompts

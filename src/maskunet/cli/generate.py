@@ -97,7 +97,7 @@ def generate(
     options |= further
     pipe = open_pipeline(model, masker, device, dtype, scheduler, strength, compose)
 
-    from ..pipelines import default_guidance_scale
+    from ..sampling.guidance_scale import default_guidance_scale
 
     if guidance_scale is None:
         options["guidance_scale"] = default_guidance_scale(pipe)

@@ -10,7 +10,8 @@ import torch
 
 from ..distributed import process_rank
 from ..errors import SettingError
-from ..pipelines import default_guidance_scale, quiet_loading
+from ..pipelines import quiet_loading
+from ..sampling.guidance_scale import default_guidance_scale
 from ..sampling.inputs import checked_seeds
 from ..sampling.supported_pipelines import check_steps
 from ..zoo.defaults import FEATURES, NUM_INFERENCE_STEPS, RESOLUTION

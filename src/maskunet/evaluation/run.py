@@ -26,6 +26,7 @@ from ..pipelines import quiet_loading
 from ..rewards.base import Reward
 from ..rewards.registry import as_reward, parse_reward
 from ..sampling.generation import Side
+from ..sampling.guidance_scale import replaces_guidance
 from ..searching import SearchConfig
 from ..zoo.defaults import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from .benchmark import Benchmark, gather_scores, run_benchmark
@@ -37,7 +38,7 @@ from .image_reader import count_black
 from .loading import Prompts, load_benchmark
 from .published import BENCHMARKS, BenchmarkDefaults, GenerationSettings
 from .report import BenchmarkReport
-from .sides import BenchmarkSides, build_sides, replaces_guidance
+from .sides import BenchmarkSides, build_sides
 
 logger = logging.getLogger(__name__)
 

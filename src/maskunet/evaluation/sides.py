@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attaching import attachment_of, disabled
+from ..attaching import disabled
 from ..rewards.base import Reward
 from ..sampling.generation import Side, pipeline_side
 from ..sampling.supported_pipelines import check_steps
@@ -67,16 +67,6 @@ class BenchmarkSides:
     sides: Mapping[str, Side]
     settings: Mapping[str, Mapping[str, Any]]
     batch_sizes: Mapping[str, int]
-
-
-def replaces_guidance(pipe: Any) -> bool:
-    """Return whether the attached masks were trained to replace guidance.
-
-    Args:
-        pipe: a pipeline.
-    """
-    attachment = attachment_of(pipe)
-    return attachment is not None and attachment.masker.replaced_guidance is not None
 
 
 def build_sides(

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..attaching import disabled
 from ..moving import outside_inference_mode
-from ..pipelines import default_guidance_scale
+from .guidance_scale import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .result import GeneratedImages
 from .supported_pipelines import check_call, check_input_channels, check_is_pipeline

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..attaching.batch_layout import CONDITIONAL, UNCONDITIONAL, BatchLayout, batch_layout
 from ..data.scaling import unscale_latents, uses_statistics
 from ..errors import SettingError
-from ..pipelines import default_guidance_scale
 from .final_step import final_images
+from .guidance_scale import default_guidance_scale
 from .inputs import SamplingOptions, checked_prompts, checked_seeds
 from .prediction import clean_latents, guide
 from .prompt_encoding import encode_prompts

@@ -108,7 +108,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
         steps: denoising steps.
 
     Raises:
-        SettingError: the scheduler cannot take so many or so few steps.
+        SettingError: the scheduler cannot take that number of steps.
     """
     name = type(scheduler).__name__
     if name not in (*SCHEDULERS, *_FEW_STEP_SCHEDULERS):

@@ -28,9 +28,9 @@ from ..attaching import attach, attachment_of
 from ..errors import UnscoredError, first_line
 from ..maskers import MaskSchedule
 from ..network import Network
-from ..pipelines import default_guidance_scale
 from ..rewards.base import Reward
 from ..rewards.registry import as_reward
+from ..sampling.guidance_scale import default_guidance_scale
 from ..sampling.inputs import checked_prompts, checked_seeds
 from ..sampling.stepwise import StepwiseSampler
 from ..targets import describe

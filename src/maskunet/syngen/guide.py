@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from ..attaching import attachment_of, disabled
 from ..errors import DataError
 from ..maskers import parts_of
-from ..pipelines import default_guidance_scale
 from ..sampling.freezing import frozen
 from ..sampling.generation import Side
+from ..sampling.guidance_scale import default_guidance_scale
 from ..sampling.inputs import SamplingOptions
 from ..sampling.offload import upcast_decoder, without_offload
 from ..sampling.result import GeneratedImages

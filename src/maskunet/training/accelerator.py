@@ -153,7 +153,7 @@ def _tracker_name(config: TrainConfig) -> str | None:
 
 @contextlib.contextmanager
 def finished_trackers(accelerator: Accelerator) -> Iterator[None]:
-    """Close the run's trackers if the context ends by an error; without one, `end_training` closes them.
+    """Close the run's trackers if the context ends by an error; without one, `end_run` closes them.
 
     Args:
         accelerator: the run's accelerator.

@@ -15,8 +15,8 @@ from ..diffusion import NoiseSchedule
 from ..errors import SettingError
 from ..maskers import Masker
 from ..maskers import load as load_masker
-from ..pipelines import default_guidance_scale
 from ..rewards import Reward, as_reward
+from ..sampling.guidance_scale import default_guidance_scale
 from ..sampling.supported_pipelines import check_input_channels, check_steps
 from .base import Method
 from .config import TrainConfig

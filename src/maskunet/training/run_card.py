@@ -63,8 +63,8 @@ def describe_run(
         "Precision": f"{config.mixed_precision} (mixed), base model in {str(pipe.unet.dtype).removeprefix('torch.')}",
         "Seed": f"{config.seed}",
     }
-    if config.objective == "guidance":
-        recipe["Objective"] = f"guidance of scale {config.guidance_scale or 0:g}, so sample with guidance_scale=1"
+    if (scale := method.masker.replaced_guidance) is not None:
+        recipe["Objective"] = f"guidance of scale {scale:g}, so sample with guidance_scale=1"
     if config.target_density is not None:
         recipe["Target density"] = f"{config.target_density:g}, weight {config.density_weight:g}"
     if (lora := method.settings.get("lora")) is not None:
