@@ -183,7 +183,8 @@ def guidance(
 
     config = shortened(GuidanceConfig(seeds=seeds), share)
     run = partial(run_guidance, work or Path("runs/guidance"), config, names=side, log=typer.echo)
-    _run_and_save("guidance", "Guidance for free", output, share == 1.0, run, guidance_markdown, plot_guidance)
+    is_complete = config == GuidanceConfig() and not side
+    _run_and_save("guidance", "Guidance for free", output, is_complete, run, guidance_markdown, plot_guidance)
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import markdown_table
+from benchmarks.records import machine_line, markdown_table
 from benchmarks.studies.guidance import GUIDED, PLAIN
 from maskunet.plotting import COLOURS, MARKERS, new_figure, save_figure
+from maskunet.shapes.scenes import held_out_prompts
 
 
 def _mean(rows: list[dict[str, Any]], calls: str, key: str) -> float:
@@ -29,6 +30,7 @@ def guidance_markdown(record: dict[str, Any]) -> str:
         record: from `run_guidance`.
     """
     config, cells = record["config"], record["cells"]
+    distinct = len({prompt.prompt for prompt in held_out_prompts(config["prompts"], "test")})
     calls = [str(c) for c in config["calls"]]
     rows = [
         [name, *(f"{_mean(side, c, 'right'):.3f} / {_mean(side, c, 'fid'):.2f}" for c in calls)]
@@ -58,10 +60,12 @@ def guidance_markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Share of right images (mean of six tasks, by the judge) and FID (bundled CLIP) by network calls per image; "
-            f"{config['prompts']} test prompts, the same noise for all sides, DPM-Solver++. A guided step costs two calls "
-            f"(scale {record['scale']:g}, the best on validation prompts); every other side costs one and imitates scale "
-            f"{config['guidance_scale']:g} after {config['steps']} steps of {config['train_batch_size']} samples. "
-            "Means over training seeds.",
+            f"{config['prompts']} test prompts ({distinct} distinct), the same noise for all sides, DPM-Solver++; "
+            f"{machine_line(record['machine'])}. A guided step costs two calls (scale {record['scale']:g}, the best on "
+            f"validation prompts); every other side costs one and imitates scale {config['guidance_scale']:g} after "
+            f"{config['steps']} steps of {config['train_batch_size']} samples. Training seeds: {config['seeds']}. "
+            "Rates and starts of the trained sides come from trials on other draws of the test combinations, so those sides "
+            "may look slightly better than they are.",
             markdown_table(["side", *(f"{c} calls" for c in calls)], rows),
             "Paired differences in the share of right images to guidance, first training seed, 95 % interval over "
             "distinct prompts.",
